@@ -1,0 +1,270 @@
+"""AdaLoRA: ΔW = s P Λ Q whose triplets are pruned to one budget over all layers (Zhang et al. 2023, arXiv 2303.10512).
+
+Each triplet i has a direction P_i, a value Λ_i and a direction Q_i. Sensitivity I = |w ∇_w L| is smoothed
+(eq. 9) and weighted by its uncertainty (eq. 10, 11); a triplet's score is s(Λ_i) + mean_j s(P_ji) +
+mean_j s(Q_ij) (eq. 8); each pruning keeps the triplets with the highest scores, b(t) of them in all layers
+together (eq. 6, 14), and sets the Λ of the others to zero.
+
+Departures from the paper:
+- The budget falls along (1 - (t - t_i) / (T - t_f - t_i))^3, as in the authors' code: eq. 14 as printed
+  does not start at the initial budget.
+- The orthogonality penalty is the mean over the matrices of ‖PᵀP - I‖_F and ‖QQᵀ - I‖_F, as in the
+  authors' code, in which the published γ were tuned (`orthogonality_norm: frobenius`). Equation 4 has
+  the sum of squares over all matrices (`squared_sum`).
+- Λ, P and Q are scaled by s = alpha / target rank, so that `alpha` means what it means in LoRA. The
+  authors' code divides by the initial rank.
+- Sensitivity is taken before the step, from w_t and its own gradient, as in algorithm 1; the authors'
+  code multiplies the gradient by the weights after the step (`sensitivity_at: after_step`).
+- Ties never prune below the budget: equal scores keep a layer's first triplets first, layer by layer
+  in turn, so exactly b(t) triplets are left. The authors' threshold also removes the ties.
+- Schedules are fractions of the run: t_i = initial_fraction T, t_f = final_fraction T. With the initial
+  rank equal to the rank nothing is pruned: the paper's SVD-LoRA.
+"""
+
+import math
+from collections.abc import Sequence
+from typing import ClassVar, Literal, Self
+
+import torch
+from jaxtyping import Bool, Float
+from pydantic import Field, model_validator
+from torch import Tensor, nn
+
+from lora_variants.config import AdapterConfig, Config
+from lora_variants.layer import AdaptedLayer, Factors, Trained, rank_bucket
+from lora_variants.linear_map import LinearMap
+from lora_variants.lora import LoRA
+from lora_variants.pack import Pack
+
+INITIAL_OVER_TARGET = 1.5  # section 4: the initial budget is 1.5 times the final one
+INIT_DEVIATION = 0.02  # the authors' code; the paper says "Gaussian"
+
+
+class AdaLoRAConfig(AdapterConfig):
+    """The knobs of AdaLoRA; `rank` is the average rank that is left at the end."""
+
+    name: Literal["adalora"] = Field("adalora", description="which variant")
+    initial_rank: int | None = Field(
+        None,
+        ge=1,
+        description="rank of each layer at the start; default ceil(1.5 rank), at most min(d_out, d_in)",
+    )
+    initial_fraction: float = Field(0.1, ge=0, lt=1, description="t_i / T: share of steps before pruning starts")
+    final_fraction: float = Field(0.4, ge=0, lt=1, description="t_f / T: share of steps with the final ranks")
+    prune_every: int = Field(5, ge=1, description="ΔT: steps between two prunings")
+    beta1: float = Field(0.85, ge=0, lt=1, description="smoothing of the sensitivity, eq. 9")
+    beta2: float = Field(0.85, ge=0, lt=1, description="smoothing of the uncertainty, eq. 10")
+    orthogonality: float = Field(0.1, ge=0, description="γ: weight of the orthogonality penalty, eq. 4")
+    orthogonality_norm: Literal["frobenius", "squared_sum"] = Field(
+        "frobenius", description="mean of Frobenius norms (authors' code) or sum of their squares (eq. 4)"
+    )
+    sensitivity_at: Literal["before_step", "after_step"] = Field(
+        "before_step",
+        description="weights in |w ∇L|: before the step (algorithm 1) or after it (authors' code)",
+    )
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if self.initial_fraction + self.final_fraction > 1:
+            raise ValueError(
+                f"initial_fraction + final_fraction must be at most 1 to leave steps for pruning; "
+                f"got {self.initial_fraction:g} + {self.final_fraction:g}"
+            )
+        highest = self.rank if isinstance(self.rank, int) else max(self.rank.values())
+        if self.initial_rank is not None and self.initial_rank < highest:
+            raise ValueError(f"initial_rank {self.initial_rank} is below rank {highest}; pruning cannot add triplets")
+        return self
+
+    def initial_rank_at(self, rank: int, base: LinearMap) -> int:
+        """The rank at the start of a layer whose target is `rank`."""
+        if rank == 0:
+            return 0
+        wanted = self.initial_rank or math.ceil(INITIAL_OVER_TARGET * rank)
+        return min(wanted, base.d_out, base.d_in)
+
+
+def budget(step: int, total: int, *, initial: int, target: int, config: AdaLoRAConfig) -> int:
+    """b(t), how many triplets are kept in all layers after step t of T (eq. 14, as in the authors' code)."""
+    first, last = round(config.initial_fraction * total), total - round(config.final_fraction * total)
+    if step >= last:
+        return target
+    if step <= first:
+        return initial
+    return int(target + (initial - target) * (1 - (step - first) / (last - first)) ** 3)
+
+
+def highest_triplets(scores: Sequence[Float[Tensor, " r"]], kept: int) -> list[Bool[Tensor, " r"]]:
+    """Exactly `kept` of all layers' triplets: the highest scores, ties by place in the layer, then by layer."""
+    flat = torch.cat(list(scores))
+    place = torch.cat([torch.arange(len(score)) for score in scores]).to(flat.device)
+    by_place = torch.argsort(place, stable=True)
+    by_score = torch.argsort(flat[by_place], descending=True, stable=True)
+    chosen = torch.zeros(len(flat), dtype=torch.bool, device=flat.device)
+    chosen[by_place[by_score[:kept]]] = True
+    return list(chosen.split([len(score) for score in scores]))
+
+
+class AdaLoRALayer(AdaptedLayer):
+    """P (trials, d_out, r), Λ (trials, r), Q (trials, r, d_in), r the initial rank; `alive` (trials, r)."""
+
+    trained: ClassVar[dict[str, Trained]] = {
+        "P": Trained("B", rank_axis=1),
+        "Lambda": Trained("other", rank_axis=0),
+        "Q": Trained("A", rank_axis=0),
+    }
+    state: ClassVar[dict[str, Trained]] = {"alive": Trained("other", rank_axis=0)} | {
+        f"{key}_{moment}": tensor for key, tensor in trained.items() for moment in ("sensitivity", "uncertainty")
+    }
+
+    def __init__(
+        self,
+        name: str,
+        base: LinearMap,
+        ranks: Sequence[int],
+        pack: Pack,
+        *,
+        initial_ranks: Sequence[int],
+        scales: Sequence[float],
+        dropout: Sequence[float],
+    ) -> None:
+        super().__init__(name, base, ranks, pack)
+        self.initial_ranks, self.dropout = tuple(initial_ranks), tuple(dropout)
+        padded = max(rank_bucket(rank) for rank in initial_ranks)
+        self.P = nn.Parameter(self.new_tensor(base.d_out, padded))
+        self.Lambda = nn.Parameter(self.new_tensor(padded))
+        self.Q = nn.Parameter(self.new_tensor(padded, base.d_in))
+        for key in self.trained:
+            for moment in ("sensitivity", "uncertainty"):
+                self.register_buffer(f"{key}_{moment}", torch.zeros_like(getattr(self, key).detach()))
+        within = torch.arange(padded) < torch.tensor(initial_ranks)[:, None]
+        self.scale: Tensor
+        self.alive: Bool[Tensor, "trials r"]
+        self.identity: Float[Tensor, "trials r r"]
+        self.register_buffer("scale", self.P.new_tensor(scales))
+        self.register_buffer("alive", within.to(self.P.device))
+        self.register_buffer("identity", torch.diag_embed(within.to(self.P)))
+        for trial in range(pack.trials):
+            for key in ("P", "Q"):
+                self.draw(key, trial, law="gaussian", deviation=INIT_DEVIATION)
+
+    def unpadded(self, trial: int) -> int:
+        return self.initial_ranks[trial]
+
+    def adapted(self, x: Float[Tensor, "*rows d_in"]) -> Float[Tensor, "*rows d_out"]:
+        y = self.base(x)
+        by_trial = self.drop(self.pack.by_trial(x).to(self.Q.dtype))
+        h = torch.bmm(by_trial, self.Q.mT) * (self.scale[:, None] * self.Lambda)[:, None, :]  # (trials, n, r)
+        return y + torch.bmm(h, self.P.mT).reshape(y.shape).to(y.dtype)
+
+    @torch.no_grad()
+    def delta(self, trial: int) -> Factors:
+        alive = self.alive[trial]
+        return Factors(
+            self.P[trial][:, alive] * self.Lambda[trial, alive], self.Q[trial, alive], float(self.scale[trial])
+        )
+
+    def ranks_alive(self) -> list[int]:
+        return [int(count) for count in self.alive.sum(dim=1)]
+
+    def scales(self) -> list[float]:
+        return self.scale.tolist()
+
+    def distance_from_orthogonal(self, *, squared: bool) -> Float[Tensor, " trials"]:
+        """‖PᵀP - I‖_F + ‖QQᵀ - I‖_F, or the sum of their squares; padding counts as nothing."""
+        grams = (self.P.mT @ self.P - self.identity, self.Q @ self.Q.mT - self.identity)
+        norms = [torch.linalg.vector_norm(gram, dim=(1, 2)) for gram in grams]
+        return norms[0].square() + norms[1].square() if squared else norms[0] + norms[1]
+
+    @torch.no_grad()
+    def observe(self, beta1: Float[Tensor, " trials"], beta2: Float[Tensor, " trials"]) -> None:
+        """Smooth the sensitivity I = |w ∇L| and its uncertainty |I - Ī| of every entry (eq. 9 and 10)."""
+        for key in self.trained:
+            weight = getattr(self, key)
+            gradient = torch.zeros_like(weight) if weight.grad is None else weight.grad
+            mean, spread = getattr(self, f"{key}_sensitivity"), getattr(self, f"{key}_uncertainty")
+            axes = (-1, *(1,) * (weight.ndim - 1))
+            sensitivity = (weight * gradient).abs()
+            mean.lerp_(sensitivity, (1 - beta1).view(axes))
+            spread.lerp_((sensitivity - mean).abs(), (1 - beta2).view(axes))
+
+    def scores(self, trial: int) -> Float[Tensor, " r"]:
+        """The score of each triplet of a trial, padding left out (eq. 8)."""
+        s = {
+            key: getattr(self, f"{key}_sensitivity")[trial] * getattr(self, f"{key}_uncertainty")[trial]
+            for key in self.trained
+        }
+        return (s["Lambda"] + s["P"].mean(dim=0) + s["Q"].mean(dim=1))[: self.initial_ranks[trial]]
+
+
+class AdaLoRA(LoRA):
+    config_class: ClassVar[type[Config]] = AdaLoRAConfig
+    layers: dict[str, AdaLoRALayer]  # type: ignore[assignment]
+
+    def adapt(self, name: str, base: LinearMap, ranks: Sequence[int]) -> AdaLoRALayer:  # type: ignore[override]
+        return AdaLoRALayer(
+            name,
+            base,
+            ranks,
+            self.pack,
+            initial_ranks=[c.initial_rank_at(rank, base) for c, rank in zip(self.configs, ranks, strict=True)],
+            scales=[self.scaling(trial, rank) for trial, rank in enumerate(ranks)],
+            dropout=[config.dropout for config in self.configs],
+        )
+
+    def attached(self) -> None:
+        device = next(iter(self.layers.values())).P.device if self.layers else None
+        dtype = next(iter(self.layers.values())).P.dtype if self.layers else None
+        self._beta1, self._beta2, self._gamma = (
+            torch.tensor([getattr(config, knob) for config in self.configs], device=device, dtype=dtype)
+            for knob in ("beta1", "beta2", "orthogonality")
+        )
+
+    def penalty(self) -> Float[Tensor, " trials"] | None:
+        """γ R(P, Q) of each trial (eq. 4)."""
+        if not self.layers or not any(config.orthogonality for config in self.configs):
+            return None
+        squared = [config.orthogonality_norm == "squared_sum" for config in self.configs]
+        total = torch.zeros_like(self._gamma)
+        for form in set(squared):
+            layers = [layer.distance_from_orthogonal(squared=form) for layer in self.layers.values()]
+            total = torch.where(torch.tensor(squared, device=total.device) == form, torch.stack(layers).sum(0), total)
+        matrices = [2 * max(1, sum(layer.ranks[k] > 0 for layer in self.layers.values())) for k in range(len(squared))]
+        divisor = [1 if form else count for form, count in zip(squared, matrices, strict=True)]
+        return self._gamma * total / total.new_tensor(divisor)
+
+    def before_step(self) -> None:
+        self._observe("before_step")
+
+    def after_step(self) -> None:
+        self._observe("after_step")
+        for trial, config in enumerate(self.configs):
+            self._prune(trial, config)
+
+    def _observe(self, when: str) -> None:
+        chosen = [config.sensitivity_at == when for config in self.configs]
+        if any(chosen):
+            kept = torch.tensor(chosen, device=self._beta1.device)
+            one = torch.ones_like(self._beta1)  # a smoothing of 1 keeps what is there
+            for layer in self.layers.values():
+                layer.observe(torch.where(kept, self._beta1, one), torch.where(kept, self._beta2, one))
+
+    @torch.no_grad()
+    def _prune(self, trial: int, config: AdaLoRAConfig) -> None:
+        """Choose the triplets where the schedule says so; in the final phase hold the last choice."""
+        step, total = self.pack.steps[trial], self.pack.total_steps[trial]
+        layers = [layer for layer in self.layers.values() if layer.ranks[trial]]
+        initial, target = (
+            sum(layer.initial_ranks[trial] for layer in layers),
+            sum(layer.ranks[trial] for layer in layers),
+        )
+        if initial == target:
+            return
+        last = total - round(config.final_fraction * total)
+        choosing = step == last or (step < last and step % config.prune_every == 0)
+        if choosing:
+            kept = budget(step, total, initial=initial, target=target, config=config)
+            for layer, alive in zip(layers, highest_triplets([la.scores(trial) for la in layers], kept), strict=True):
+                layer.alive[trial, : len(alive)] = alive
+        if choosing or step > last:
+            for layer in layers:
+                layer.Lambda[trial] *= layer.alive[trial]

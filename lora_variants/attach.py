@@ -1,0 +1,150 @@
+"""Attaching a variant to a model: the frozen model keeps its weights, adapted layers take their layers' places."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from lora_variants.layer import AdaptedLayer, HeadLayer, TrialLayer
+from lora_variants.linear_map import LinearMap, find_linear_maps, matches, names_of, slice_rows, split_slice
+from lora_variants.pack import Pack
+from lora_variants.sites import Site, site_module
+from lora_variants.variant import Variant
+
+
+def attach(
+    variant_class: type[Variant],
+    model: nn.Module,
+    *,
+    targets: Sequence[str],
+    head_modules: Sequence[str] = (),
+    pack: Pack,
+    configs: Sequence[Any],
+) -> Variant:
+    """Freeze the model and put a variant's layers where the targets say, one configuration a trial.
+
+    `targets` are patterns of layer names ('layers.*.query'); '[1/3]' or '[0:64]' behind a name means
+    rows of a fused projection. `head_modules` are trained whole by every variant alike.
+    Raises: ValueError for a pattern that matches nothing, overlapping slices, a model whose rows are
+    not independent, a rank that does not fit. Nothing is changed then.
+    """
+    if len(configs) != pack.trials:
+        raise ValueError(f"{len(configs)} configurations for a pack of {pack.trials} trials")
+    refuse_dependent_rows(model, pack)
+    heads = select_heads(model, head_modules)
+    maps = select_maps(model, targets, head_modules)
+    variant = variant_class(model, pack, configs)
+    ranks = variant.layer_ranks({name: lm for name, (_, lm) in maps.items()})
+
+    model.requires_grad_(False)
+    by_site: dict[str, dict[str, AdaptedLayer | HeadLayer]] = {}
+    for name, (path, lm) in maps.items():
+        if any(ranks.get(name, ())):
+            variant.layers[name] = variant.adapt(name, lm, ranks[name])
+            by_site.setdefault(path, {})[name] = variant.layers[name]
+    for path, lm in heads.items():
+        variant.heads[path] = HeadLayer(path, lm, pack)
+        by_site[path] = {path: variant.heads[path]}
+    for path, layers in by_site.items():
+        variant.sites.append(_site(model, path, layers))
+    variant.unmerge()
+    _take_the_slow_path(model)
+    variant.attached()
+    return variant
+
+
+def _site(model: nn.Module, path: str, layers: dict[str, AdaptedLayer | HeadLayer]) -> Site:
+    parent_path, _, attribute = path.rpartition(".")
+    if not attribute:
+        raise ValueError("the model itself is a single linear layer; wrap it in a module to adapt it")
+    original = model.get_submodule(path)
+    return Site(model.get_submodule(parent_path), attribute, original, site_module(original, layers), layers)
+
+
+def select_maps(
+    model: nn.Module, targets: Sequence[str], head_modules: Sequence[str] = ()
+) -> dict[str, tuple[str, LinearMap]]:
+    """The targeted linear maps in the model's order: name -> (path of the module to replace, map)."""
+    there = {
+        name: found
+        for name, found in find_linear_maps(model).items()
+        if not any(name == head or name.startswith(f"{head}.") for head in head_modules)
+    }
+    chosen: dict[str, tuple[str, LinearMap]] = {}
+    unmatched = []
+    for target in targets:
+        path_pattern, rows_text = split_slice(target)
+        names = [name for name in there if matches(path_pattern, name)]
+        if not names:
+            unmatched.append(target)
+        for name in names:
+            path, lm = there[name]
+            if rows_text:
+                rows = slice_rows(f"{name}{rows_text}", lm.d_out)
+                lm = LinearMap(lm.owner, rows=rows, whole=False)
+            chosen[f"{name}{rows_text}"] = (path, lm)
+    if unmatched or not targets:
+        what = ", ".join(map(repr, unmatched)) or "an empty list"
+        raise ValueError(f"target {what} matches no linear layer; the model has: {names_of(there)}")
+    _refuse_overlaps(chosen)
+    order = list(there)
+    return dict(sorted(chosen.items(), key=lambda item: (order.index(split_slice(item[0])[0]), item[1][1].rows)))
+
+
+def _refuse_overlaps(chosen: Mapping[str, tuple[str, LinearMap]]) -> None:
+    taken: dict[tuple[int, str], list[tuple[tuple[int, int], str]]] = {}
+    for name, (_, lm) in chosen.items():
+        others = taken.setdefault((id(lm.owner), lm.weight_name), [])
+        for rows, other in others:
+            if rows[0] < lm.rows[1] and lm.rows[0] < rows[1]:
+                raise ValueError(f"targets {other!r} and {name!r} adapt the same rows; name each row once")
+        others.append((lm.rows, name))
+
+
+def select_heads(model: nn.Module, head_modules: Sequence[str]) -> dict[str, LinearMap]:
+    """The linear layers of the head modules that a task names."""
+    heads: dict[str, LinearMap] = {}
+    for head in head_modules:
+        try:
+            module = model.get_submodule(head)
+        except AttributeError:
+            children = names_of(name for name, _ in model.named_children())
+            raise ValueError(f"head module {head!r} is not in the model; its parts are: {children}") from None
+        for path, part in module.named_modules():
+            if isinstance(part, nn.Linear):
+                heads[f"{head}.{path}".rstrip(".")] = LinearMap(part)
+            elif any(True for _ in part.parameters(recurse=False)):
+                raise ValueError(f"head module {head}.{path} is a {type(part).__name__}; only nn.Linear heads train")
+    return heads
+
+
+def refuse_dependent_rows(model: nn.Module, pack: Pack) -> None:
+    """Raise where one trial's rows could change another's, or the frozen model would change itself."""
+    for path, module in model.named_modules():
+        if isinstance(module, TrialLayer):
+            raise ValueError(f"{path} is already adapted; call detach() on the variant that is attached first")
+        if isinstance(module, _BatchNorm):
+            raise ValueError(f"{path} is a BatchNorm: it mixes rows and changes itself while it trains; not supported")
+        if pack.trials == 1:
+            continue
+        drops = getattr(module, "p", 0.0) if isinstance(module, nn.modules.dropout._DropoutNd) else 0.0
+        drops = module.dropout if isinstance(module, nn.MultiheadAttention) else drops
+        if drops:
+            raise ValueError(
+                f"{path} has dropout {drops}: the base's dropout draws one stream for all trials; "
+                f"set it to 0 or train a pack of one"
+            )
+        if isinstance(module, nn.MultiheadAttention) and not module.batch_first:
+            raise ValueError(
+                f"{path} is sequence-first: its rows are not trial-major; use batch_first=True or a pack of one"
+            )
+
+
+def _take_the_slow_path(model: nn.Module) -> None:
+    """Switch off torch's fused encoder path: in evaluation it reads tensors past the adapted layers."""
+    for module in model.modules():
+        if isinstance(module, nn.TransformerEncoderLayer):
+            module.activation_relu_or_gelu = 0
+        elif isinstance(module, nn.TransformerEncoder):
+            module.use_nested_tensor = False

@@ -1,0 +1,64 @@
+"""The knobs that every variant shares, with one meaning of rank, alpha and scaling in all."""
+
+from typing import Annotated, ClassVar, Self
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+
+Rank = Annotated[int, Field(ge=0)]
+
+
+class Config(BaseModel):
+    """The knobs of a variant: strict types, frozen, unknown keys refused."""
+
+    model_config = ConfigDict(strict=True, frozen=True, extra="forbid")
+
+    name: str = Field(description="which variant")
+
+
+class AdapterConfig(Config):
+    """The knobs of every variant that learns ΔW as low-rank factors."""
+
+    DEFAULT_ALPHA: ClassVar[dict[str, float]] = {"alpha_per_rank": 2.0}
+
+    rank: Rank | dict[str, Rank] = Field(
+        16,
+        description="rank of each ΔW: a number, or a map from layer pattern to number in which the last "
+        "matching pattern wins; 0, or no pattern that matches, means not adapted",
+    )
+    alpha: float | None = Field(None, gt=0, description="numerator of the scaling, the same for every layer")
+    alpha_per_rank: float | None = Field(
+        None, gt=0, description="alpha of a layer divided by its rank; give this or alpha"
+    )
+    dropout: float = Field(0.0, ge=0, lt=1, description="probability of dropping an input of the adapter")
+    learning_rate_ratio: float = Field(
+        1.0,
+        gt=0,
+        description="λ of LoRA+: learning rate of B divided by that of A (heads and 1-D stay at A's)",
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _default_alpha(cls, given: object) -> object:
+        if isinstance(given, dict) and given.get("alpha") is None and given.get("alpha_per_rank") is None:
+            return given | cls.DEFAULT_ALPHA
+        return given
+
+    @model_validator(mode="after")
+    def _one_alpha(self) -> Self:
+        if self.alpha is not None and self.alpha_per_rank is not None:
+            raise ValueError(f"give alpha or alpha_per_rank, not both (got {self.alpha:g} and {self.alpha_per_rank:g})")
+        return self
+
+    @field_validator("rank")
+    @classmethod
+    def _some_pattern(cls, rank: int | dict[str, int]) -> int | dict[str, int]:
+        if rank == {}:
+            raise ValueError("an empty map of ranks adapts nothing; give a number or {pattern: number}")
+        return rank
+
+    def alpha_at(self, rank: int) -> float:
+        """alpha of a layer of this rank."""
+        if self.alpha is not None:
+            return self.alpha
+        assert self.alpha_per_rank is not None  # held by _default_alpha
+        return self.alpha_per_rank * rank

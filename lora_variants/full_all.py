@@ -1,0 +1,88 @@
+"""Full-all: every parameter of the model trains, biases, norms and embeddings too: the papers' "full fine-tuning".
+
+A pack of one: other trials would need the frozen model. The model's own parameters are set aside and
+copies train in their places, so that W0 stays as it is and tied weights stay tied.
+"""
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import ClassVar, Literal
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from lora_variants.config import Config
+from lora_variants.head import Head
+from lora_variants.layer import Factors
+from lora_variants.linear_map import is_conv1d
+from lora_variants.variant import ParameterGroup
+
+
+class FullAllConfig(Config):
+    name: Literal["full_all"] = "full_all"
+
+
+class FullAll(Head):
+    config_class: ClassVar[type[Config]] = FullAllConfig
+
+    def attached(self) -> None:
+        if self.pack.trials != 1:
+            self.detach()
+            raise ValueError(f"full_all trains the whole model: a pack of one, not of {self.pack.trials} trials")
+        heads = {id(module) for head in self.heads.values() for module in head.modules()}
+        self._owned = [
+            (path, module, key, original)
+            for path, module in self.model.named_modules()
+            if id(module) not in heads
+            for key, original in module.named_parameters(recurse=False)
+        ]
+        self._copies = {id(p): nn.Parameter(p.detach().clone()) for _, _, _, p in self._owned}
+        self._put(self._copies)
+
+    def _put(self, copies: Mapping[int, nn.Parameter]) -> None:
+        for _, module, key, original in self._owned:
+            setattr(module, key, copies.get(id(original), original))
+
+    def detached(self) -> None:
+        self._put({})
+
+    @contextmanager
+    def disabled(self) -> Iterator[None]:
+        self._put({})
+        try:
+            yield
+        finally:
+            self._put(self._copies)
+
+    def parameter_groups(
+        self, rates: Float[Tensor, " trials"], weight_decay: Float[Tensor, " trials"]
+    ) -> list[ParameterGroup]:
+        copies = list(self._copies.values())
+        matrices, vectors = [p for p in copies if p.ndim > 1], [p for p in copies if p.ndim <= 1]
+        return [
+            *super().parameter_groups(rates, weight_decay),
+            ParameterGroup("other", tuple(matrices), rates, weight_decay, trial_axis=False),
+            ParameterGroup("other", tuple(vectors), rates, torch.zeros_like(weight_decay), trial_axis=False),
+        ]
+
+    def trained_tensors(self, trial: int) -> dict[str, Tensor]:
+        own = {f"{path}.{key}": self._copies[id(original)].detach() for path, _, key, original in self._owned}
+        return super().trained_tensors(trial) | own
+
+    def trainable_parameters(self, trial: int) -> int:
+        """Tied weights count once."""
+        heads = sum(part.numel() for part in super().trained_tensors(trial).values())
+        return heads + sum(p.numel() for p in self._copies.values())
+
+    @torch.no_grad()
+    def deltas(self, trial: int) -> dict[str, Factors | Tensor]:
+        """ΔW of every parameter; a linear layer's weight is (d_out, d_in) under the layer's name."""
+        found: dict[str, Factors | Tensor] = {}
+        for path, module, key, original in self._owned:
+            change = self._copies[id(original)] - original
+            if key == "weight" and is_conv1d(module):
+                found[path] = change.mT.contiguous()
+            else:
+                found[path if key == "weight" and isinstance(module, nn.Linear) else f"{path}.{key}"] = change
+        return found

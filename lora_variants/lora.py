@@ -1,0 +1,100 @@
+"""LoRA: h = W0 x + s B (A x), s = alpha / r (Hu et al. 2021, arXiv 2106.09685, eq. 3).
+
+Departures from the paper:
+- A is drawn as in the authors' code, U(-1/√d_in, 1/√d_in) (`init: kaiming`); the paper says Gaussian
+  (`init: gaussian`) without its width, so ours has the same variance, 1 / (3 d_in): the choice changes
+  the law, never the scale, and the scale does not depend on the rank.
+- Dropout acts on the adapter's input, as in the authors' code; the paper does not say where.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import ClassVar, Literal
+
+import torch
+from jaxtyping import Float
+from pydantic import Field
+from torch import Tensor, nn
+
+from lora_variants.config import AdapterConfig, Config
+from lora_variants.layer import AdaptedLayer, Factors, Trained, rank_bucket
+from lora_variants.linear_map import LinearMap
+from lora_variants.pack import Pack
+from lora_variants.ranks import ranks_by_layer, warn_of_high_ranks
+from lora_variants.variant import Variant
+
+
+class LoRAConfig(AdapterConfig):
+    """The knobs of LoRA and of what differs from it in a number only."""
+
+    name: Literal["lora"] = "lora"
+    init: Literal["kaiming", "gaussian"] = Field("kaiming", description="law of A at the start; B is zero")
+
+
+class LoRALayer(AdaptedLayer):
+    """A (trials, r, d_in), B (trials, d_out, r), scale (trials,); rows beyond a trial's rank stay zero."""
+
+    trained: ClassVar[dict[str, Trained]] = {"A": Trained("A", rank_axis=0), "B": Trained("B", rank_axis=1)}
+
+    def __init__(
+        self,
+        name: str,
+        base: LinearMap,
+        ranks: Sequence[int],
+        pack: Pack,
+        *,
+        scales: Sequence[float],
+        dropout: Sequence[float],
+        init: Sequence[str],
+    ) -> None:
+        super().__init__(name, base, ranks, pack)
+        self.dropout = tuple(dropout)
+        padded = max(rank_bucket(rank) for rank in ranks)
+        self.A = nn.Parameter(self.new_tensor(padded, base.d_in))
+        self.B = nn.Parameter(self.new_tensor(base.d_out, padded))
+        self.scale: Tensor
+        self.register_buffer("scale", self.A.new_tensor(scales))
+        for trial, law in enumerate(init):
+            self.draw("A", trial, law=law, deviation=(3 * base.d_in) ** -0.5)
+
+    def adapted(self, x: Float[Tensor, "*rows d_in"]) -> Float[Tensor, "*rows d_out"]:
+        y = self.base(x)
+        by_trial = self.drop(self.pack.by_trial(x).to(self.A.dtype))
+        h = torch.bmm(by_trial, self.A.mT) * self.scale[:, None, None]  # (trials, n, r)
+        return y + torch.bmm(h, self.B.mT).reshape(y.shape).to(y.dtype)
+
+    def delta(self, trial: int) -> Factors:
+        rank = self.ranks[trial]
+        return Factors(self.B.detach()[trial, :, :rank], self.A.detach()[trial, :rank], float(self.scale[trial]))
+
+    def ranks_alive(self) -> list[int]:
+        return list(self.ranks)
+
+    def scales(self) -> list[float]:
+        return self.scale.tolist()
+
+
+class LoRA(Variant):
+    """Low-rank adaptation; what its relatives change is the scaling, the groups, or the layer."""
+
+    config_class: ClassVar[type[Config]] = LoRAConfig
+
+    def scaling(self, trial: int, rank: int) -> float:
+        """s of a layer of this rank; 0 for rank 0, where alpha / r has no value."""
+        return self.configs[trial].alpha_at(rank) / rank if rank else 0.0
+
+    def layer_ranks(self, maps: Mapping[str, LinearMap]) -> dict[str, tuple[int, ...]]:
+        shapes = {name: (lm.d_out, lm.d_in) for name, lm in maps.items()}
+        by_trial = [ranks_by_layer(config.rank, shapes) for config in self.configs]
+        warn_of_high_ranks({name: max(ranks[name] for ranks in by_trial) for name in shapes}, shapes)
+        return {name: tuple(ranks[name] for ranks in by_trial) for name in shapes}
+
+    def adapt(self, name: str, base: LinearMap, ranks: Sequence[int]) -> LoRALayer:
+        return LoRALayer(
+            name,
+            base,
+            ranks,
+            self.pack,
+            scales=[self.scaling(trial, rank) for trial, rank in enumerate(ranks)],
+            dropout=[config.dropout for config in self.configs],
+            init=[config.init for config in self.configs],
+        )

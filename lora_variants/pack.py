@@ -1,0 +1,59 @@
+"""The pack: what the trials that train together over one frozen model share while they run."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+from jaxtyping import Float
+from torch import Tensor
+
+
+@dataclass
+class Pack:
+    """Seeds, step counters and the present batch's rows of all trials; a single run is a pack of one.
+
+    The model sees `trials * rows` rows, trial-major. Whoever calls the model sets `rows` first.
+    """
+
+    seeds: tuple[int, ...]
+    total_steps: tuple[int, ...]
+    rows: int = 0
+    micro_step: int = 0
+    enabled: bool = True
+    steps: list[int] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        if not self.seeds or len(self.seeds) != len(self.total_steps):
+            raise ValueError(
+                f"a pack needs one seed and one number of steps a trial; "
+                f"got {len(self.seeds)} seeds and {len(self.total_steps)} numbers of steps"
+            )
+        if not self.steps:
+            self.steps = [0] * len(self.seeds)
+
+    @property
+    def trials(self) -> int:
+        return len(self.seeds)
+
+    def by_trial(self, x: Float[Tensor, "leading *rest d"]) -> Float[Tensor, "trials n d"]:
+        """The same numbers with the trial axis first: (trials * rows, ..., d) -> (trials, rows * ..., d).
+
+        Raises: ValueError if the leading size is not trials * rows: such rows belong to no trial.
+        """
+        if self.trials > 1 and x.shape[0] != self.trials * self.rows:
+            raise ValueError(
+                f"an adapted layer got {x.shape[0]} rows but the pack has {self.trials} trials x "
+                f"{self.rows} rows; this model sends something other than independent, trial-major rows "
+                f"through the layer (shared position embeddings, sequence-first attention): "
+                f"train it as a pack of one"
+            )
+        return x.reshape(self.trials, -1, x.shape[-1])
+
+    @contextmanager
+    def disabled(self) -> Iterator[None]:
+        """Adapters are off inside: the model computes with W0 alone (heads stay as trained)."""
+        before, self.enabled = self.enabled, False
+        try:
+            yield
+        finally:
+            self.enabled = before

@@ -1,0 +1,27 @@
+"""rsLoRA: LoRA with s = alpha / √r, which keeps activations and gradients of one size at any rank.
+
+Kalajdzievski 2023, arXiv 2312.03732, theorem 3.2.
+"""
+
+import math
+from typing import ClassVar, Literal
+
+from pydantic import Field
+
+from lora_variants.config import Config
+from lora_variants.lora import LoRA, LoRAConfig
+
+
+class RsLoRAConfig(LoRAConfig):
+    """alpha is fixed by default: alpha proportional to the rank would undo the stabilised scaling."""
+
+    DEFAULT_ALPHA: ClassVar[dict[str, float]] = {"alpha": 8.0}  # s = 2 at r = 16, LoRA's default scale
+
+    name: Literal["rslora"] = Field("rslora", description="which variant")  # type: ignore[assignment]
+
+
+class RsLoRA(LoRA):
+    config_class: ClassVar[type[Config]] = RsLoRAConfig
+
+    def scaling(self, trial: int, rank: int) -> float:
+        return self.configs[trial].alpha_at(rank) / math.sqrt(rank) if rank else 0.0

@@ -1,0 +1,176 @@
+"""The shared interface: what a variant is to the training loop and to whoever reads what was learned."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from lora_variants.config import Config
+from lora_variants.layer import AdaptedLayer, Factors, HeadLayer, Role
+from lora_variants.linear_map import LinearMap
+from lora_variants.pack import Pack
+from lora_variants.sites import Site
+
+
+@dataclass(frozen=True)
+class ParameterGroup:
+    """Parameters that share a role, with a learning rate and a weight decay for every trial.
+
+    `trial_axis=False` only in a pack of one: the parameters have the shapes of the model itself.
+    """
+
+    role: Role
+    parameters: tuple[nn.Parameter, ...]
+    rates: Float[Tensor, " trials"]
+    weight_decay: Float[Tensor, " trials"]
+    trial_axis: bool = True
+
+    def by_trial(self) -> Iterator[tuple[Tensor, Tensor | None]]:
+        """Value and gradient of each parameter, (trials, ...) both; the gradient is None where unused."""
+        for parameter in self.parameters:
+            value, gradient = parameter.detach(), parameter.grad
+            if self.trial_axis:
+                yield value, gradient
+            else:
+                yield value[None], None if gradient is None else gradient[None]
+
+
+class Variant(ABC):
+    """A method attached to a model, for all trials of a pack. The loop asks it; it never asks for its name."""
+
+    config_class: ClassVar[type[Config]]
+
+    def __init__(self, model: nn.Module, pack: Pack, configs: Sequence[Any]) -> None:
+        self.model, self.pack, self.configs = model, pack, tuple(configs)
+        self.layers: dict[str, AdaptedLayer] = {}
+        self.heads: dict[str, HeadLayer] = {}
+        self.sites: list[Site] = []
+
+    def layer_ranks(self, maps: Mapping[str, LinearMap]) -> dict[str, tuple[int, ...]]:
+        """The rank of each layer for each trial; layers that are 0 for all are left alone."""
+        raise NotImplementedError
+
+    @abstractmethod
+    def adapt(self, name: str, base: LinearMap, ranks: Sequence[int]) -> AdaptedLayer:
+        """The layer that takes the place of `base`."""
+
+    def attached(self) -> None:
+        """Called once, when all layers are in place."""
+
+    def detached(self) -> None:
+        """Called once, when the model's own layers are back."""
+
+    def prepare(self, batches: Iterable[Mapping[str, Tensor]]) -> None:
+        """For initialisations from data, before the groups exist; skipped on resume."""
+
+    def parameter_groups(
+        self, rates: Float[Tensor, " trials"], weight_decay: Float[Tensor, " trials"]
+    ) -> list[ParameterGroup]:
+        """Each trained parameter in exactly one group; rates and decay are one number a trial."""
+        ratio = torch.tensor([getattr(c, "learning_rate_ratio", 1.0) for c in self.configs], dtype=rates.dtype)
+        by_role: dict[tuple[Role, bool], list[nn.Parameter]] = {}
+        for layer in (*self.layers.values(), *self.heads.values()):
+            for key, trained in layer.trained.items():
+                parameter = getattr(layer, key)
+                if parameter is None:  # a head without a bias
+                    continue
+                is_matrix = parameter.ndim > 2  # (trials, rows, columns)
+                by_role.setdefault((trained.role, is_matrix), []).append(parameter)
+        return [
+            ParameterGroup(
+                role=role,
+                parameters=tuple(parameters),
+                rates=rates * ratio if role == "B" and is_matrix else rates,
+                weight_decay=weight_decay if is_matrix else torch.zeros_like(weight_decay),
+            )
+            for (role, is_matrix), parameters in by_role.items()
+        ]
+
+    def penalty(self) -> Float[Tensor, " trials"] | None:
+        """What is added to the task loss of each trial while it trains; never part of an evaluation."""
+        return None
+
+    def before_step(self) -> None:
+        """After backward and clipping, before the optimizer moves the weights."""
+
+    def after_step(self) -> None:
+        """After the optimizer moved the weights, gradients still there; `pack.steps` counts this step."""
+
+    def merge(self, trial: int = 0) -> nn.Module:
+        """The model as a plain one: W0 + ΔW of one trial in copies of its layers, no adapter in it.
+
+        W0 itself is not written to. Until `unmerge`, training and other trials are out of reach.
+        """
+        for site in self.sites:
+            site.put(site.merged(trial))
+        return self.model
+
+    def unmerge(self) -> nn.Module:
+        """The adapted model again; its base is what it was, bit for bit."""
+        for site in self.sites:
+            site.put(site.adapted)
+        return self.model
+
+    def detach(self) -> nn.Module:
+        """The model as it was before `attach`, with its own modules; what was learned stays here."""
+        for site in self.sites:
+            site.put(site.original)
+        self.detached()
+        return self.model
+
+    @contextmanager
+    def disabled(self) -> Iterator[None]:
+        """Adapters are off inside: the model computes with W0 alone (heads stay as trained)."""
+        with self.pack.disabled():
+            yield
+
+    def evaluation_modes(self) -> tuple[str, ...]:
+        """The ways in which one trained adapter is evaluated; most have one."""
+        return ("",)
+
+    def deltas(self, trial: int) -> dict[str, Factors | Tensor]:
+        """ΔW of every adapted layer for one trial, scale included."""
+        return {name: layer.delta(trial) for name, layer in self.layers.items()}
+
+    def ranks_alive(self) -> dict[str, list[int]]:
+        """The rank each layer uses now, for each trial."""
+        return {name: layer.ranks_alive() for name, layer in self.layers.items()}
+
+    def scales(self) -> dict[str, list[float]]:
+        """The effective scale of each layer's factors, for each trial; empty where there are no factors."""
+        return {name: scales for name, layer in self.layers.items() if (scales := layer.scales())}
+
+    def trained_tensors(self, trial: int) -> dict[str, Tensor]:
+        """What one trial trains, padding not counted, as views: 'layer/tensor' -> values."""
+        return {
+            f"{name}/{key}": part
+            for name, layer in (self.layers | self.heads).items()
+            for key, part in layer.parts(trial).items()
+            if key in layer.trained
+        }
+
+    def trainable_parameters(self, trial: int) -> int:
+        """How many numbers a trial trains."""
+        return sum(part.numel() for part in self.trained_tensors(trial).values())
+
+    def trial_state(self, trial: int) -> dict[str, Tensor]:
+        """A copy of all that one trial is, without padding."""
+        return {key: part.clone() for key, part in self._all_tensors(trial).items()}
+
+    def load_trial_state(self, trial: int, state: Mapping[str, Tensor]) -> None:
+        """Put what a trial is into a slot of this pack; its ranks must be the slot's."""
+        for key, part in self._all_tensors(trial).items():
+            if key not in state or state[key].shape != part.shape:
+                found = tuple(state[key].shape) if key in state else "nothing"
+                raise ValueError(f"{key}: this trial needs shape {tuple(part.shape)}, the state has {found}")
+            part.copy_(state[key])
+
+    def _all_tensors(self, trial: int) -> dict[str, Tensor]:
+        layers = self.layers | self.heads
+        parts = {f"{name}/{key}": part for name, layer in layers.items() for key, part in layer.parts(trial).items()}
+        return parts | self.trained_tensors(trial)
