@@ -1,0 +1,79 @@
+"""The configuration of a run: one tree, described where its knobs are defined."""
+
+import hashlib
+import json
+from typing import Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, SerializeAsAny, model_validator
+
+from experiments.tasks.task import TaskConfig
+from lora_variants.config import Config
+
+
+class Section(BaseModel):
+    """A part of the tree: strict types, frozen, unknown keys refused."""
+
+    model_config = ConfigDict(strict=True, frozen=True, extra="forbid")
+
+
+class TrainingConfig(Section):
+    """How a run trains; the same for every variant but for the learning rate."""
+
+    steps: int = Field(1000, ge=0, description="optimizer steps")
+    rows: int = Field(4, ge=1, description="rows of a step's batch; multiples of 8 in all shapes keep packs bit-exact")
+    learning_rate: float | dict[str, float] = Field(
+        5e-3, description="peak learning rate: a number, or a map from variant to number"
+    )
+    weight_decay: float = Field(0.0, ge=0, description="decoupled weight decay of matrices (AdamW)")
+    schedule: Literal["linear", "cosine", "constant"] = Field("linear", description="learning rate after the warm-up")
+    warmup: float = Field(0.05, ge=0, lt=1, description="share of the steps over which the learning rate rises")
+    clip: float | None = Field(1.0, gt=0, description="largest norm of a trial's gradient; null for no limit")
+    accumulation: int = Field(1, ge=1, description="parts that a step's batch goes through in; must divide rows")
+    checkpointing: bool = Field(False, description="compute activations again in backward instead of keeping them")
+    precision: Literal["float32", "bfloat16"] = Field("float32", description="bfloat16: autocast, weights in float32")
+    evaluate_every: int = Field(250, ge=0, description="steps between evaluations on validation; 0: at the end only")
+    device: Literal["auto", "cpu", "cuda", "mps"] = Field("auto", description="auto: CUDA, else MPS, else CPU")
+
+    @model_validator(mode="after")
+    def _divisible(self) -> Self:
+        if self.rows % self.accumulation:
+            raise ValueError(f"accumulation {self.accumulation} does not divide rows {self.rows}")
+        rates = self.learning_rate.values() if isinstance(self.learning_rate, dict) else [self.learning_rate]
+        if any(not 0 < rate < float("inf") for rate in rates):
+            raise ValueError(f"learning_rate must be a positive number, got {self.learning_rate}")
+        return self
+
+
+class WandbConfig(Section):
+    """Weights & Biases; not part of what a run is."""
+
+    mode: Literal["auto", "online", "offline", "disabled"] = Field(
+        "auto", description="auto: WANDB_MODE if set, else online where a key is configured, else offline"
+    )
+    project: str = Field("lora-rank-studies", min_length=1, description="W&B project")
+
+
+class RunConfig(Section):
+    """Everything that a run depends on."""
+
+    study: str = Field("single", pattern=r"^[\w.-]+$", description="folder and W&B group of the run")
+    task: SerializeAsAny[TaskConfig]
+    targets: list[str] = Field(min_length=1, description="patterns of the layers to adapt")
+    variant: SerializeAsAny[Config]
+    seed: int = Field(0, ge=0, description="seed of data order, initialisation, dropout and head")
+    training: TrainingConfig = TrainingConfig()  # type: ignore[call-arg]
+    wandb: WandbConfig = WandbConfig()  # type: ignore[call-arg]
+
+    @property
+    def learning_rate(self) -> float:
+        assert isinstance(self.training.learning_rate, float)  # resolved by resolve()
+        return self.training.learning_rate
+
+    def tree(self) -> dict[str, Any]:
+        """Plain values; feeding them back gives the same run."""
+        return self.model_dump(mode="json")
+
+    def identity(self, **content: str) -> str:
+        """12 hex digits of all that the result depends on: the tree without `wandb`, and content hashes."""
+        tree = {key: value for key, value in self.tree().items() if key != "wandb"} | content
+        return hashlib.sha256(json.dumps(tree, sort_keys=True).encode()).hexdigest()[:12]

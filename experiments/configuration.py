@@ -1,0 +1,217 @@
+"""From a file and a command line to a configuration: defaults < file < command line, and every fault at once."""
+
+import difflib
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, get_args
+
+import yaml
+from pydantic import BaseModel, ValidationError, create_model
+from pydantic_core import ErrorDetails
+
+from experiments.config import RunConfig
+from experiments.tasks.table import TASKS
+from lora_variants import VARIANTS
+
+NO_RANK = ("head", "full", "full_all")
+
+
+class ConfigError(ValueError):
+    """All faults of a configuration, each with its path, the value, the rule and the nearest known key."""
+
+    def __init__(self, faults: Sequence[str]) -> None:
+        super().__init__("\n".join(faults))
+        self.faults = tuple(faults)
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML in which 3e-4 is a number and a key that stands twice is a fault."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
+        for key in keys:
+            if keys.count(key) > 1:
+                raise yaml.constructor.ConstructorError(None, None, f"the key {key!r} stands twice", node.start_mark)
+        return super().construct_mapping(node, deep)
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"^[-+]?(\d+(\.\d*)?|\.\d+)[eE][-+]?\d+$"), list("-+.0123456789")
+)
+
+
+def parse_yaml(text: str) -> Any:
+    """The value of a YAML text."""
+    return yaml.load(text, _Loader)  # noqa: S506 - a SafeLoader
+
+
+def yaml_text(tree: Mapping[str, Any]) -> str:
+    """A tree as YAML that reads back equal."""
+    return yaml.safe_dump(dict(tree), sort_keys=False, allow_unicode=True)
+
+
+def load(
+    path: Path | None = None,
+    *,
+    variant: str | None = None,
+    rank: int | None = None,
+    seed: int | None = None,
+    settings: Sequence[str] = (),
+) -> RunConfig:
+    """The configuration of a file with the command line on top; `settings` are 'key=value' with YAML values.
+
+    `variant` replaces the file's whole variant section unless it is of that name, so that one variant's
+    knobs never leak into another.
+    Raises: ConfigError with every fault.
+    """
+    faults: list[str] = []
+    tree = _read(path, faults) if path else {}
+    if variant is not None and _name(tree.get("variant")) != variant:
+        tree["variant"] = {"name": variant}
+    flags = {"rank": rank, "seed": seed}
+    for setting in (*(f"{key}={value}" for key, value in flags.items() if value is not None), *settings):
+        _apply(tree, setting, faults)
+    return resolve(tree, faults)
+
+
+def _read(path: Path, faults: list[str]) -> dict[str, Any]:
+    try:
+        tree = parse_yaml(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        faults.append(f"{path}: cannot be read: {error}")
+        return {}
+    if not isinstance(tree, dict):
+        faults.append(f"{path}: a configuration is a map of keys to values, this is {type(tree).__name__}")
+        return {}
+    return tree
+
+
+def resolve(tree: Mapping[str, Any], faults: Sequence[str] = ()) -> RunConfig:
+    """Validate a tree against the schema that its task and variant make, and settle the learning rate."""
+    found = list(faults)
+    schema = _schema(tree, found)
+    try:
+        config = schema.model_validate(tree)
+    except ValidationError as error:
+        raise ConfigError(found + _explained(schema, error, tree)) from None
+    config = _with_own_rate(config, found)
+    if found:
+        raise ConfigError(found)
+    return config
+
+
+def _schema(tree: Mapping[str, Any], faults: list[str]) -> type[RunConfig]:
+    """RunConfig with the sections of the named task and variant; faulty names leave their section unchecked."""
+    fields: dict[str, Any] = {}
+    for key, table in (("task", TASKS), ("variant", VARIANTS)):
+        name = _name(tree.get(key))
+        if name in table:
+            fields[key] = (table[name].load().config_class, ...)  # type: ignore[index]
+        else:
+            given = "missing" if name is None else f"{name!r} is not known{_nearest(str(name), table)}"
+            faults.append(f"{key}.name: {given}; one of {', '.join(table)}")
+            fields[key] = (Any, None)
+    return create_model("RunConfig", __base__=RunConfig, **fields)
+
+
+def _with_own_rate(config: RunConfig, faults: list[str]) -> RunConfig:
+    """A map of learning rates becomes the rate of the run's variant."""
+    rates, name = config.training.learning_rate, _name(config.variant)
+    if isinstance(rates, dict):
+        faults += [
+            f"training.learning_rate.{key}: no such variant{_nearest(key, VARIANTS)}" for key in rates if key not in VARIANTS
+        ]
+        if name in VARIANTS and name not in rates:
+            faults.append(f"training.learning_rate: has no rate for variant {name!r}; add one or give a number")
+        rates = rates.get(str(name), 0.0)
+    training = config.training.model_copy(update={"learning_rate": float(rates)})
+    return config.model_copy(update={"training": training})
+
+
+def _apply(tree: dict[str, Any], setting: str, faults: list[str]) -> None:
+    """Put one 'key=value' into the tree; a key without a dot may name a knob of any section."""
+    key, equals, text = setting.partition("=")
+    try:
+        value = parse_yaml(text)
+    except yaml.YAMLError as error:
+        faults.append(f"{key}: {text!r} is not YAML: {error}")
+        return
+    if not equals or not key:
+        faults.append(f"{setting}: a setting is key=value")
+        return
+    path = _full_path(tree, key, faults)
+    section = tree
+    for part in path[:-1]:
+        if not isinstance(section.setdefault(part, {}), dict):
+            section[part] = {}
+        section = section[part]
+    section[path[-1]] = value
+
+
+def _full_path(tree: Mapping[str, Any], key: str, faults: list[str]) -> list[str]:
+    if "." in key or key in RunConfig.model_fields:
+        return key.split(".")
+    schema = _schema(tree, [])
+    sections = [name for name in schema.model_fields if key in _fields(schema, (name,))]
+    if len(sections) > 1:
+        faults.append(f"{key}: stands for {' and '.join(f'{name}.{key}' for name in sections)}; give the whole path")
+    if not sections and key == "rank":
+        return ["variant", "rank"]
+    return [sections[0], key] if sections else [key]
+
+
+def _explained(schema: type[BaseModel], error: ValidationError, tree: Mapping[str, Any]) -> list[str]:
+    """One line a faulty path: the rules it breaks, the value, and the nearest known key."""
+    rules: dict[str, list[str]] = {}
+    for detail in error.errors():
+        path = _known_path(schema, detail)
+        rules.setdefault(path, []).append(_rule(schema, detail, tree))
+    return [f"{path or 'configuration'}: {', or '.join(dict.fromkeys(found))}" for path, found in rules.items()]
+
+
+def _known_path(schema: type[BaseModel], detail: ErrorDetails) -> str:
+    """The path of the knob, without the names of the alternatives that were tried for its type."""
+    parts = []
+    for i, part in enumerate(detail["loc"]):
+        parts.append(str(part))
+        if part not in _fields(schema, detail["loc"][:i]) and not isinstance(part, int) and i:
+            return ".".join(parts if detail["type"] == "extra_forbidden" else parts[:-1])
+    return ".".join(parts)
+
+
+def _rule(schema: type[BaseModel], detail: ErrorDetails, tree: Mapping[str, Any]) -> str:
+    key, known = str(detail["loc"][-1]) if detail["loc"] else "", _fields(schema, detail["loc"][:-1])
+    variant = _name(tree.get("variant"))
+    if detail["type"] == "extra_forbidden":
+        if key == "rank" and variant in NO_RANK:
+            return f"{variant!r} has no rank: it trains no low-rank factors; leave rank out or choose another variant"
+        return f"unknown key{_nearest(key, known)}; known: {', '.join(known)}"
+    if detail["type"] == "missing":
+        return "missing"
+    message = detail["msg"].removeprefix("Value error, ").removeprefix("Input ")
+    return message if detail["type"] == "value_error" else f"{message}, got {detail['input']!r}"
+
+
+def _fields(schema: type[BaseModel], loc: Sequence[str | int]) -> list[str]:
+    """The known keys of the section at a path; none where the path leads to a value."""
+    found: Any = schema
+    for part in loc:
+        if isinstance(part, int):
+            continue
+        if not (isinstance(found, type) and issubclass(found, BaseModel) and part in found.model_fields):
+            return []
+        found = found.model_fields[part].annotation
+        arguments = get_args(found)
+        found = arguments[0] if arguments and isinstance(arguments[0], type) else found
+    return list(found.model_fields) if isinstance(found, type) and issubclass(found, BaseModel) else []
+
+
+def _name(section: object) -> str | None:
+    name = section.get("name") if isinstance(section, Mapping) else getattr(section, "name", None)
+    return name if isinstance(name, str) else None
+
+
+def _nearest(key: str, known: Iterable[str]) -> str:
+    close = difflib.get_close_matches(key, list(known), n=1)
+    return f" (did you mean {close[0]!r}?)" if close else ""

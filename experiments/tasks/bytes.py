@@ -1,0 +1,93 @@
+"""The `bytes` task: a byte-level model of Python's source is adapted to the prose of Python's own documentation.
+
+Real text and a real change of domain, with nothing to download: the base is pretrained on the standard
+library's source, the topics are those of `help()`. Score: bits per byte on topics held out whole.
+"""
+
+import hashlib
+import math
+from collections.abc import Iterator
+from functools import cached_property
+from typing import ClassVar, Literal
+
+import torch
+import torch.nn.functional as F
+from pydantic import Field
+from torch import Tensor, nn
+
+from experiments.bases.byte_transformer import ByteTransformer
+from experiments.bases.stdlib_pretraining import Recipe, pretrained, random_windows
+from experiments.bases.weights import Report, silent
+from experiments.tasks.task import Batch, Split, Task, TaskConfig
+from lora_variants.streams import stream
+
+EVALUATION_ROWS = 128
+HELD_OUT = {"validation": 3, "test": 7}  # of every eight topics in alphabetical order
+
+
+class BytesConfig(TaskConfig):
+    name: Literal["bytes"] = "bytes"
+    context: int = Field(64, ge=8, le=64, description="bytes the model sees before the last one it predicts")
+    pretraining_steps: int = Field(1000, ge=1, description="steps of pretraining of the base model on Python's source")
+
+
+class Bytes(Task):
+    """Batches are {"tokens": (rows, context + 1)} windows of bytes."""
+
+    score_name: ClassVar[str] = "bits_per_byte"
+    higher_is_better: ClassVar[bool] = False
+    config_class: ClassVar[type[TaskConfig]] = BytesConfig
+    config: BytesConfig
+
+    @cached_property
+    def texts(self) -> dict[str, bytes]:
+        """The topics of each split, joined; a topic is in one split only."""
+        from pydoc_data.topics import topics
+
+        kept: dict[str, list[str]] = {"train": [], "validation": [], "test": []}
+        for place, name in enumerate(sorted(topics)):
+            split = next((split for split, rest in HELD_OUT.items() if place % 8 == rest), "train")
+            kept[split].append(topics[name])
+        return {split: "\n".join(parts).encode() for split, parts in kept.items()}
+
+    def data_sha256(self) -> dict[str, str]:
+        return {split: hashlib.sha256(text).hexdigest() for split, text in self.texts.items()}
+
+    def architecture(self) -> nn.Module:
+        return ByteTransformer()
+
+    def base_model(self, report: Report = silent) -> nn.Module:
+        return pretrained(Recipe(steps=self.config.pretraining_steps), report)
+
+    def training_batches(self, seed: int, rows: int) -> Iterator[Batch]:
+        corpus, generator = _as_tensor(self.texts["train"]), stream(seed, "data")
+        while True:
+            yield {"tokens": random_windows(corpus, rows, self.config.context + 1, generator)}
+
+    def evaluation_batches(self, split: Split) -> Iterator[Batch]:
+        """Windows side by side: each byte is predicted once, from at most `context` bytes before it."""
+        corpus, context = _as_tensor(self.texts[split]), self.config.context
+        windows = corpus.unfold(0, context + 1, context)
+        for rows in windows.split(EVALUATION_ROWS):
+            yield {"tokens": rows}
+
+    def row_losses(self, model: nn.Module, batch: Batch) -> Tensor:
+        tokens = batch["tokens"]
+        logits = model(tokens[:, :-1])
+        losses = F.cross_entropy(logits.flatten(0, 1), tokens[:, 1:].flatten(), reduction="none")
+        return losses.view(len(tokens), -1).sum(dim=1)
+
+    def row_counts(self, batch: Batch) -> Tensor:
+        rows, length = batch["tokens"].shape
+        return torch.full((rows,), float(length - 1), device=batch["tokens"].device)
+
+    def metrics(self, mean_loss: float) -> dict[str, float]:
+        return {"loss": mean_loss, "bits_per_byte": mean_loss / math.log(2)}
+
+    def use_checkpointing(self, model: nn.Module) -> None:
+        assert isinstance(model, ByteTransformer)
+        model.checkpointing = True
+
+
+def _as_tensor(text: bytes) -> Tensor:
+    return torch.frombuffer(bytearray(text), dtype=torch.uint8).long()

@@ -1,0 +1,151 @@
+"""The `planted` task: matrices whose right update D is known, each with a true rank and spectrum of its own.
+
+Linear: y = (W0 + D) x with x ~ N(0, I), so the expected loss of ΔW is ‖ΔW - D‖_F² and no rank-r update
+does better than the tail of D's squared singular values (Eckart and Young 1936). With a hidden layer,
+y = R relu((W0 + D) x), there is no such closed form and none is claimed.
+"""
+
+import hashlib
+from collections.abc import Iterator
+from functools import cached_property
+from typing import ClassVar, Literal
+
+import torch
+import torch.nn.functional as F
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+from torch import Tensor, nn
+
+from experiments.bases.weights import Report, silent
+from experiments.tasks.task import Batch, Split, Task, TaskConfig
+from lora_variants.layer import Factors
+from lora_variants.streams import stream
+from lora_variants.variant import Variant
+
+
+class PlantedMatrix(BaseModel):
+    """One matrix and its planted update D with singular values size * decay^i, i = 1 .. rank."""
+
+    model_config = ConfigDict(strict=True, frozen=True, extra="forbid")
+
+    rank: int = Field(8, ge=0, description="true rank of D")
+    d_out: int = Field(64, ge=1, description="rows of the matrix")
+    d_in: int = Field(64, ge=1, description="columns of the matrix")
+    size: float = Field(1.0, gt=0, description="factor of all singular values of D")
+    decay: float = Field(2**-0.5, gt=0, le=1, description="ratio of neighbouring singular values of D")
+
+    @model_validator(mode="after")
+    def _fits(self) -> "PlantedMatrix":
+        if self.rank > min(self.d_out, self.d_in):
+            raise ValueError(f"rank {self.rank} is above min(d_out, d_in) of a {self.d_out} x {self.d_in} matrix")
+        return self
+
+    def singular_values(self) -> Tensor:
+        return self.size * self.decay ** torch.arange(1, self.rank + 1, dtype=torch.float64)
+
+
+class PlantedConfig(TaskConfig):
+    name: Literal["planted"] = "planted"
+    matrices: list[PlantedMatrix] = Field([PlantedMatrix()], min_length=1, description="the matrices")  # type: ignore[call-arg]
+    hidden: bool = Field(False, description="a relu and a frozen random readout behind each matrix")
+    noise: float = Field(0.0, ge=0, description="standard deviation of the noise on every training target")
+    evaluation_rows: int = Field(8192, ge=1, description="rows of the validation and of the test split")
+    problem_seed: int = Field(0, ge=0, description="seed of W0, of D and of the held-out rows; not the run's seed")
+
+
+class PlantedModel(nn.Module):
+    """Each matrix maps its own part of the input; x (rows, sum of d_in) -> (rows, sum of d_out)."""
+
+    def __init__(self, config: PlantedConfig) -> None:
+        super().__init__()
+        self.matrices = nn.ModuleList(nn.Linear(m.d_in, m.d_out, bias=False) for m in config.matrices)
+        self.widths = [m.d_in for m in config.matrices]
+        self.hidden = config.hidden
+        for i, m in enumerate(config.matrices):
+            generator = stream(config.problem_seed, "weights", i)
+            weight = torch.randn(m.d_out, m.d_in, generator=generator, dtype=torch.float64) * m.d_in**-0.5
+            self.matrices[i].weight.detach().copy_(weight)
+            readout = torch.linalg.qr(torch.randn(m.d_out, m.d_out, generator=generator, dtype=torch.float64)).Q
+            self.register_buffer(f"readout{i}", readout.float())
+
+    def forward(self, x: Tensor) -> Tensor:
+        parts = [matrix(part) for matrix, part in zip(self.matrices, x.split(self.widths, dim=-1), strict=True)]
+        if self.hidden:
+            parts = [F.relu(part) @ getattr(self, f"readout{i}").mT for i, part in enumerate(parts)]
+        return torch.cat(parts, dim=-1)
+
+
+class Planted(Task):
+    """Batches are {"x": (rows, d_in), "y": (rows, d_out)}, drawn afresh at every step."""
+
+    score_name: ClassVar[str] = "squared_error"
+    higher_is_better: ClassVar[bool] = False
+    config_class: ClassVar[type[TaskConfig]] = PlantedConfig
+    config: PlantedConfig
+
+    @cached_property
+    def updates(self) -> list[Tensor]:
+        """D of every matrix, float64 (d_out, d_in)."""
+        updates = []
+        for i, m in enumerate(self.config.matrices):
+            generator = stream(self.config.problem_seed, "update", i)
+            left, right = (
+                torch.linalg.qr(torch.randn(d, m.rank, generator=generator, dtype=torch.float64)).Q
+                for d in (m.d_out, m.d_in)
+            )
+            updates.append((left * m.singular_values()) @ right.mT)
+        return updates
+
+    @cached_property
+    def teacher(self) -> nn.Module:
+        teacher = PlantedModel(self.config).requires_grad_(False)
+        for matrix, update in zip(teacher.matrices, self.updates, strict=True):
+            matrix.weight.detach().add_(update)
+        return teacher
+
+    def data_sha256(self) -> dict[str, str]:
+        """Everything follows from the task's knobs."""
+        return {"planted": hashlib.sha256(self.config.model_dump_json().encode()).hexdigest()}
+
+    def architecture(self) -> nn.Module:
+        return PlantedModel(self.config)
+
+    def base_model(self, report: Report = silent) -> nn.Module:
+        return self.architecture()
+
+    def training_batches(self, seed: int, rows: int) -> Iterator[Batch]:
+        generator = stream(seed, "data")
+        while True:
+            batch = self._batch(rows, generator)
+            noise = torch.randn(batch["y"].shape, generator=generator)
+            yield batch | {"y": batch["y"] + self.config.noise * noise}
+
+    def evaluation_batches(self, split: Split) -> Iterator[Batch]:
+        yield self._batch(self.config.evaluation_rows, stream(self.config.problem_seed, split))
+
+    def _batch(self, rows: int, generator: torch.Generator) -> Batch:
+        x = torch.randn(rows, sum(m.d_in for m in self.config.matrices), generator=generator)
+        return {"x": x, "y": self.teacher(x)}
+
+    def row_losses(self, model: nn.Module, batch: Batch) -> Tensor:
+        return (model(batch["x"]).float() - batch["y"]).square().sum(dim=1)
+
+    def row_counts(self, batch: Batch) -> Tensor:
+        return torch.ones(len(batch["x"]), device=batch["x"].device)
+
+    def metrics(self, mean_loss: float) -> dict[str, float]:
+        return {"loss": mean_loss, "squared_error": mean_loss}
+
+    def diagnostics(self, variant: Variant, trial: int) -> dict[str, float]:
+        """‖ΔW - D‖² over all matrices; without a hidden layer also the least that the ranks allow, and ‖D‖²."""
+        found = variant.deltas(trial)
+        ranks = variant.ranks_alive()
+        distance = optimum = 0.0
+        for i, (update, planted) in enumerate(zip(self.updates, self.config.matrices, strict=True)):
+            learned = found.get(f"matrices.{i}", torch.zeros_like(update))
+            dense = learned.product() if isinstance(learned, Factors) else learned
+            distance += float((dense.double().cpu() - update).square().sum())
+            rank = ranks.get(f"matrices.{i}", [0] * (trial + 1))[trial] if variant.layers else 0
+            optimum += float(planted.singular_values()[rank:].square().sum())
+        size = float(sum(update.square().sum() for update in self.updates))
+        known = {"update_distance": distance, "update_size": size}
+        return known if self.config.hidden or not variant.layers else known | {"eckart_young_optimum": optimum}

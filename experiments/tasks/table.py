@@ -1,0 +1,28 @@
+"""The lazy table of tasks: every name with what it is; torch is imported when one is loaded."""
+
+from dataclasses import dataclass
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from experiments.tasks.task import Task
+
+
+@dataclass(frozen=True)
+class TaskEntry:
+    """Where a task is and what it is."""
+
+    module: str
+    class_name: str
+    summary: str
+
+    def load(self) -> "type[Task]":
+        """The task's class; this is what imports torch."""
+        loaded: type[Task] = getattr(import_module(self.module), self.class_name)
+        return loaded
+
+
+TASKS: dict[str, TaskEntry] = {
+    "bytes": TaskEntry("experiments.tasks.bytes", "Bytes", "Python source to documentation prose, bits per byte"),
+    "planted": TaskEntry("experiments.tasks.planted", "Planted", "matrices whose right update is known"),
+}

@@ -1,0 +1,76 @@
+"""What a task is to the training loop: a base model, three splits, a loss for each row, and a score."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from typing import Any, ClassVar, Literal
+
+from jaxtyping import Float
+from pydantic import BaseModel, ConfigDict
+from torch import Tensor, nn
+
+from experiments.bases.weights import Report, silent
+from lora_variants.variant import Variant
+
+Split = Literal["validation", "test"]
+Batch = dict[str, Tensor]
+
+
+class TaskConfig(BaseModel):
+    """The knobs of a task: strict types, frozen, unknown keys refused."""
+
+    model_config = ConfigDict(strict=True, frozen=True, extra="forbid")
+
+    name: str
+
+
+class Task(ABC):
+    """Rows are independent. The loop stacks the rows of several trials, so every tensor has rows first."""
+
+    score_name: ClassVar[str]
+    higher_is_better: ClassVar[bool]
+    head_modules: tuple[str, ...] = ()
+
+    config_class: ClassVar[type[TaskConfig]]
+
+    def __init__(self, config: Any) -> None:
+        self.config = config
+
+    @abstractmethod
+    def data_sha256(self) -> dict[str, str]:
+        """What the data are, by content: split or source -> hash."""
+
+    @abstractmethod
+    def architecture(self) -> nn.Module:
+        """The base model with arbitrary weights: enough to plan with."""
+
+    @abstractmethod
+    def base_model(self, report: Report = silent) -> nn.Module:
+        """The base model with its weights W0; `report` hears of work that takes long."""
+
+    @abstractmethod
+    def training_batches(self, seed: int, rows: int) -> Iterator[Batch]:
+        """Batches without end, in an order that depends on the seed alone."""
+
+    @abstractmethod
+    def evaluation_batches(self, split: Split) -> Iterator[Batch]:
+        """The whole of a split, in order."""
+
+    @abstractmethod
+    def row_losses(self, model: nn.Module, batch: Batch) -> Float[Tensor, " rows"]:
+        """For each row the sum of its losses."""
+
+    @abstractmethod
+    def row_counts(self, batch: Batch) -> Float[Tensor, " rows"]:
+        """For each row how many losses `row_losses` sums."""
+
+    @abstractmethod
+    def metrics(self, mean_loss: float) -> dict[str, float]:
+        """What an evaluation reports, `score_name` among it, from the mean loss of a split."""
+
+    def diagnostics(self, variant: Variant, trial: int) -> dict[str, float]:
+        """What the task knows of ΔW itself at the end; empty where it knows nothing."""
+        return {}
+
+    def use_checkpointing(self, model: nn.Module) -> None:
+        """Have the base model compute activations again in backward instead of keeping them."""
+        raise ValueError(f"training.checkpointing: the base model of task {self.config.name!r} has no checkpointing")
