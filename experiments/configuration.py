@@ -43,7 +43,7 @@ _Loader.add_implicit_resolver(
 
 def parse_yaml(text: str) -> Any:
     """The value of a YAML text."""
-    return yaml.load(text, _Loader)  # noqa: S506 - a SafeLoader
+    return yaml.load(text, _Loader)
 
 
 def yaml_text(tree: Mapping[str, Any]) -> str:
@@ -120,7 +120,9 @@ def _with_own_rate(config: RunConfig, faults: list[str]) -> RunConfig:
     rates, name = config.training.learning_rate, _name(config.variant)
     if isinstance(rates, dict):
         faults += [
-            f"training.learning_rate.{key}: no such variant{_nearest(key, VARIANTS)}" for key in rates if key not in VARIANTS
+            f"training.learning_rate.{key}: no such variant{_nearest(key, VARIANTS)}"
+            for key in rates
+            if key not in VARIANTS
         ]
         if name in VARIANTS and name not in rates:
             faults.append(f"training.learning_rate: has no rate for variant {name!r}; add one or give a number")

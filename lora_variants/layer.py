@@ -119,6 +119,11 @@ class AdaptedLayer(TrialLayer, ABC):
     def ranks_alive(self) -> list[int]:
         """The rank of ΔW that each trial uses now."""
 
+    def rank_padded_to(self) -> int:
+        """The length of the rank axis; 0 where no tensor has one."""
+        lengths = [getattr(self, k).shape[1 + t.rank_axis] for k, t in self.trained.items() if t.rank_axis is not None]
+        return max(lengths, default=0)
+
     def scales(self) -> list[float]:
         """The scale of each trial's factors; empty where there are no factors."""
         return []

@@ -145,6 +145,10 @@ class Variant(ABC):
         """The effective scale of each layer's factors, for each trial; empty where there are no factors."""
         return {name: scales for name, layer in self.layers.items() if (scales := layer.scales())}
 
+    def rank_padded_to(self) -> dict[str, int]:
+        """The length of the rank axis of each layer's factors; empty where there are no factors."""
+        return {name: padded for name, layer in self.layers.items() if (padded := layer.rank_padded_to())}
+
     def trained_tensors(self, trial: int) -> dict[str, Tensor]:
         """What one trial trains, padding not counted, as views: 'layer/tensor' -> values."""
         return {

@@ -104,7 +104,9 @@ class Planted(Task):
 
     def data_sha256(self) -> dict[str, str]:
         """Everything follows from the task's knobs."""
-        return {"planted": hashlib.sha256(self.config.model_dump_json().encode()).hexdigest()}
+        knobs = self.config.model_dump_json()
+        splits = ("train", "validation", "test")
+        return {split: hashlib.sha256(f"{split} {knobs}".encode()).hexdigest() for split in splits}
 
     def architecture(self) -> nn.Module:
         return PlantedModel(self.config)

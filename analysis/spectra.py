@@ -1,0 +1,76 @@
+"""Prints and draws the singular value spectrum of every ΔW that runs, PEFT adapters or loralib checkpoints hold."""
+
+import argparse
+import io
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+if not __package__:  # run as a script: this folder is first on the path, the repository is not on it
+    here = Path(__file__).resolve().parent
+    sys.path[:] = [str(here.parent), *(entry for entry in sys.path if entry != str(here))]
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line of this script."""
+    described = argparse.ArgumentParser(
+        prog="spectra.py",
+        description="Singular values and effective ranks of the updates ΔW of runs.",
+        allow_abbrev=False,
+    )
+    described.add_argument(
+        "runs",
+        nargs="+",
+        type=Path,
+        metavar="RUN",
+        help="folder of a run, folder of a PEFT adapter (LoRA, AdaLoRA), or loralib checkpoint (.bin, .pt, .pth)",
+    )
+    described.add_argument(
+        "--out", type=Path, default=Path("figures"), metavar="FOLDER", help="where to write (default: figures)"
+    )
+    return described
+
+
+def report_spectra(runs: Sequence[Path], out: Path) -> list[Path]:
+    """Prints a table a run; writes spectra.csv, spectra_values.csv, spectra.png and .pdf; returns their paths.
+
+    Runs that adapted no matrix are named; where no run did, nothing is written. Raises RunStoreError for
+    what cannot be read, OSError for a folder that cannot be written.
+    """
+    from rich.console import Console
+
+    from analysis.figures import save_figure, spectra_figure
+    from analysis.spectrum_tables import print_tables, spectrum_tables
+
+    tables = spectrum_tables(runs)
+    console = Console(highlight=False, markup=False)
+    print_tables(tables, console)
+    if tables.summary.empty:
+        return []
+    out.mkdir(parents=True, exist_ok=True)
+    written = [out / "spectra.csv", out / "spectra_values.csv"]
+    tables.summary.to_csv(written[0], index=False)
+    tables.values.to_csv(written[1], index=False)
+    written += save_figure(spectra_figure(tables.summary, tables.values), out, "spectra")
+    for path in written:
+        console.print(f"wrote {path}", soft_wrap=True)
+    return written
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Exit code: 0, or 2 with a message on stderr where the input or the output folder is at fault."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")  # a pipe may not have the letter σ
+    given = parser().parse_args(arguments)
+    from analysis.updates import RunStoreError
+
+    try:
+        report_spectra(given.runs, given.out)
+    except (RunStoreError, OSError) as fault:
+        print(f"spectra.py: error: {fault}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

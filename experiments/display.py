@@ -1,0 +1,95 @@
+"""What a user sees in the terminal: a live line while something runs, tables when it ends."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+
+class Display:
+    """Progress and results on a console; messages go through it so that they never tear the live line."""
+
+    def __init__(self, console: Console | None = None) -> None:
+        self.console = console or Console(highlight=False)
+        self.progress: Progress | None = None
+        self.tasks: dict[str, TaskID] = {}
+
+    @contextmanager
+    def live(self) -> Iterator[None]:
+        """A live line for each piece of work that reports inside."""
+        columns = (
+            TextColumn("{task.description}"), BarColumn(bar_width=24), MofNCompleteColumn(),
+            TextColumn("{task.fields[note]}"), TimeRemainingColumn(elapsed_when_finished=True),
+        )  # fmt: skip
+        with Progress(*columns, console=self.console) as self.progress:
+            yield
+        self.progress, self.tasks = None, {}
+
+    def report(self, what: str, done: int, total: int, note: str = "") -> None:
+        """How far a piece of work is; a total of 0 makes it a message."""
+        if total == 0:
+            self.say(what)
+        elif self.progress is not None:
+            if what not in self.tasks:
+                self.tasks[what] = self.progress.add_task(what, total=total, note=note)
+            self.progress.update(self.tasks[what], completed=done, note=note)
+
+    def say(self, text: str, *, style: str | None = None) -> None:
+        self.console.print(text, style=style, markup=False, soft_wrap=True)
+
+    def warn(self, text: str) -> None:
+        self.say(f"warning: {text}", style="yellow")
+
+    def result(self, result: Mapping[str, Any], folder: str) -> None:
+        """The table at the end of a run."""
+        table = Table(title=f"{result['variant']} on {result['task']}, seed {result['seed']}", show_header=False)
+        table.add_column(style="bold", no_wrap=True)
+        table.add_column()
+        for name, text in _lines(result):
+            table.add_row(name, text)
+        self.console.print(table)
+        self.say(f"record: {folder}")
+
+    def layers(self, rows: Sequence[Mapping[str, Any]]) -> None:
+        """The adapted layers of a plan, one row a layer."""
+        table = Table(title="adapted layers")
+        for column in ("layer", "shape", "rank", "scale", "parameters", "of matrix", "extra FLOPs"):
+            table.add_column(column, justify="left" if column in ("layer", "shape") else "right")
+        for row in rows:
+            table.add_row(
+                *(str(row[key]) for key in ("layer", "shape", "rank", "scale", "parameters", "share", "flops"))
+            )
+        self.console.print(table)
+
+
+def _lines(result: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    direction = "higher" if result["higher_is_better"] else "lower"
+    yield f"{result['score_name']} (validation)", f"{result['score']:.4f}   ({direction} is better)"
+    best = result["best"]
+    if best["step"] != result["steps_executed"]:
+        yield "best on the way", f"{best['score']:.4f} at step {best['step']}; the last is the score"
+    if "test" in result:
+        yield f"{result['score_name']} (test)", f"{result['test'][result['score_name']]:.4f}"
+    for name, value in result["diagnostics"].items():
+        yield name.replace("_", " "), f"{value:.6g}"
+    yield "trainable parameters", f"{result['trainable_parameters']:,} ({result['trainable_share']:.2%} of the base)"
+    yield "steps", f"{result['steps_executed']:,} at learning rate {result['learning_rate']:g}"
+    yield "seconds", f"{result['seconds']['training']:.1f} training, {result['seconds']['evaluation']:.1f} evaluation"
+    if result["bytes_peak"] is not None:
+        yield "peak memory", f"{result['bytes_peak'] / 2**20:,.0f} MiB"
+    if result["ranks"]:
+        yield "ranks per layer", ranks_in_words(result["ranks"])
+
+
+def ranks_in_words(ranks: Mapping[str, int]) -> str:
+    """'16 in all 24 layers' or a line for each kind of layer with its ranks in order."""
+    if len(set(ranks.values())) == 1:
+        return f"{next(iter(ranks.values()))} in all {len(ranks)} layers"
+    kinds: dict[str, list[str]] = {}
+    for name, rank in ranks.items():
+        kinds.setdefault(name.rpartition(".")[2], []).append(str(rank))
+    total = f"total {sum(ranks.values())} over {len(ranks)} layers"
+    return "\n".join([total, *(f"{kind}: {' '.join(found)}" for kind, found in kinds.items())])

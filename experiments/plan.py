@@ -1,0 +1,48 @@
+"""What a run would do, without doing it: the resolved configuration and what each adapted layer costs."""
+
+import warnings
+from typing import Any
+
+from experiments.config import RunConfig
+from experiments.configuration import yaml_text
+from experiments.display import Display
+from experiments.runner import attached, load_task
+
+
+def show_plan(config: RunConfig, display: Display) -> None:
+    """Print the plan; nothing is trained, downloaded or written."""
+    task = load_task(config)
+    model = task.architecture()
+    base_parameters = sum(p.numel() for p in model.parameters())
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        variant = attached(config, task, model)
+    display.say(yaml_text(config.tree()))
+    rows = [_row(name, layer, variant.scales().get(name)) for name, layer in variant.layers.items()]
+    if rows:
+        display.layers(rows)
+    trainable = variant.trainable_parameters(0)
+    display.say(
+        f"trainable parameters: {trainable:,} ({trainable / base_parameters:.2%} of the base's {base_parameters:,})"
+    )
+    display.say(f"training state: {trainable * 4 * 4 / 2**20:.2f} MiB (weights, gradients and two moments in float32)")
+    if not trainable:
+        display.say("nothing trains: the run scores the untouched base")
+    for warning in caught:
+        display.warn(str(warning.message))
+
+
+def _row(name: str, layer: Any, scales: list[float] | None) -> dict[str, str]:
+    """Cost of one layer; FLOPs are the adapter's share of the frozen layer's, forward and backward alike."""
+    d_out, d_in, rank = layer.base.d_out, layer.base.d_in, layer.ranks[0]
+    parameters = sum(layer.parts(0)[key].numel() for key in layer.trained)
+    factors = layer.rank_padded_to() > 0
+    return {
+        "layer": name,
+        "shape": f"{d_out} x {d_in}",
+        "rank": str(rank) if factors else "full",
+        "scale": f"{scales[0]:g}" if scales else "-",
+        "parameters": f"{parameters:,}",
+        "share": f"{parameters / (d_out * d_in):.1%}",
+        "flops": f"{parameters / (d_out * d_in):+.1%}" if factors else "0%",
+    }

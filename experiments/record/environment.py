@@ -1,0 +1,77 @@
+"""What a run ran on: versions, commit, device, and the content of weights and data."""
+
+import platform
+import subprocess
+import sys
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+PACKAGES = ("torch", "numpy", "scipy", "transformers", "safetensors", "pydantic", "wandb", "optuna")
+
+
+def describe(*, device: torch.device, base_sha256: str, data_sha256: Mapping[str, str]) -> dict[str, Any]:
+    """The content of `environment.json`."""
+    return {
+        "started": datetime.now(UTC).isoformat(timespec="seconds"),
+        "command": sys.argv,
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "packages": {name: found for name in PACKAGES if (found := _version(name))},
+        "commit": _git("rev-parse", "HEAD"),
+        "dirty": bool(_git("status", "--porcelain")),
+        "device": _device_name(device),
+        "threads": torch.get_num_threads(),
+        "base_sha256": base_sha256,
+        "data_sha256": dict(data_sha256),
+    }
+
+
+def choose_device(asked: str) -> torch.device:
+    """The device asked for; auto is CUDA, else MPS, else CPU.
+
+    Raises: ValueError for a device that this machine does not have.
+    """
+    there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    if asked == "auto":
+        return torch.device(next(name for name, available in there.items() if available))
+    if not there[asked]:
+        raise ValueError(f"training.device: {asked!r} is not available to this installation of torch; use auto or cpu")
+    return torch.device(asked)
+
+
+def peak_bytes(device: torch.device) -> int | None:
+    """Most memory in use so far: on CUDA of its allocator, elsewhere of the whole process; None where unknown."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    try:
+        import resource
+    except ImportError:  # Windows
+        return None
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+def _device_name(device: torch.device) -> str:
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else f"{device.type} ({platform.machine()})"
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
+def _git(*arguments: str) -> str | None:
+    """What git says of the project's own folder; None where it is not a checkout."""
+    root = Path(__file__).resolve().parents[2]
+    try:
+        done = subprocess.run(["git", "-C", root, *arguments], capture_output=True, text=True, timeout=10, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return done.stdout.strip()

@@ -1,0 +1,94 @@
+"""The folder that a run leaves behind: written as it goes, finished when `result.json` is there."""
+
+import json
+import os
+import shutil
+import traceback
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from experiments.config import RunConfig
+from experiments.configuration import parse_yaml, yaml_text
+
+
+class RecordError(ValueError):
+    """A run folder that is not what it should be."""
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """The whole text or, after a crash, what was there before."""
+    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
+    with partial.open("w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    partial.replace(path)
+
+
+def as_json(tree: Mapping[str, Any]) -> str:
+    return json.dumps(tree, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+
+
+def folder_name(config: RunConfig, *, rank_total: int | None, identity: str) -> str:
+    """'<variant>-r<rank>-lr<rate>-s<seed>-<identity>'; mixed ranks read 'rmix-<total>', no rank is left out."""
+    rank = getattr(config.variant, "rank", None)
+    ranks = f"rmix-{rank_total}" if isinstance(rank, dict) else f"r{rank}"
+    parts = [config.variant.name, *([] if rank is None else [ranks]), f"lr{config.learning_rate:g}", f"s{config.seed}"]
+    return "-".join([*parts, identity])
+
+
+class RunFolder:
+    """One run on disk. As a context manager it records a crash in `error.txt`."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    @property
+    def finished(self) -> bool:
+        return (self.path / "result.json").exists()
+
+    def start(self, config: RunConfig, environment: Mapping[str, Any]) -> None:
+        """Begin from nothing: what an unfinished attempt left here is removed."""
+        if self.path.exists():
+            shutil.rmtree(self.path)
+        self.path.mkdir(parents=True)
+        write_atomically(self.path / "config.yaml", yaml_text(config.tree()))
+        write_atomically(self.path / "environment.json", as_json(environment))
+        (self.path / "metrics.jsonl").touch()
+
+    def log(self, row: Mapping[str, Any]) -> None:
+        """Append a row of metrics; it is on its way to disk when this returns."""
+        with (self.path / "metrics.jsonl").open("a", encoding="utf-8") as file:
+            file.write(json.dumps(row) + "\n")
+
+    def history(self) -> list[dict[str, Any]]:
+        """All rows of metrics."""
+        return [json.loads(line) for line in (self.path / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+
+    def finish(self, result: Mapping[str, Any]) -> None:
+        """Written last: its presence says that the run is finished."""
+        write_atomically(self.path / "result.json", as_json(result))
+
+    def result(self) -> dict[str, Any]:
+        found: dict[str, Any] = json.loads((self.path / "result.json").read_text(encoding="utf-8"))
+        return found
+
+    def fail(self, reason: str) -> None:
+        write_atomically(self.path / "error.txt", reason.rstrip() + "\n")
+
+    def refuse_other(self, config: RunConfig) -> None:
+        """Raise if the finished run here has another configuration than the one asked for."""
+        there = parse_yaml((self.path / "config.yaml").read_text(encoding="utf-8"))
+        asked = config.tree()
+        differ = [key for key in asked if key != "wandb" and there.get(key) != asked[key]]
+        if differ:
+            raise RecordError(f"{self.path} holds a run whose {', '.join(differ)} differ; move the folder away")
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        if error is not None and self.path.exists() and not self.finished:
+            self.fail("".join(traceback.format_exception(error)))

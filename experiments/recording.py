@@ -1,0 +1,131 @@
+"""One trial while it runs: what the loop reports goes to disk, to W&B and to the terminal; then the result."""
+
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from analysis.singular_values import singular_values, singular_values_of_factors
+from experiments.config import RunConfig
+from experiments.display import Display
+from experiments.record.environment import peak_bytes
+from experiments.record.folder import RunFolder
+from experiments.record.wandb_mirror import WandbMirror
+from experiments.tasks.task import Task
+from experiments.training import Outcome
+from lora_variants.layer import Factors
+from lora_variants.variant import Variant
+
+REPORT_EVERY_SECONDS = 0.1
+
+
+class Recorder:
+    """Listens to the training loop for one trial of its pack."""
+
+    def __init__(
+        self, config: RunConfig, task: Task, variant: Variant, folder: RunFolder, display: Display, *, trial: int = 0
+    ) -> None:
+        self.config, self.task, self.variant, self.trial = config, task, variant, trial
+        self.folder, self.display = folder, display
+        self.validation: list[tuple[int, dict[str, float]]] = []
+        self._ranks: dict[str, int] | None = None
+        self._reported = 0.0
+        self.mirror = WandbMirror(
+            mode=config.wandb.mode,
+            project=config.wandb.project,
+            group=config.study,
+            name=folder.path.name,
+            config=config.tree(),
+            folder=folder.path,
+            job_type=config.variant.name,
+            tags=[config.task.name, config.variant.name],
+        )
+        if self.mirror.warning:
+            display.warn(self.mirror.warning)
+
+    def ranks(self) -> dict[str, int]:
+        """The rank that each layer uses now."""
+        return {name: alive[self.trial] for name, alive in self.variant.ranks_alive().items()}
+
+    def on_step(self, step: int, metrics: Mapping[str, Sequence[float]]) -> None:
+        """Write one step down; ranks only when they changed."""
+        row: dict[str, float] = {name: values[self.trial] for name, values in metrics.items()}
+        scores = {name.partition("/")[2]: v for name, v in row.items() if name.startswith("validation/")}
+        if scores:
+            self.validation.append((step, scores))
+        ranks = self.ranks()
+        if ranks != self._ranks:
+            row |= {f"rank/{name}": rank for name, rank in ranks.items()}
+            self._ranks = ranks
+        self.folder.log({"step": step, **row})
+        self.mirror.log(step, row)
+        if time.monotonic() - self._reported > REPORT_EVERY_SECONDS or step == self.config.training.steps:
+            self._reported = time.monotonic()
+            note = f"loss {row['train/task_loss']:.4f}" if "train/task_loss" in row else ""
+            note += f"  rank alive {sum(ranks.values())}" if ranks else ""
+            self.display.report(f"training {self.config.variant.name}", step, self.config.training.steps, note)
+
+    def result(self, outcome: Outcome, *, seconds: Mapping[str, float], base_parameters: int) -> dict[str, Any]:
+        """The content of `result.json`, test apart; the score is that of the last evaluation."""
+        task, variant = self.task, self.variant
+        higher, name = task.higher_is_better, task.score_name
+        best = (max if higher else min)(self.validation, key=lambda at: at[1][name])
+        trainable = variant.trainable_parameters(self.trial)
+        return {
+            "variant": self.config.variant.name,
+            "task": self.config.task.name,
+            "seed": self.config.seed,
+            "learning_rate": self.config.learning_rate,
+            "score": self.validation[-1][1][name],
+            "score_name": name,
+            "higher_is_better": higher,
+            "validation": self.validation[-1][1],
+            "best": {"step": best[0], "score": best[1][name]},
+            "diagnostics": task.diagnostics(variant, self.trial),
+            "trainable_parameters": trainable,
+            "trainable_share": trainable / base_parameters,
+            "steps_executed": outcome.steps_executed,
+            "seconds": dict(seconds),
+            "bytes_peak": peak_bytes(next(variant.model.parameters()).device),
+            "ranks": self.ranks(),
+            "ranks_total": sum(self.ranks().values()),
+            "scales": {layer: scales[self.trial] for layer, scales in variant.scales().items()},
+            "rank_padded_to": variant.rank_padded_to(),
+        }
+
+    def finish(self, result: Mapping[str, Any], files: Sequence[Path]) -> None:
+        """Close the W&B run with what the record says."""
+        self.mirror.finish(summary=_flat(result), spectra=self.spectra(), ranks=self.ranks(), files=files, failed=False)
+
+    def fail(self, reason: str) -> None:
+        self.mirror.finish(summary={"failure": reason}, spectra={}, ranks={}, files=[], failed=True)
+
+    def spectra(self) -> dict[str, list[float]]:
+        """The singular values of every matrix's ΔW."""
+        found = {}
+        for name, update in self.variant.deltas(self.trial).items():
+            if isinstance(update, Factors):
+                found[name] = singular_values_of_factors(
+                    _array(update.left * update.scale), _array(update.right)
+                ).tolist()
+            elif update.ndim == 2:
+                found[name] = singular_values(_array(update)).tolist()
+        return found
+
+
+def _array(tensor: torch.Tensor) -> np.ndarray[Any, np.dtype[np.float64]]:
+    return tensor.detach().double().cpu().numpy()
+
+
+def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested results under one name each, numbers and words only: 'validation/loss'."""
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        if isinstance(value, Mapping):
+            flat |= _flat(value, f"{prefix}{key}/")
+        elif value is not None:
+            flat[f"{prefix}{key}"] = value
+    return flat

@@ -1,0 +1,77 @@
+"""One run: adapt a base model to a task with one variant, score it, and leave a record that reproduces it."""
+
+import argparse
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path[0] = str(ROOT)  # the project, not this folder, whether or not it is installed
+
+from lora_variants.table import VARIANTS  # noqa: E402
+
+
+def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
+    """The command line; nothing heavy is imported for it."""
+    variants = "\n".join(
+        f"  {name:10} {v.summary}{f'  ({v.paper})' if v.paper else ''}" for name, v in VARIANTS.items()
+    )
+    parser = argparse.ArgumentParser(
+        prog="run.py",
+        description=__doc__,
+        epilog=f"variants:\n{variants}\n\nThe same configuration is never trained twice: a finished run is shown again.",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument(
+        "--config", type=Path, default=ROOT / "configs" / "bytes.yaml", help="default: configs/bytes.yaml"
+    )
+    parser.add_argument("--variant", metavar="NAME", help="which variant; it replaces the file's variant section")
+    parser.add_argument("--rank", type=int, metavar="R", help="rank of every adapted matrix")
+    parser.add_argument("--seed", type=int, metavar="S", help="seed of data order, initialisation and dropout")
+    parser.add_argument(
+        "--set", action="append", default=[], metavar="KEY=VALUE", dest="settings",
+        help="any knob, e.g. training.steps=100, or by its last name: learning_rate=3e-4, 'rank={\"*.query\": 8}'",
+    )  # fmt: skip
+    parser.add_argument("--test", action="store_true", help="read the test split too; every read goes into a ledger")
+    parser.add_argument("--wandb", metavar="MODE", help="auto, online, offline or disabled (default: the file's, auto)")
+    parser.add_argument("--runs-dir", type=Path, default=Path("runs"), help="where records go (default: ./runs)")
+    parser.add_argument("--plan", action="store_true", help="show the resolved run and its costs; train nothing")
+    return parser.parse_args(arguments)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """0: a score; 1: the run failed; 2: the request is faulty; 130: interrupted."""
+    asked = parse_arguments(arguments)
+    from experiments.configuration import ConfigError, load
+    from experiments.display import Display
+    from experiments.plan import show_plan
+    from experiments.runner import TrainingFailed, execute
+
+    settings = [*asked.settings, *([f"wandb.mode={asked.wandb}"] if asked.wandb else [])]
+    display = Display()
+    try:
+        config = load(asked.config, variant=asked.variant, rank=asked.rank, seed=asked.seed, settings=settings)
+        if asked.plan:
+            show_plan(config, display)
+            return 0
+        finished = execute(config, runs_dir=asked.runs_dir, test=asked.test, display=display)
+    except ConfigError as error:
+        print(*(f"error: {fault}" for fault in error.faults), sep="\n", file=sys.stderr)
+        return 2
+    except ValueError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except TrainingFailed as error:
+        print(f"failed: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("interrupted: this run has no score; the same command starts it again", file=sys.stderr)
+        return 130
+    if finished.found:
+        display.say("this run is finished already; its record is shown (move its folder away to train again)")
+    display.result(finished.result, str(finished.folder))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,152 @@
+"""One run from its configuration to its record: build, check, train, score, write down."""
+
+import time
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from experiments.bases.weights import fingerprint
+from experiments.config import RunConfig
+from experiments.display import Display
+from experiments.record.adapter_files import load_update, save_update
+from experiments.record.environment import choose_device, describe
+from experiments.record.folder import RunFolder, folder_name
+from experiments.record.ledger import note_test_read
+from experiments.recording import Recorder
+from experiments.tasks.table import TASKS
+from experiments.tasks.task import Task
+from experiments.training import Clock, Regime, Trial, by_split, evaluate, train
+from lora_variants import VARIANTS
+from lora_variants.attach import attach
+from lora_variants.pack import Pack
+from lora_variants.variant import Variant
+
+
+class TrainingFailed(RuntimeError):
+    """A run that ended without a score, with the reason."""
+
+
+@dataclass(frozen=True)
+class Finished:
+    """A finished run: its record, and whether it was there before."""
+
+    folder: Path
+    result: dict[str, Any]
+    found: bool
+
+
+def trial_of(config: RunConfig) -> Trial:
+    """What the configuration says of one trial of a pack."""
+    training = config.training
+    return Trial(
+        seed=config.seed,
+        learning_rate=config.learning_rate,
+        weight_decay=training.weight_decay,
+        clip=training.clip,
+        schedule=training.schedule,
+        warmup=round(training.warmup * training.steps),
+    )
+
+
+def regime_of(config: RunConfig) -> Regime:
+    """What the configuration says of all trials of a pack."""
+    training = config.training
+    return Regime(
+        steps=training.steps,
+        rows=training.rows,
+        accumulation=training.accumulation,
+        evaluate_every=training.evaluate_every,
+        precision=training.precision,
+    )
+
+
+def load_task(config: RunConfig) -> Task:
+    return TASKS[config.task.name].load()(config.task)
+
+
+def attached(config: RunConfig, task: Task, model: nn.Module) -> Variant:
+    """The configuration's variant on the model, as a pack of one."""
+    if config.training.checkpointing:
+        task.use_checkpointing(model)
+    pack = Pack(seeds=(config.seed,), total_steps=(config.training.steps,))
+    variant_class = VARIANTS[config.variant.name].load()
+    return attach(
+        variant_class,
+        model,
+        targets=config.targets,
+        head_modules=task.head_modules,
+        pack=pack,
+        configs=[config.variant],
+    )
+
+
+def execute(config: RunConfig, *, runs_dir: Path, test: bool, display: Display) -> Finished:
+    """Carry out a run, or find it finished; the test split is read only with `test`.
+
+    Raises: ValueError for what does not fit together, before anything is trained; TrainingFailed.
+    """
+    device, task = choose_device(config.training.device), load_task(config)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        plan = attached(config, task, task.architecture())
+    for warning in caught:
+        display.warn(str(warning.message))
+    with display.live():
+        base = task.base_model(display.report)
+    base_sha256, data_sha256 = fingerprint(base.state_dict()), task.data_sha256()
+    identity = config.identity(base=base_sha256, **data_sha256)
+    rank_total = sum(ranks[0] for ranks in plan.ranks_alive().values())
+    name = folder_name(config, rank_total=rank_total, identity=identity)
+    folder = RunFolder(runs_dir.resolve() / config.study / name)
+    if folder.finished:
+        folder.refuse_other(config)
+        return Finished(folder.path, _tested_later(config, task, base, folder, runs_dir, test), found=True)
+    environment = describe(device=device, base_sha256=base_sha256, data_sha256=data_sha256)
+    with folder:
+        folder.start(config, environment)
+        variant = attached(config, task, base.to(device))
+        recorder = Recorder(config, task, variant, folder, display)
+        result = _carry_out(recorder, runs_dir=runs_dir, test=test)
+    return Finished(folder.path, result, found=False)
+
+
+def _carry_out(recorder: Recorder, *, runs_dir: Path, test: bool) -> dict[str, Any]:
+    """Train, score, and write the result last."""
+    config, task, variant, folder = recorder.config, recorder.task, recorder.variant, recorder.folder
+    regime, clock, since = regime_of(config), Clock(), time.perf_counter()
+    base_parameters = sum(p.numel() for p in task.architecture().parameters())
+    with recorder.display.live():
+        outcome = train(variant, task, [trial_of(config)], regime, clock=clock, on_step=recorder.on_step)[0]
+    if outcome.failure is not None:
+        folder.fail(outcome.failure)
+        recorder.fail(outcome.failure)
+        raise TrainingFailed(f"{outcome.failure}\nrecord: {folder.path}")
+    recorder.on_step(outcome.steps_executed, by_split("validation", evaluate(variant, task, "validation", regime)))
+    seconds = {"training": clock.seconds, "evaluation": time.perf_counter() - since - clock.seconds}
+    result = recorder.result(outcome, seconds=seconds, base_parameters=base_parameters)
+    if test:
+        note_test_read(runs_dir, data=task.data_sha256()["test"], study=config.study, run=folder.path.name)
+        result["test"] = evaluate(variant, task, "test", regime)[0]
+    files = save_update(variant, 0, folder.path)
+    folder.finish(result)
+    recorder.finish(result, files)
+    return result
+
+
+def _tested_later(
+    config: RunConfig, task: Task, base: nn.Module, folder: RunFolder, runs_dir: Path, test: bool
+) -> dict[str, Any]:
+    """The result of a finished run; with `test` and no test score yet, what is on disk is scored on the test split."""
+    result = folder.result()
+    if test and "test" not in result:
+        note_test_read(runs_dir, data=task.data_sha256()["test"], study=config.study, run=folder.path.name)
+        load_update(base, folder.path)
+        plain = VARIANTS["head"].load()
+        pack = Pack(seeds=(config.seed,), total_steps=(0,))
+        tuned = attach(plain, base, targets=config.targets, pack=pack, configs=[plain.config_class(name="head")])
+        result["test"] = evaluate(tuned, task, "test", regime_of(config))[0]
+        folder.finish(result)
+    return result
