@@ -109,7 +109,7 @@ def _schema(tree: Mapping[str, Any], faults: list[str]) -> type[RunConfig]:
         if name in table:
             fields[key] = (table[name].load().config_class, ...)  # type: ignore[index]
         else:
-            given = "missing" if name is None else f"{name!r} is not known{_nearest(str(name), table)}"
+            given = "missing" if name is None else f"{name!r} is not known{_nearest(name, table)}"
             faults.append(f"{key}.name: {given}; one of {', '.join(table)}")
             fields[key] = (Any, None)
     return create_model("RunConfig", __base__=RunConfig, **fields)
@@ -158,7 +158,7 @@ def _full_path(tree: Mapping[str, Any], key: str, faults: list[str]) -> list[str
     sections = [name for name in schema.model_fields if key in _fields(schema, (name,))]
     if len(sections) > 1:
         faults.append(f"{key}: stands for {' and '.join(f'{name}.{key}' for name in sections)}; give the whole path")
-    if not sections and key == "rank":
+    if not sections and key == "rank":  # so that the fault names the variant that has none
         return ["variant", "rank"]
     return [sections[0], key] if sections else [key]
 
@@ -183,12 +183,15 @@ def _known_path(schema: type[BaseModel], detail: ErrorDetails) -> str:
 
 
 def _rule(schema: type[BaseModel], detail: ErrorDetails, tree: Mapping[str, Any]) -> str:
+    """What a value breaks and how to mend it."""
     key, known = str(detail["loc"][-1]) if detail["loc"] else "", _fields(schema, detail["loc"][:-1])
     variant = _name(tree.get("variant"))
     if detail["type"] == "extra_forbidden":
         if key == "rank" and variant in NO_RANK:
             return f"{variant!r} has no rank: it trains no low-rank factors; leave rank out or choose another variant"
-        return f"unknown key{_nearest(key, known)}; known: {', '.join(known)}"
+        below = [f"{section}.{name}" for section in known for name in _fields(schema, (*detail["loc"][:-1], section))]
+        near = _nearest(key, known) or _nearest_last(key, below)
+        return f"unknown key{near}; known: {', '.join(known)}"
     if detail["type"] == "missing":
         return "missing"
     message = detail["msg"].removeprefix("Value error, ").removeprefix("Input ")
@@ -217,3 +220,9 @@ def _name(section: object) -> str | None:
 def _nearest(key: str, known: Iterable[str]) -> str:
     close = difflib.get_close_matches(key, list(known), n=1)
     return f" (did you mean {close[0]!r}?)" if close else ""
+
+
+def _nearest_last(key: str, paths: Sequence[str]) -> str:
+    """The path whose last name is nearest, for a knob that was looked for in the wrong section."""
+    close = difflib.get_close_matches(key, [path.rpartition(".")[2] for path in paths], n=1)
+    return f" (did you mean {next(p for p in paths if p.endswith(close[0]))!r}?)" if close else ""

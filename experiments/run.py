@@ -18,7 +18,7 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="run.py",
         description=__doc__,
-        epilog=f"variants:\n{variants}\n\nThe same configuration is never trained twice: a finished run is shown again.",
+        epilog=f"variants:\n{variants}\n\nA finished run is never trained again: the same command shows its record.",
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
@@ -45,7 +45,7 @@ def main(arguments: list[str] | None = None) -> int:
     from experiments.configuration import ConfigError, load
     from experiments.display import Display
     from experiments.plan import show_plan
-    from experiments.runner import TrainingFailed, execute
+    from experiments.runner import TrainingFailedError, execute
 
     settings = [*asked.settings, *([f"wandb.mode={asked.wandb}"] if asked.wandb else [])]
     display = Display()
@@ -61,7 +61,7 @@ def main(arguments: list[str] | None = None) -> int:
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    except TrainingFailed as error:
+    except TrainingFailedError as error:
         print(f"failed: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:

@@ -25,7 +25,7 @@ from lora_variants.pack import Pack
 from lora_variants.variant import Variant
 
 
-class TrainingFailed(RuntimeError):
+class TrainingFailedError(RuntimeError):
     """A run that ended without a score, with the reason."""
 
 
@@ -86,7 +86,7 @@ def attached(config: RunConfig, task: Task, model: nn.Module) -> Variant:
 def execute(config: RunConfig, *, runs_dir: Path, test: bool, display: Display) -> Finished:
     """Carry out a run, or find it finished; the test split is read only with `test`.
 
-    Raises: ValueError for what does not fit together, before anything is trained; TrainingFailed.
+    Raises: ValueError for what does not fit together, before anything is trained; TrainingFailedError.
     """
     device, task = choose_device(config.training.device), load_task(config)
     with warnings.catch_warnings(record=True) as caught:
@@ -123,7 +123,7 @@ def _carry_out(recorder: Recorder, *, runs_dir: Path, test: bool) -> dict[str, A
     if outcome.failure is not None:
         folder.fail(outcome.failure)
         recorder.fail(outcome.failure)
-        raise TrainingFailed(f"{outcome.failure}\nrecord: {folder.path}")
+        raise TrainingFailedError(f"{outcome.failure}\nrecord: {folder.path}")
     recorder.on_step(outcome.steps_executed, by_split("validation", evaluate(variant, task, "validation", regime)))
     seconds = {"training": clock.seconds, "evaluation": time.perf_counter() - since - clock.seconds}
     result = recorder.result(outcome, seconds=seconds, base_parameters=base_parameters)

@@ -63,7 +63,7 @@ class PlantedModel(nn.Module):
         for i, m in enumerate(config.matrices):
             generator = stream(config.problem_seed, "weights", i)
             weight = torch.randn(m.d_out, m.d_in, generator=generator, dtype=torch.float64) * m.d_in**-0.5
-            self.matrices[i].weight.detach().copy_(weight)
+            linear_weight(self, i).copy_(weight)
             readout = torch.linalg.qr(torch.randn(m.d_out, m.d_out, generator=generator, dtype=torch.float64)).Q
             self.register_buffer(f"readout{i}", readout.float())
 
@@ -72,6 +72,11 @@ class PlantedModel(nn.Module):
         if self.hidden:
             parts = [F.relu(part) @ getattr(self, f"readout{i}").mT for i, part in enumerate(parts)]
         return torch.cat(parts, dim=-1)
+
+
+def linear_weight(model: PlantedModel, i: int) -> Tensor:
+    """The weight of matrix i, to write to."""
+    return model.get_parameter(f"matrices.{i}.weight").detach()
 
 
 class Planted(Task):
@@ -98,8 +103,8 @@ class Planted(Task):
     @cached_property
     def teacher(self) -> nn.Module:
         teacher = PlantedModel(self.config).requires_grad_(False)
-        for matrix, update in zip(teacher.matrices, self.updates, strict=True):
-            matrix.weight.detach().add_(update)
+        for i, update in enumerate(self.updates):
+            linear_weight(teacher, i).add_(update)
         return teacher
 
     def data_sha256(self) -> dict[str, str]:
