@@ -66,7 +66,7 @@ def load(
     Raises: ConfigError with every fault.
     """
     faults: list[str] = []
-    tree = _read(path, faults) if path else {}
+    tree = _read(path) if path else {}
     if variant is not None and _name(tree.get("variant")) != variant:
         tree["variant"] = {"name": variant}
     flags = {"rank": rank, "seed": seed}
@@ -75,15 +75,13 @@ def load(
     return resolve(tree, faults)
 
 
-def _read(path: Path, faults: list[str]) -> dict[str, Any]:
+def _read(path: Path) -> dict[str, Any]:
     try:
         tree = parse_yaml(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        faults.append(f"{path}: cannot be read: {error}")
-        return {}
+        raise ConfigError([f"{path}: cannot be read as YAML: {error}"]) from None
     if not isinstance(tree, dict):
-        faults.append(f"{path}: a configuration is a map of keys to values, this is {type(tree).__name__}")
-        return {}
+        raise ConfigError([f"{path}: a configuration is a map of keys to values, this is a {type(tree).__name__}"])
     return tree
 
 

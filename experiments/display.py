@@ -24,15 +24,19 @@ class Display:
             TextColumn("{task.description}"), BarColumn(bar_width=24), MofNCompleteColumn(),
             TextColumn("{task.fields[note]}"), TimeRemainingColumn(elapsed_when_finished=True),
         )  # fmt: skip
-        with Progress(*columns, console=self.console) as self.progress:
+        self.progress = Progress(*columns, console=self.console)
+        try:
             yield
-        self.progress, self.tasks = None, {}
+        finally:
+            self.progress.stop()
+            self.progress, self.tasks = None, {}
 
     def report(self, what: str, done: int, total: int, note: str = "") -> None:
         """How far a piece of work is; a total of 0 makes it a message."""
         if total == 0:
             self.say(what)
         elif self.progress is not None:
+            self.progress.start()  # at the first report, so that idle work leaves no empty line
             if what not in self.tasks:
                 self.tasks[what] = self.progress.add_task(what, total=total, note=note)
             self.progress.update(self.tasks[what], completed=done, note=note)
@@ -57,7 +61,8 @@ class Display:
         """The adapted layers of a plan, one row a layer."""
         table = Table(title="adapted layers")
         for column in ("layer", "shape", "rank", "scale", "parameters", "of matrix", "extra FLOPs"):
-            table.add_column(column, justify="left" if column in ("layer", "shape") else "right")
+            left = column in ("layer", "shape")
+            table.add_column(column, justify="left" if left else "right", overflow="fold")
         for row in rows:
             table.add_row(
                 *(str(row[key]) for key in ("layer", "shape", "rank", "scale", "parameters", "share", "flops"))
@@ -87,7 +92,7 @@ def _lines(result: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
 def ranks_in_words(ranks: Mapping[str, int]) -> str:
     """'16 in all 24 layers' or a line for each kind of layer with its ranks in order."""
     if len(set(ranks.values())) == 1:
-        return f"{next(iter(ranks.values()))} in all {len(ranks)} layers"
+        return f"{next(iter(ranks.values()))} in {'all ' * (len(ranks) > 1)}{len(ranks)} layer{'s' * (len(ranks) > 1)}"
     kinds: dict[str, list[str]] = {}
     for name, rank in ranks.items():
         kinds.setdefault(name.rpartition(".")[2], []).append(str(rank))

@@ -7,6 +7,7 @@ from experiments.config import RunConfig
 from experiments.configuration import yaml_text
 from experiments.display import Display
 from experiments.runner import attached, load_task
+from lora_variants import RankWarning
 
 
 def show_plan(config: RunConfig, display: Display) -> None:
@@ -15,7 +16,7 @@ def show_plan(config: RunConfig, display: Display) -> None:
     model = task.architecture()
     base_parameters = sum(p.numel() for p in model.parameters())
     with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
+        warnings.simplefilter("always", RankWarning)
         variant = attached(config, task, model)
     display.say(yaml_text(config.tree()))
     rows = [_row(name, layer, variant.scales().get(name)) for name, layer in variant.layers.items()]
@@ -33,16 +34,16 @@ def show_plan(config: RunConfig, display: Display) -> None:
 
 
 def _row(name: str, layer: Any, scales: list[float] | None) -> dict[str, str]:
-    """Cost of one layer; FLOPs are the adapter's share of the frozen layer's, forward and backward alike."""
+    """Cost of one layer; extra FLOPs are the factors', padding included, over those of the frozen layer's product."""
     d_out, d_in, rank = layer.base.d_out, layer.base.d_in, layer.ranks[0]
     parameters = sum(layer.parts(0)[key].numel() for key in layer.trained)
-    factors = layer.rank_padded_to() > 0
+    padded = layer.rank_padded_to()
     return {
         "layer": name,
         "shape": f"{d_out} x {d_in}",
-        "rank": str(rank) if factors else "full",
+        "rank": str(rank) if padded else "full",
         "scale": f"{scales[0]:g}" if scales else "-",
         "parameters": f"{parameters:,}",
         "share": f"{parameters / (d_out * d_in):.1%}",
-        "flops": f"{parameters / (d_out * d_in):+.1%}" if factors else "0%",
+        "flops": f"{padded * (d_out + d_in) / (d_out * d_in):+.1%}",
     }

@@ -19,7 +19,7 @@ from experiments.recording import Recorder
 from experiments.tasks.table import TASKS
 from experiments.tasks.task import Task
 from experiments.training import Clock, Regime, Trial, by_split, evaluate, train
-from lora_variants import VARIANTS
+from lora_variants import VARIANTS, RankWarning
 from lora_variants.attach import attach
 from lora_variants.pack import Pack
 from lora_variants.variant import Variant
@@ -90,7 +90,7 @@ def execute(config: RunConfig, *, runs_dir: Path, test: bool, display: Display) 
     """
     device, task = choose_device(config.training.device), load_task(config)
     with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
+        warnings.simplefilter("always", RankWarning)
         plan = attached(config, task, task.architecture())
     for warning in caught:
         display.warn(str(warning.message))

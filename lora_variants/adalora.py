@@ -23,7 +23,7 @@ Departures from the paper:
 
 import math
 from collections.abc import Sequence
-from typing import ClassVar, Literal, Self
+from typing import ClassVar, Literal
 
 import torch
 from jaxtyping import Bool, Float
@@ -64,7 +64,7 @@ class AdaLoRAConfig(AdapterConfig):
     )
 
     @model_validator(mode="after")
-    def _consistent(self) -> Self:
+    def _consistent(self) -> "AdaLoRAConfig":
         if self.initial_fraction + self.final_fraction > 1:
             raise ValueError(
                 f"initial_fraction + final_fraction must be at most 1 to leave steps for pruning; "
@@ -83,9 +83,14 @@ class AdaLoRAConfig(AdapterConfig):
         return min(wanted, base.d_out, base.d_in)
 
 
+def last_pruning(total: int, config: AdaLoRAConfig) -> int:
+    """T - t_f, the step after which the triplets left are final; 1 where the final phase is the whole run."""
+    return max(1, total - round(config.final_fraction * total))
+
+
 def budget(step: int, total: int, *, initial: int, target: int, config: AdaLoRAConfig) -> int:
     """b(t), how many triplets are kept in all layers after step t of T (eq. 14, as in the authors' code)."""
-    first, last = round(config.initial_fraction * total), total - round(config.final_fraction * total)
+    first, last = round(config.initial_fraction * total), last_pruning(total, config)
     if step >= last:
         return target
     if step <= first:
@@ -93,7 +98,7 @@ def budget(step: int, total: int, *, initial: int, target: int, config: AdaLoRAC
     return int(target + (initial - target) * (1 - (step - first) / (last - first)) ** 3)
 
 
-def highest_triplets(scores: Sequence[Float[Tensor, " r"]], kept: int) -> list[Bool[Tensor, " r"]]:
+def highest_triplets(scores: Sequence[Float[Tensor, " _"]], kept: int) -> list[Bool[Tensor, " _"]]:
     """Exactly `kept` of all layers' triplets: the highest scores, ties by place in the layer, then by layer."""
     flat = torch.cat(list(scores))
     place = torch.cat([torch.arange(len(score)) for score in scores]).to(flat.device)
@@ -158,9 +163,9 @@ class AdaLoRALayer(AdaptedLayer):
 
     @torch.no_grad()
     def delta(self, trial: int) -> Factors:
-        alive = self.alive[trial]
+        used = self.alive[trial] | (self.Lambda[trial] != 0)  # between two prunings a pruned Λ moves again
         return Factors(
-            self.P[trial][:, alive] * self.Lambda[trial, alive], self.Q[trial, alive], float(self.scale[trial])
+            self.P[trial][:, used] * self.Lambda[trial, used], self.Q[trial, used], float(self.scale[trial])
         )
 
     def ranks_alive(self) -> list[int]:
@@ -259,7 +264,7 @@ class AdaLoRA(LoRA):
         )
         if initial == target:
             return
-        last = total - round(config.final_fraction * total)
+        last = last_pruning(total, config)
         choosing = step == last or (step < last and step % config.prune_every == 0)
         if choosing:
             kept = budget(step, total, initial=initial, target=target, config=config)

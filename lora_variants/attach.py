@@ -37,7 +37,6 @@ def attach(
     variant = variant_class(model, pack, configs)
     ranks = variant.layer_ranks({name: lm for name, (_, lm) in maps.items()})
 
-    model.requires_grad_(False)
     by_site: dict[str, dict[str, AdaptedLayer | HeadLayer]] = {}
     for name, (path, lm) in maps.items():
         if any(ranks.get(name, ())):
@@ -48,8 +47,8 @@ def attach(
         by_site[path] = {path: variant.heads[path]}
     for path, layers in by_site.items():
         variant.sites.append(_site(model, path, layers))
+    variant.settings_before = _freeze(model)
     variant.unmerge()
-    _take_the_slow_path(model)
     variant.attached()
     return variant
 
@@ -81,6 +80,8 @@ def select_maps(
         for name in names:
             path, lm = there[name]
             if rows_text:
+                if isinstance(model.get_submodule(path), nn.MultiheadAttention):
+                    raise ValueError(f"target {target!r}: the projections of torch's attention have no slices here")
                 rows = slice_rows(f"{name}{rows_text}", lm.d_out)
                 lm = LinearMap(lm.owner, rows=rows, whole=False)
             chosen[f"{name}{rows_text}"] = (path, lm)
@@ -141,10 +142,18 @@ def refuse_dependent_rows(model: nn.Module, pack: Pack) -> None:
             )
 
 
-def _take_the_slow_path(model: nn.Module) -> None:
-    """Switch off torch's fused encoder path: in evaluation it reads tensors past the adapted layers."""
+def _freeze(model: nn.Module) -> list[tuple[Any, str, Any]]:
+    """Freeze the model and switch off torch's fused encoder path: in evaluation it reads past the adapted layers.
+
+    Returns what was there before: (holder, attribute, value).
+    """
+    before: list[tuple[Any, str, Any]] = [(p, "requires_grad", p.requires_grad) for p in model.parameters()]
+    model.requires_grad_(False)
     for module in model.modules():
         if isinstance(module, nn.TransformerEncoderLayer):
+            before.append((module, "activation_relu_or_gelu", module.activation_relu_or_gelu))
             module.activation_relu_or_gelu = 0
         elif isinstance(module, nn.TransformerEncoder):
+            before.append((module, "use_nested_tensor", module.use_nested_tensor))
             module.use_nested_tensor = False
+    return before

@@ -1,6 +1,6 @@
 """The knobs that every variant shares, with one meaning of rank, alpha and scaling in all."""
 
-from typing import Annotated, ClassVar, Self
+from typing import Annotated, ClassVar
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
@@ -44,7 +44,7 @@ class AdapterConfig(Config):
         return given
 
     @model_validator(mode="after")
-    def _one_alpha(self) -> Self:
+    def _one_alpha(self) -> "AdapterConfig":
         if self.alpha is not None and self.alpha_per_rank is not None:
             raise ValueError(f"give alpha or alpha_per_rank, not both (got {self.alpha:g} and {self.alpha_per_rank:g})")
         return self

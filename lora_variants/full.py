@@ -37,7 +37,7 @@ class FullLayer(AdaptedLayer):
         y = torch.bmm(self.pack.by_trial(x).to(self.W.dtype), self.W.mT)
         bias = self.base.base_bias()
         y = y if bias is None else y + bias
-        return y.reshape(*x.shape[:-1], -1)
+        return y.reshape(*x.shape[:-1], -1).to(x.dtype)
 
     @torch.no_grad()
     def delta(self, trial: int) -> Float[Tensor, "d_out d_in"]:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from lora_variants.config import Config
 from lora_variants.head import Head
 from lora_variants.layer import Factors
-from lora_variants.linear_map import is_conv1d
+from lora_variants.linear_map import LinearMap, is_conv1d
 from lora_variants.variant import ParameterGroup
 
 
@@ -26,10 +26,12 @@ class FullAllConfig(Config):
 class FullAll(Head):
     config_class: ClassVar[type[Config]] = FullAllConfig
 
-    def attached(self) -> None:
+    def layer_ranks(self, maps: Mapping[str, LinearMap]) -> dict[str, tuple[int, ...]]:
         if self.pack.trials != 1:
-            self.detach()
             raise ValueError(f"full_all trains the whole model: a pack of one, not of {self.pack.trials} trials")
+        return {}
+
+    def attached(self) -> None:
         heads = {id(module) for head in self.heads.values() for module in head.modules()}
         self._owned = [
             (path, module, key, original)

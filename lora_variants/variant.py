@@ -50,6 +50,7 @@ class Variant(ABC):
         self.layers: dict[str, AdaptedLayer] = {}
         self.heads: dict[str, HeadLayer] = {}
         self.sites: list[Site] = []
+        self.before: list[tuple[Any, str, Any]] = []
 
     def layer_ranks(self, maps: Mapping[str, LinearMap]) -> dict[str, tuple[int, ...]]:
         """The rank of each layer for each trial; layers that are 0 for all are left alone."""
@@ -121,6 +122,8 @@ class Variant(ABC):
         for site in self.sites:
             site.put(site.original)
         self.detached()
+        for holder, attribute, value in self.before:
+            setattr(holder, attribute, value)
         return self.model
 
     @contextmanager
