@@ -69,19 +69,18 @@ class FullAll(Head):
         ]
 
     def trained_tensors(self, trial: int) -> dict[str, Tensor]:
-        own = {f"{path}.{key}": self._copies[id(original)].detach() for path, _, key, original in self._owned}
+        own = {f"{path}.{key}": self._copies[id(original)].detach() for path, _, key, original in self._once()}
         return super().trained_tensors(trial) | own
 
-    def trainable_parameters(self, trial: int) -> int:
-        """Tied weights count once."""
-        heads = sum(part.numel() for part in super().trained_tensors(trial).values())
-        return heads + sum(p.numel() for p in self._copies.values())
+    def _once(self) -> list[tuple[str, nn.Module, str, nn.Parameter]]:
+        """Where each parameter is; a tied one is listed where it comes first."""
+        return list({id(owned[3]): owned for owned in reversed(self._owned)}.values())[::-1]
 
     @torch.no_grad()
     def deltas(self, trial: int) -> dict[str, Factors | Tensor]:
         """ΔW of every parameter; a linear layer's weight is (d_out, d_in) under the layer's name."""
         found: dict[str, Factors | Tensor] = {}
-        for path, module, key, original in self._owned:
+        for path, module, key, original in self._once():
             change = self._copies[id(original)] - original
             if key == "weight" and is_conv1d(module):
                 found[path] = change.mT.contiguous()

@@ -1,0 +1,114 @@
+"""The layout: imports go one way, a dependency has one owner, importing does nothing, files stay small."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+PACKAGES = ("lora_variants", "experiments", "analysis")
+OWNERS = {
+    "wandb": {"experiments/record/wandb_mirror.py"},
+    "yaml": {"experiments/configuration.py"},
+    "seaborn": {"analysis/figures.py"},
+    "platformdirs": {"experiments/bases/weights.py"},
+    "rich": {"experiments/display.py", "analysis/spectrum_tables.py", "analysis/spectra.py"},
+}
+PURE = {"analysis.singular_values"}  # functions of arrays: anyone may use them
+
+
+def sources() -> list[Path]:
+    return [path for package in PACKAGES for path in sorted((ROOT / package).rglob("*.py"))]
+
+
+def imports(path: Path) -> set[str]:
+    """Every module that a file imports, at the top or inside functions."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            found.add(node.module)
+    return found
+
+
+@pytest.mark.parametrize("path", sources(), ids=lambda path: str(path.relative_to(ROOT)))
+def test_imports_go_from_analysis_to_experiments_to_variants_only(path: Path) -> None:
+    package = path.relative_to(ROOT).parts[0]
+    allowed = {"lora_variants": (), "experiments": ("lora_variants",), "analysis": ("lora_variants", "experiments")}
+    for module in imports(path) - PURE:
+        top = module.partition(".")[0]
+        assert top not in PACKAGES or top == package or top in allowed[package], f"{path} imports {module}"
+
+
+def test_functions_of_arrays_import_nothing_of_ours() -> None:
+    for module in PURE:
+        path = ROOT / f"{module.replace('.', '/')}.py"
+        assert not {name for name in imports(path) if name.partition(".")[0] in PACKAGES}
+
+
+@pytest.mark.parametrize("dependency", OWNERS)
+def test_a_dependency_is_imported_by_its_owner_only(dependency: str) -> None:
+    users = {
+        str(path.relative_to(ROOT))
+        for path in sources()
+        if any(name.partition(".")[0] == dependency for name in imports(path))
+    }
+    assert users <= OWNERS[dependency]
+    assert users
+
+
+def test_there_are_no_import_cycles() -> None:
+    modules = {".".join(path.relative_to(ROOT).with_suffix("").parts): path for path in sources()}
+    graph = {name: {m for m in top_level_imports(path) if m in modules} for name, path in modules.items()}
+    state: dict[str, int] = {}
+
+    def visit(name: str, trail: tuple[str, ...]) -> None:
+        assert state.get(name) != 1, f"cycle: {' -> '.join((*trail, name))}"
+        if name not in state:
+            state[name] = 1
+            for other in graph[name]:
+                visit(other, (*trail, name))
+            state[name] = 2
+
+    for name in graph:
+        visit(name, ())
+
+
+def top_level_imports(path: Path) -> set[str]:
+    """Modules imported when the file is, type checking apart."""
+    found = set()
+    for node in ast.parse(path.read_text()).body:
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            found |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
+    return found
+
+
+def test_the_variants_do_no_input_or_output_and_know_no_clock() -> None:
+    forbidden = {"logging", "time", "pathlib", "os", "io", "json", "wandb", "optuna", "transformers", "subprocess"}
+    for path in (ROOT / "lora_variants").glob("*.py"):
+        assert not forbidden & {name.partition(".")[0] for name in imports(path)}, path
+
+
+@pytest.mark.parametrize("script", ["experiments/run.py", "analysis/spectra.py"])
+def test_help_imports_nothing_heavy(script: str) -> None:
+    code = (
+        "import runpy, sys\n"
+        f"sys.argv = [{str(ROOT / script)!r}, '--help']\n"
+        "try: runpy.run_path(sys.argv[0], run_name='__main__')\n"
+        "except SystemExit: pass\n"
+        "print(sorted({'torch', 'numpy', 'wandb', 'pydantic', 'seaborn', 'transformers'} & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd="/")
+    assert done.stdout.splitlines()[-1] == "[]"
+
+
+def test_no_module_has_a_name_that_says_nothing_or_hides_another() -> None:
+    for path in sources():
+        assert path.stem not in {"utils", "common", "helpers", "base", "misc"}
+    entries = {path.stem for folder in ("experiments", "analysis") for path in (ROOT / folder).glob("*.py")}
+    assert not entries & set(sys.stdlib_module_names)

@@ -1,0 +1,103 @@
+"""The configuration: three layers, strict types, every fault at once."""
+
+from pathlib import Path
+
+import pytest
+
+from experiments.configuration import ConfigError, load, parse_yaml, resolve, yaml_text
+
+ROOT = Path(__file__).resolve().parents[1]
+BYTES = ROOT / "configs" / "bytes.yaml"
+
+
+def faults(*settings: str, **layers: object) -> tuple[str, ...]:
+    with pytest.raises(ConfigError) as error:
+        load(layers.pop("path", BYTES), settings=settings, **layers)  # type: ignore[arg-type]
+    return error.value.faults
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "configs").glob("*.yaml")), ids=lambda path: path.name)
+@pytest.mark.parametrize("variant", ["head", "full", "full_all", "lora", "rslora", "adalora", "lora_plus"])
+def test_a_resolved_configuration_reads_back_as_itself(path: Path, variant: str) -> None:
+    config = load(path, variant=variant, settings=["study=s"])
+    assert resolve(parse_yaml(yaml_text(config.tree()))).tree() == config.tree()
+
+
+def test_the_command_line_wins_over_the_file_and_the_file_over_the_defaults(tmp_path: Path) -> None:
+    path = tmp_path / "c.yaml"
+    path.write_text("task: {name: planted}\ntargets: ['*']\nvariant: {name: lora, rank: 2}\ntraining: {steps: 7}\n")
+    config = load(path, settings=["variant.alpha=3", "steps=9"])
+    assert (config.variant.rank, config.variant.alpha, config.training.steps) == (2, 3.0, 9)  # type: ignore[attr-defined]
+    assert load(path).training.steps == 7
+    assert load(path).training.rows == 4
+
+
+def test_another_variant_replaces_the_whole_section_so_that_no_knob_leaks(tmp_path: Path) -> None:
+    path = tmp_path / "c.yaml"
+    path.write_text("task: {name: planted}\ntargets: ['*']\nvariant: {name: adalora, rank: 2, initial_rank: 5}\n")
+    assert load(path, variant="lora").variant.rank == 16  # type: ignore[attr-defined]
+    assert load(path, variant="adalora").variant.initial_rank == 5  # type: ignore[attr-defined]
+
+
+def test_every_fault_is_reported_at_once_with_path_value_and_nearest_key() -> None:
+    found = faults("rank=yes", "lerning_rate=1", "training.step=3", "training.warmup=2", "variant.rnk=2")
+    text = "\n".join(found)
+    assert len(found) == 5
+    assert "variant.rank: should be a valid integer, got True" in text
+    assert "lerning_rate: unknown key (did you mean 'training.learning_rate'?)" in text
+    assert "training.step: unknown key (did you mean 'steps'?)" in text
+    assert "training.warmup: should be less than 1, got 2" in text
+    assert "variant.rnk: unknown key (did you mean 'rank'?)" in text
+
+
+@pytest.mark.parametrize("variant", ["full", "full_all", "head"])
+def test_a_rank_for_a_variant_without_one_is_an_error_that_says_so(variant: str) -> None:
+    (fault,) = faults(variant=variant, rank=4)
+    assert fault.startswith(f"variant.rank: '{variant}' has no rank")
+
+
+def test_a_misspelt_variant_names_the_nearest() -> None:
+    assert "did you mean 'adalora'?" in faults(variant="adalor")[0]
+
+
+def test_numbers_with_an_exponent_are_numbers() -> None:
+    assert load(BYTES, settings=["learning_rate=3e-4"]).learning_rate == 3e-4
+    assert parse_yaml("[1e3, 2E-4, 1.5e+2, -3e-1]") == [1e3, 2e-4, 1.5e2, -0.3]
+    assert parse_yaml("e3") == "e3"
+
+
+def test_ranks_by_layer_come_through_the_command_line() -> None:
+    config = load(BYTES, settings=['rank={"*.query": 8, "layers.0.*": 0}'])
+    assert config.variant.rank == {"*.query": 8, "layers.0.*": 0}  # type: ignore[attr-defined]
+
+
+def test_a_map_of_learning_rates_gives_each_variant_its_own() -> None:
+    rates = "training.learning_rate={lora: 1e-3, full: 2e-4}"
+    assert load(BYTES, variant="full", settings=[rates]).learning_rate == 2e-4
+    assert "no rate for variant 'adalora'" in faults(rates, variant="adalora")[0]
+    assert "no such variant (did you mean 'lora'?)" in faults("training.learning_rate={lora: 1, lorra: 1}")[0]
+
+
+def test_alpha_and_alpha_per_rank_exclude_each_other() -> None:
+    assert "give alpha or alpha_per_rank, not both" in faults("alpha=3", "alpha_per_rank=2")[0]
+
+
+def test_a_knob_of_several_sections_asks_for_its_path() -> None:
+    assert "name: stands for task.name and variant.name; give the whole path" in faults("name=x")
+
+
+def test_a_missing_file_a_list_and_a_doubled_key_are_faults(tmp_path: Path) -> None:
+    assert "cannot be read" in faults(path=tmp_path / "nowhere.yaml")[0]
+    path = tmp_path / "c.yaml"
+    path.write_text("- a\n")
+    assert "a configuration is a map" in faults(path=path)[0]
+    path.write_text("seed: 1\nseed: 2\n")
+    assert "stands twice" in faults(path=path)[0]
+
+
+def test_identity_changes_with_what_the_result_depends_on_and_not_with_wandb() -> None:
+    config = load(BYTES)
+    same = load(BYTES, settings=["wandb.mode=disabled"])
+    other = load(BYTES, seed=1)
+    assert config.identity(base="b") == same.identity(base="b")
+    assert len({config.identity(base="b"), other.identity(base="b"), config.identity(base="c")}) == 3
