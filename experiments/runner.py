@@ -15,7 +15,7 @@ from experiments.record.adapter_files import load_update, save_update
 from experiments.record.environment import choose_device, describe
 from experiments.record.folder import RunFolder, folder_name
 from experiments.record.ledger import note_test_read
-from experiments.recording import Recorder
+from experiments.record.recorder import Recorder
 from experiments.tasks.table import TASKS
 from experiments.tasks.task import Task
 from experiments.training import Clock, Regime, Trial, by_split, evaluate, train
@@ -108,8 +108,8 @@ def execute(config: RunConfig, *, runs_dir: Path, test: bool, display: Display) 
     with folder:
         folder.start(config, environment)
         variant = attached(config, task, base.to(device))
-        recorder = Recorder(config, task, variant, folder, display)
-        result = _carry_out(recorder, runs_dir=runs_dir, test=test)
+        with Recorder(config, task, variant, folder, display) as recorder:
+            result = _carry_out(recorder, runs_dir=runs_dir, test=test)
     return Finished(folder.path, result, found=False)
 
 
@@ -121,8 +121,6 @@ def _carry_out(recorder: Recorder, *, runs_dir: Path, test: bool) -> dict[str, A
     with recorder.display.live():
         outcome = train(variant, task, [trial_of(config)], regime, clock=clock, on_step=recorder.on_step)[0]
     if outcome.failure is not None:
-        folder.fail(outcome.failure)
-        recorder.fail(outcome.failure)
         raise TrainingFailedError(f"{outcome.failure}\nrecord: {folder.path}")
     recorder.on_step(outcome.steps_executed, by_split("validation", evaluate(variant, task, "validation", regime)))
     seconds = {"training": clock.seconds, "evaluation": time.perf_counter() - since - clock.seconds}

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
 
 from experiments.optimizer import AdamW, clip_gradients, gradient_norms, schedule_factor
 from experiments.tasks.task import Batch, Split, Task
@@ -77,6 +77,7 @@ def train(
     the others go on.
     """
     pack, outcomes = variant.pack, [Outcome() for _ in trials]
+    variant.prepare(_stacked(task, trials, regime, variant.model))
     groups = variant.parameter_groups(_per_trial(trials, "learning_rate"), _per_trial(trials, "weight_decay"))
     if not any(group.parameters for group in groups):
         return outcomes
@@ -138,9 +139,23 @@ def compute_gradients(
     return losses, penalty.detach()
 
 
-@torch.no_grad()
 def evaluate(variant: Variant, task: Task, split: Split, regime: Regime) -> list[dict[str, float]]:
-    """The task's metrics of every trial on a whole split: task loss alone, no penalty, no dropout."""
+    """The task's metrics of every trial on a whole split: task loss alone, no penalty, no dropout.
+
+    A variant that can be evaluated in several ways has each way's metrics under 'way/...'.
+    """
+    found: list[dict[str, float]] = [{} for _ in range(variant.pack.trials)]
+    for mode, holds in variant.evaluation_modes().items():
+        with holds:
+            means = mean_losses(variant, task, split, regime)
+        for metrics, mean in zip(found, means, strict=True):
+            metrics |= {f"{mode}/{name}" if mode else name: value for name, value in task.metrics(mean).items()}
+    return found
+
+
+@torch.no_grad()
+def mean_losses(variant: Variant, task: Task, split: Split, regime: Regime) -> list[float]:
+    """The mean loss of every trial on a whole split."""
     pack, model = variant.pack, variant.model
     device = next(model.parameters()).device
     model.eval()
@@ -152,7 +167,7 @@ def evaluate(variant: Variant, task: Task, split: Split, regime: Regime) -> list
             losses = task.row_losses(model, everyone)
         sums = sums + _sum_by_trial(losses.double(), pack).cpu()
         counts = counts + _sum_by_trial(task.row_counts(everyone).double(), pack).cpu()
-    return [task.metrics(mean) for mean in (sums / counts).tolist()]
+    return (sums / counts).tolist()
 
 
 def stack(batches: Sequence[Batch], device: torch.device) -> Batch:
@@ -173,6 +188,13 @@ def autocast(device: torch.device, precision: str) -> AbstractContextManager[Non
 def by_split(split: str, scores: Sequence[dict[str, float]]) -> dict[str, list[float]]:
     """Metrics of every trial under the names they are logged by: 'validation/loss' -> one number a trial."""
     return {f"{split}/{name}": [score[name] for score in scores] for name in scores[0]}
+
+
+def _stacked(task: Task, trials: Sequence[Trial], regime: Regime, model: nn.Module) -> Iterator[Batch]:
+    """The batches that training starts with, read apart from it."""
+    device = next(model.parameters()).device
+    for batches in zip(*(task.training_batches(trial.seed, regime.rows) for trial in trials), strict=True):
+        yield stack(batches, device)
 
 
 def _sum_by_trial(rows: Tensor, pack: Pack) -> Tensor:

@@ -164,9 +164,7 @@ class AdaLoRALayer(AdaptedLayer):
     @torch.no_grad()
     def delta(self, trial: int) -> Factors:
         used = self.alive[trial] | (self.Lambda[trial] != 0)  # between two prunings a pruned Λ moves again
-        return Factors(
-            self.P[trial][:, used] * self.Lambda[trial, used], self.Q[trial, used], float(self.scale[trial])
-        )
+        return Factors(self.P[trial][:, used] * self.Lambda[trial, used], self.Q[trial, used], float(self.scale[trial]))
 
     def ranks_alive(self) -> list[int]:
         return [int(count) for count in self.alive.sum(dim=1)]

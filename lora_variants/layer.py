@@ -172,7 +172,7 @@ class HeadLayer(TrialLayer):
         by_trial = self.pack.by_trial(x).to(self.weight.dtype)
         y = torch.bmm(by_trial, self.weight.mT)
         y = y if self.bias is None else y + self.bias[:, None, :]
-        return y.reshape(*x.shape[:-1], -1)
+        return y.reshape(*x.shape[:-1], -1).to(x.dtype)
 
     def merged_weight(self, trial: int) -> Float[Tensor, "d_out d_in"]:
         return self.weight.detach()[trial]

@@ -2,7 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -50,7 +50,7 @@ class Variant(ABC):
         self.layers: dict[str, AdaptedLayer] = {}
         self.heads: dict[str, HeadLayer] = {}
         self.sites: list[Site] = []
-        self.before: list[tuple[Any, str, Any]] = []
+        self.settings_before: list[tuple[Any, str, Any]] = []
 
     def layer_ranks(self, maps: Mapping[str, LinearMap]) -> dict[str, tuple[int, ...]]:
         """The rank of each layer for each trial; layers that are 0 for all are left alone."""
@@ -67,7 +67,7 @@ class Variant(ABC):
         """Called once, when the model's own layers are back."""
 
     def prepare(self, batches: Iterable[Mapping[str, Tensor]]) -> None:
-        """For initialisations from data, before the groups exist; skipped on resume."""
+        """For initialisations from data, before the groups exist: the batches that training will start with."""
 
     def parameter_groups(
         self, rates: Float[Tensor, " trials"], weight_decay: Float[Tensor, " trials"]
@@ -122,7 +122,7 @@ class Variant(ABC):
         for site in self.sites:
             site.put(site.original)
         self.detached()
-        for holder, attribute, value in self.before:
+        for holder, attribute, value in self.settings_before:
             setattr(holder, attribute, value)
         return self.model
 
@@ -132,9 +132,9 @@ class Variant(ABC):
         with self.pack.disabled():
             yield
 
-    def evaluation_modes(self) -> tuple[str, ...]:
-        """The ways in which one trained adapter is evaluated; most have one."""
-        return ("",)
+    def evaluation_modes(self) -> dict[str, AbstractContextManager[None]]:
+        """The ways in which a trained adapter is evaluated: name -> context in which it holds; '' gives the score."""
+        return {"": nullcontext()}
 
     def deltas(self, trial: int) -> dict[str, Factors | Tensor]:
         """ΔW of every adapted layer for one trial, scale included."""

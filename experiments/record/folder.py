@@ -75,9 +75,6 @@ class RunFolder:
         found: dict[str, Any] = json.loads((self.path / "result.json").read_text(encoding="utf-8"))
         return found
 
-    def fail(self, reason: str) -> None:
-        write_atomically(self.path / "error.txt", reason.rstrip() + "\n")
-
     def refuse_other(self, config: RunConfig) -> None:
         """Raise if the finished run here has another configuration than the one asked for."""
         there = parse_yaml((self.path / "config.yaml").read_text(encoding="utf-8"))
@@ -91,4 +88,4 @@ class RunFolder:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         if error is not None and self.path.exists() and not self.finished:
-            self.fail("".join(traceback.format_exception(error)))
+            write_atomically(self.path / "error.txt", "".join(traceback.format_exception(error)))

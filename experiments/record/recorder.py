@@ -3,7 +3,8 @@
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from types import TracebackType
+from typing import Any, Self
 
 import numpy as np
 import torch
@@ -45,6 +46,13 @@ class Recorder:
         )
         if self.mirror.warning:
             display.warn(self.mirror.warning)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        if error is not None:
+            self.mirror.finish(summary={"failure": repr(error)}, spectra={}, ranks={}, files=[], failed=True)
 
     def ranks(self) -> dict[str, int]:
         """The rank that each layer uses now."""
@@ -99,9 +107,6 @@ class Recorder:
     def finish(self, result: Mapping[str, Any], files: Sequence[Path]) -> None:
         """Close the W&B run with what the record says."""
         self.mirror.finish(summary=_flat(result), spectra=self.spectra(), ranks=self.ranks(), files=files, failed=False)
-
-    def fail(self, reason: str) -> None:
-        self.mirror.finish(summary={"failure": reason}, spectra={}, ranks={}, files=[], failed=True)
 
     def spectra(self) -> dict[str, list[float]]:
         """The singular values of every matrix's ΔW."""
