@@ -81,11 +81,13 @@ def _lines(result: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     for name, value in result["diagnostics"].items():
         yield name.replace("_", " "), f"{value:.6g}"
     yield "trainable parameters", f"{result['trainable_parameters']:,} ({result['trainable_share']:.2%} of the base)"
+    if 0 < result["update_parameters"] < result["trainable_parameters"]:
+        yield "parameters left", f"{result['update_parameters']:,} in the update at the end"
     yield "steps", f"{result['steps_executed']:,} at learning rate {result['learning_rate']:g}"
     yield "seconds", f"{result['seconds']['training']:.1f} training, {result['seconds']['evaluation']:.1f} evaluation"
     if result["bytes_peak"] is not None:
         yield "peak memory", f"{result['bytes_peak'] / 2**20:,.0f} MiB"
-    if result["ranks"]:
+    if result["scales"]:
         yield "ranks per layer", ranks_in_words(result["ranks"])
 
 

@@ -5,7 +5,8 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-sys.path[0] = str(ROOT)  # the project, not this folder, whether or not it is installed
+if not __package__:  # run as a script: the project belongs on the path, this folder does not
+    sys.path[:] = [str(ROOT), *(entry for entry in sys.path if entry != str(ROOT / "experiments"))]
 
 from lora_variants.table import VARIANTS  # noqa: E402
 

@@ -229,8 +229,11 @@ class AdaLoRA(LoRA):
         squared = [config.orthogonality_norm == "squared_sum" for config in self.configs]
         total = torch.zeros_like(self._gamma)
         for form in set(squared):
-            layers = [layer.distance_from_orthogonal(squared=form) for layer in self.layers.values()]
-            total = torch.where(torch.tensor(squared, device=total.device) == form, torch.stack(layers).sum(0), total)
+            # one by one: torch's sum over layers adds in an order that depends on how many trials there are
+            distance = torch.zeros_like(self._gamma)
+            for layer in self.layers.values():
+                distance = distance + layer.distance_from_orthogonal(squared=form)
+            total = torch.where(torch.tensor(squared, device=total.device) == form, distance, total)
         matrices = [2 * max(1, sum(layer.ranks[k] > 0 for layer in self.layers.values())) for k in range(len(squared))]
         divisor = [1 if form else count for form, count in zip(squared, matrices, strict=True)]
         return self._gamma * total / total.new_tensor(divisor)

@@ -54,11 +54,11 @@ def attach(
 
 
 def _site(model: nn.Module, path: str, layers: dict[str, AdaptedLayer | HeadLayer]) -> Site:
-    parent_path, _, attribute = path.rpartition(".")
-    if not attribute:
-        raise ValueError("the model itself is a single linear layer; wrap it in a module to adapt it")
     original = model.get_submodule(path)
-    return Site(model.get_submodule(parent_path), attribute, original, site_module(original, layers), layers)
+    places = [(parent, key) for parent in model.modules() for key, m in parent._modules.items() if m is original]
+    if not places:
+        raise ValueError("the model itself is a single linear layer; wrap it in a module to adapt it")
+    return Site(places, original, site_module(original, layers), layers)
 
 
 def select_maps(

@@ -26,16 +26,16 @@ class SlicedProjection(nn.Module):
 
 @dataclass
 class Site:
-    """One module of the model, `parent.attribute`, with what was there and what takes its place."""
+    """One module of the model with what takes its place; a shared one has several (parent, attribute)."""
 
-    parent: nn.Module
-    attribute: str
+    places: list[tuple[nn.Module, str]]
     original: nn.Module
     adapted: nn.Module
     layers: dict[str, AdaptedLayer | HeadLayer] = field(default_factory=dict)
 
     def put(self, module: nn.Module) -> None:
-        setattr(self.parent, self.attribute, module)
+        for parent, attribute in self.places:
+            setattr(parent, attribute, module)
 
     def merged(self, trial: int) -> nn.Module:
         """A copy of the original whose weights are W0 + ΔW of one trial (a head's: its own)."""

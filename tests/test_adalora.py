@@ -126,7 +126,9 @@ class Reference:
         model, tensors = Regression().base_model(), variant.trial_state(trial)
         self.scales, self.W0 = scales, {name: getattr(model, name).weight.detach() for name in USED}
         self.weights = {
-            (name, key): tensors[f"{name}/{key}"].clone().requires_grad_() for name in scales for key in "P Lambda Q".split()
+            (name, key): tensors[f"{name}/{key}"].clone().requires_grad_()
+            for name in scales
+            for key in ("P", "Lambda", "Q")
         }
         self.mean = {key: np.zeros(weight.shape) for key, weight in self.weights.items()}
         self.spread = {key: np.zeros(weight.shape) for key, weight in self.weights.items()}
@@ -170,7 +172,7 @@ class Reference:
     def prune(self, step: int, targets: dict[str, int]) -> None:
         """Equations 6 and 14, with the schedule of the authors' code."""
         first, last = round(self.config.initial_fraction * self.total), self.last
-        if step < last and step % self.config.prune_every == 0 or step == last:
+        if step == last or (step < last and step % self.config.prune_every == 0):
             b0, bT = sum(len(kept) for kept in self.alive.values()), sum(targets.values())
             passed = min(1.0, max(0.0, (step - first) / (last - first)))
             kept = math.floor(bT + (b0 - bT) * (1 - passed) ** 3)
@@ -225,7 +227,7 @@ def test_every_score_and_every_kept_triplet_is_that_of_the_papers_equations() ->
         ),
         AdaLoRAConfig(rank=per_layer[2], alpha=3.0, prune_every=4, final_fraction=0.0),
     ]  # fmt: skip
-    scales = [{name: 2.0 for name in USED}, {name: 2.5 for name in USED}, {"first": 1.0, "third": 1.5}]
+    scales = [dict.fromkeys(USED, 2.0), dict.fromkeys(USED, 2.5), {"first": 1.0, "third": 1.5}]
     options = {"rate": 2e-2, "weight_decay": 0.1, "clip": 0.5}
     variant = attached(configs, steps=40)
     references = [Reference(variant, k, scales=scales[k]) for k in range(3)]
@@ -433,7 +435,7 @@ def test_ties_never_prune_below_or_above_the_budget(scores: list[list[float]], d
     assert [len(layer) for layer in chosen] == [len(layer) for layer in scores]
     assert sum(int(layer.sum()) for layer in chosen) == kept
     flags = torch.cat(chosen)
-    values = torch.tensor(sum(scores, []), dtype=torch.float64)
+    values = torch.tensor([score for layer in scores for score in layer], dtype=torch.float64)
     if 0 < kept < len(values):
         assert values[flags].min() >= values[~flags].max()
 
@@ -537,7 +539,7 @@ def test_a_pruned_triplet_can_come_back_between_prunings_but_not_in_the_final_ph
     revived = [step for step, (before, after) in enumerate(pairwise(flat), start=2) if (after & ~before).any()]
     assert moving_again
     assert revived
-    assert all(step < 42 and step % 3 == 0 or step == 42 for step in revived)
+    assert all(step <= 42 and step % 3 == 0 for step in revived)
     assert all(kept == history[41] for kept in history[41:])
 
 

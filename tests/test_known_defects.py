@@ -88,11 +88,10 @@ def model(*, unused: bool = False, dtype: torch.dtype = torch.float32) -> nn.Mod
 def attached(name: str, base: nn.Module | None = None, *, heads: bool = True, steps: int = 20, **knobs: Any) -> Variant:
     entry = VARIANTS[name].load()
     pack = Pack(seeds=(3,), total_steps=(steps,), rows=ROWS)
-    targets = [path for path, part in (base or model()).named_modules() if isinstance(part, nn.Linear) and path != "head"]
-    return attach(
-        entry, base or model(), targets=targets, head_modules=["head"] if heads else [], pack=pack,
-        configs=[entry.config_class(**knobs)],
-    )  # fmt: skip
+    base = base or model()
+    targets = [path for path, _ in base.named_children() if path != "head"]
+    configs, head_modules = [entry.config_class(**knobs)], ["head"] if heads else []
+    return attach(entry, base, targets=targets, head_modules=head_modules, pack=pack, configs=configs)
 
 
 def trained(variant: Variant, *, rate: float = 2e-2, regime: Regime = REGIME) -> list[dict[str, list[float]]]:

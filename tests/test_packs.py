@@ -196,7 +196,7 @@ def test_the_ranks_of_these_packs_share_a_bucket_and_a_bucket_holds_its_rank() -
 @every_packed
 def test_a_trial_that_fails_is_recorded_and_leaves_no_bit_on_the_others(name: str, base: str) -> None:
     trials = [*TRIALS]
-    trials[1] = replace(TRIALS[1], learning_rate=1e30, clip=None)
+    trials[1] = replace(TRIALS[1], learning_rate=1e38, clip=None)
     first, failed, last = run_pack(name, (0, 1, 2), base=BASES[base], task=Tokens(), trials=trials)
     assert failed.outcome.failure is not None
     assert failed.outcome.failure.startswith(f"not finite at step {failed.outcome.steps_executed + 1}: loss")
@@ -210,13 +210,14 @@ def test_a_trial_that_fails_is_recorded_and_leaves_no_bit_on_the_others(name: st
 @every_packed
 def test_a_failed_trial_stays_as_it_was_before_the_step_that_failed(name: str) -> None:
     trials = [*TRIALS]
-    trials[1] = replace(TRIALS[1], learning_rate=1e30, clip=None)
+    trials[1] = replace(TRIALS[1], learning_rate=1e38, clip=None)
     _, failed, _ = run_pack(name, (0, 1, 2), base=BASES["bytes"], task=Tokens(), trials=trials)
     (alone,) = run_pack(name, (1,), base=BASES["bytes"], task=Tokens(), trials=trials)
     assert alone.outcome.failure == failed.outcome.failure
     trained_of = [k for k in alone.state if k.rpartition("/")[2] in {"A", "B", "P", "Q", "Lambda", "alive", "W"}]
     assert bool(trained_of) is (name != "head")
-    assert [key for key in trained_of if not torch.equal(alone.state[key], failed.state[key])] == []
+    for key in trained_of:
+        torch.testing.assert_close(failed.state[key], alone.state[key], rtol=0, atol=0, equal_nan=True)
 
 
 # Rows that belong to no trial

@@ -73,7 +73,7 @@ class Recorder:
         if time.monotonic() - self._reported > REPORT_EVERY_SECONDS or step == self.config.training.steps:
             self._reported = time.monotonic()
             note = f"loss {row['train/task_loss']:.4f}" if "train/task_loss" in row else ""
-            note += f"  rank alive {sum(ranks.values())}" if ranks else ""
+            note += f"  rank alive {sum(ranks.values())}" if self.variant.scales() else ""
             self.display.report(f"training {self.config.variant.name}", step, self.config.training.steps, note)
 
     def result(self, outcome: Outcome, *, seconds: Mapping[str, float], base_parameters: int) -> dict[str, Any]:
@@ -95,6 +95,7 @@ class Recorder:
             "diagnostics": task.diagnostics(variant, self.trial),
             "trainable_parameters": trainable,
             "trainable_share": trainable / base_parameters,
+            "update_parameters": sum(_size(update) for update in variant.deltas(self.trial).values()),
             "steps_executed": outcome.steps_executed,
             "seconds": dict(seconds),
             "bytes_peak": peak_bytes(next(variant.model.parameters()).device),
@@ -119,6 +120,10 @@ class Recorder:
             elif update.ndim == 2:
                 found[name] = singular_values(_array(update)).tolist()
         return found
+
+
+def _size(update: Factors | torch.Tensor) -> int:
+    return update.numel() if isinstance(update, torch.Tensor) else update.left.numel() + update.right.numel()
 
 
 def _array(tensor: torch.Tensor) -> np.ndarray[Any, np.dtype[np.float64]]:
