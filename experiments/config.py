@@ -32,6 +32,9 @@ class TrainingConfig(Section):
     checkpointing: bool = Field(False, description="compute activations again in backward instead of keeping them")
     precision: Literal["float32", "bfloat16"] = Field("float32", description="bfloat16: autocast, weights in float32")
     evaluate_every: int = Field(250, ge=0, description="steps between evaluations on validation; 0: at the end only")
+    threads: int | None = Field(
+        None, ge=1, description="CPU threads of torch; null: torch's own choice. Small models are fastest with 1"
+    )
     device: Literal["auto", "cpu", "cuda", "mps"] = Field("auto", description="auto: CUDA, else MPS, else CPU")
 
     @model_validator(mode="after")

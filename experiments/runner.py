@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 
 from experiments.bases.weights import fingerprint
@@ -88,6 +89,8 @@ def execute(config: RunConfig, *, runs_dir: Path, test: bool, display: Display) 
 
     Raises: ValueError for what does not fit together, before anything is trained; TrainingFailedError.
     """
+    if config.training.threads is not None:
+        torch.set_num_threads(config.training.threads)
     device, task = choose_device(config.training.device), load_task(config)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", RankWarning)

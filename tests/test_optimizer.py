@@ -1,0 +1,181 @@
+"""The optimizer of a pack is torch's own, run for each trial by itself."""
+
+import math
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from experiments.optimizer import SCHEDULES, AdamW, clip_gradients, gradient_norms, schedule_factor
+from lora_variants.variant import ParameterGroup
+
+TRIALS, SHAPES = 3, ((4, 5), (6,), (2, 3))
+RATES = torch.tensor([1e-3, 3e-2, 2e-1], dtype=torch.float64)
+DECAYS = torch.tensor([0.0, 0.1, 0.5], dtype=torch.float64)
+ALL = torch.ones(TRIALS, dtype=torch.bool)
+EXACT = {"rtol": 1e-12, "atol": 1e-12}
+
+
+def draw(generator: torch.Generator, *shape: int) -> Tensor:
+    return torch.randn(shape, generator=generator, dtype=torch.float64)
+
+
+def pack_of(trials: int = TRIALS) -> tuple[list[nn.Parameter], list[ParameterGroup]]:
+    """Three tensors in two groups; the second group learns twice as fast and decays half as much."""
+    generator = torch.Generator().manual_seed(0)
+    parameters = [nn.Parameter(draw(generator, trials, *shape)) for shape in SHAPES]
+    rates, decays = RATES[:trials], DECAYS[:trials]
+    return parameters, [
+        ParameterGroup("A", tuple(parameters[:2]), rates, decays),
+        ParameterGroup("B", tuple(parameters[2:]), 2 * rates, decays / 2),
+    ]
+
+
+def torchs(parameters: list[nn.Parameter], trial: int) -> tuple[list[nn.Parameter], torch.optim.Optimizer]:
+    own = [nn.Parameter(p.detach()[trial].clone()) for p in parameters]
+    rate, decay = float(RATES[trial]), float(DECAYS[trial])
+    groups = [
+        {"params": own[:2], "lr": rate, "weight_decay": decay},
+        {"params": own[2:], "lr": 2 * rate, "weight_decay": decay / 2},
+    ]
+    return own, torch.optim.AdamW(groups, betas=(0.9, 0.999), eps=1e-8)
+
+
+def test_thirty_steps_are_those_of_torchs_adamw_for_each_trial_alone() -> None:
+    parameters, groups = pack_of()
+    ours, theirs = AdamW(groups, trials=TRIALS), [torchs(parameters, trial) for trial in range(TRIALS)]
+    generator = torch.Generator().manual_seed(1)
+    for step in range(30):
+        factor = schedule_factor("cosine", step, total=30, warmup=5)
+        gradients = [draw(generator, TRIALS, *shape) * 10 ** (step % 5 - 2) for shape in SHAPES]
+        for parameter, gradient in zip(parameters, gradients, strict=True):
+            parameter.grad = gradient.clone()
+        ours.step(torch.full((TRIALS,), factor, dtype=torch.float64), ALL)
+        for trial, (own, optimizer) in enumerate(theirs):
+            before = [group["lr"] for group in optimizer.param_groups]
+            for group in optimizer.param_groups:
+                group["lr"] *= factor
+            for parameter, gradient in zip(own, gradients, strict=True):
+                parameter.grad = gradient[trial].clone()
+            optimizer.step()
+            for group, rate in zip(optimizer.param_groups, before, strict=True):
+                group["lr"] = rate
+            for whole, alone in zip(parameters, own, strict=True):
+                torch.testing.assert_close(whole.detach()[trial], alone.detach(), **EXACT)
+
+
+def test_a_trial_at_rest_keeps_every_bit_although_its_gradient_is_not_a_number() -> None:
+    parameters, groups = pack_of()
+    own, optimizer = torchs(parameters, 0)
+    ours = AdamW(groups, trials=TRIALS)
+    generator = torch.Generator().manual_seed(2)
+    for step in range(6):
+        moving = torch.tensor([True, step < 2, True])
+        rested = [p.detach()[1].clone() for p in parameters]
+        moments = [[m[1].clone() for m in pair] for group in ours.moments for pair in group]
+        for parameter, alone in zip(parameters, own, strict=True):
+            parameter.grad = draw(generator, *parameter.shape)
+            alone.grad = parameter.grad[0].clone()
+            if step >= 2:
+                parameter.grad[1] = math.nan
+        ours.step(torch.ones(TRIALS, dtype=torch.float64), moving)
+        optimizer.step()
+        if step >= 2:
+            assert all(torch.equal(p.detach()[1], old) for p, old in zip(parameters, rested, strict=True))
+            now = [[m[1] for m in pair] for group in ours.moments for pair in group]
+            assert all(torch.equal(a, b) for p, q in zip(now, moments, strict=True) for a, b in zip(p, q, strict=True))
+    assert ours.steps.tolist() == [6, 2, 6]
+    for whole, alone in zip(parameters, own, strict=True):
+        torch.testing.assert_close(whole.detach()[0], alone.detach(), **EXACT)
+
+
+def test_a_parameter_without_a_gradient_is_left_alone() -> None:
+    parameters, groups = pack_of()
+    before = parameters[0].detach().clone()
+    parameters[1].grad = torch.ones_like(parameters[1])
+    AdamW(groups, trials=TRIALS).step(torch.ones(TRIALS, dtype=torch.float64), ALL)
+    assert torch.equal(parameters[0], before)
+
+
+def test_parameters_of_the_models_own_shape_step_as_those_with_a_trial_axis() -> None:
+    generator = torch.Generator().manual_seed(3)
+    start, gradient = draw(generator, 4, 5), draw(generator, 4, 5)
+    with_axis, without = nn.Parameter(start[None].clone()), nn.Parameter(start.clone())
+    with_axis.grad, without.grad = gradient[None].clone(), gradient.clone()
+    for parameter, axis in ((with_axis, True), (without, False)):
+        groups = [ParameterGroup("other", (parameter,), RATES[1:2], DECAYS[1:2], trial_axis=axis)]
+        clip_gradients(groups, gradient_norms(groups, 1), [0.5])
+        optimizer = AdamW(groups, trials=1)
+        optimizer.step(torch.ones(1, dtype=torch.float64), ALL[:1])
+        optimizer.zero_gradients()
+        assert parameter.grad is None
+    assert torch.equal(with_axis[0], without)
+    assert not torch.equal(without, start)
+
+
+# Clipping
+
+
+def with_gradients(seed: int = 4) -> tuple[list[nn.Parameter], list[ParameterGroup]]:
+    parameters, groups = pack_of()
+    generator = torch.Generator().manual_seed(seed)
+    for parameter in parameters:
+        parameter.grad = draw(generator, *parameter.shape)
+    return parameters, groups
+
+
+@pytest.mark.parametrize("limits", [(0.5, 1e6, 2.0), (None, 0.1, None), (1e6, 1e6, 1e6), (None, None, None)])
+def test_each_trials_gradient_is_clipped_as_torch_clips_it_alone(limits: tuple[float | None, ...]) -> None:
+    parameters, groups = with_gradients()
+    alone = [[nn.Parameter(p.detach()[k].clone()) for p in parameters] for k in range(TRIALS)]
+    expected = []
+    for k, own in enumerate(alone):
+        for one, whole in zip(own, parameters, strict=True):
+            one.grad = whole.grad[k].clone()
+        expected.append(torch.nn.utils.clip_grad_norm_(own, math.inf if limits[k] is None else limits[k]))
+    norms = gradient_norms(groups, TRIALS)
+    assert norms.tolist() == torch.stack(expected).tolist()
+    clip_gradients(groups, norms, limits)
+    for k, own in enumerate(alone):
+        for one, whole in zip(own, parameters, strict=True):
+            torch.testing.assert_close(whole.grad[k], one.grad, **EXACT)
+
+
+def test_a_gradient_that_is_not_a_number_clips_no_other_trials() -> None:
+    parameters, groups = with_gradients()
+    before = [parameter.grad.clone() for parameter in parameters]
+    parameters[0].grad[1, 0] = math.nan
+    norms = gradient_norms(groups, TRIALS)
+    assert [math.isnan(norm) for norm in norms.tolist()] == [False, True, False]
+    clip_gradients(groups, norms, [None, 1.0, 0.5 * float(norms[2])])
+    for parameter, old in zip(parameters, before, strict=True):
+        assert torch.equal(parameter.grad[0], old[0])
+        torch.testing.assert_close(parameter.grad[2], old[2] * 0.5, rtol=1e-5, atol=0)
+
+
+# Schedules
+
+
+@pytest.mark.parametrize("kind", SCHEDULES)
+@pytest.mark.parametrize("warmup", [0, 1, 4])
+def test_a_schedule_warms_up_in_equal_parts_to_one_and_never_reaches_zero(kind: str, warmup: int) -> None:
+    total = 12
+    factors = [schedule_factor(kind, step, total=total, warmup=warmup) for step in range(total)]
+    assert factors[: warmup + 1] == pytest.approx([(step + 1) / (warmup + 1) for step in range(warmup + 1)])
+    after = factors[warmup:]
+    assert after == sorted(after, reverse=True)
+    assert min(factors) > 0
+    end = schedule_factor(kind, total, total=total, warmup=warmup)
+    assert end == pytest.approx(1.0 if kind == "constant" else 0.0, abs=1e-15)
+
+
+def test_linear_and_cosine_are_at_one_half_when_half_of_the_rest_has_passed() -> None:
+    assert schedule_factor("linear", 8, total=12, warmup=4) == pytest.approx(0.5)
+    assert schedule_factor("cosine", 8, total=12, warmup=4) == pytest.approx(0.5)
+    assert schedule_factor("linear", 6, total=12, warmup=4) == pytest.approx(0.75)
+    assert schedule_factor("cosine", 6, total=12, warmup=4) == pytest.approx(0.5 + 0.5 * math.cos(math.pi / 4))
+
+
+@pytest.mark.parametrize("kind", SCHEDULES)
+def test_a_run_that_is_all_warm_up_has_positive_rates(kind: str) -> None:
+    assert all(schedule_factor(kind, step, total=3, warmup=5) > 0 for step in range(3))
