@@ -89,6 +89,7 @@ def train(
             losses, penalties = compute_gradients(variant, task, [next(b) for b in batches], regime)
             norms = gradient_norms(groups, len(trials))
             moving &= _finite(outcomes, step, losses + penalties, norms)
+            pack.moving = moving.tolist()
             if not moving.any():
                 break
             clip_gradients(groups, norms, [trial.clip for trial in trials])
@@ -125,13 +126,14 @@ def compute_gradients(
     whole = stack(batches, device)
     pack.rows = regime.rows
     counts = _sum_by_trial(task.row_counts(whole), pack)
-    losses = torch.zeros_like(counts)
+    losses: Tensor = torch.zeros((), device=device)
     pack.rows = regime.rows // regime.accumulation
     for pack.micro_step, part in enumerate(micro_batches(batches, regime.accumulation)):
         with autocast(device, regime.precision):
-            sums = _sum_by_trial(task.row_losses(model, stack(part, device)).float(), pack)
+            rows = task.row_losses(model, stack(part, device))
+        sums = _sum_by_trial(rows.to(torch.promote_types(rows.dtype, torch.float32)), pack)
         (sums / counts).sum().backward()
-        losses += sums.detach() / counts
+        losses = losses + sums.detach() / counts
     penalty = variant.penalty()
     if penalty is None:
         return losses, torch.zeros_like(losses)

@@ -31,7 +31,7 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from lora_variants.config import AdapterConfig, Config
-from lora_variants.layer import AdaptedLayer, Factors, Trained, rank_bucket
+from lora_variants.layer import FactoredLayer, Factors, Trained, rank_bucket
 from lora_variants.linear_map import LinearMap
 from lora_variants.lora import LoRA
 from lora_variants.pack import Pack
@@ -109,7 +109,7 @@ def highest_triplets(scores: Sequence[Float[Tensor, " _"]], kept: int) -> list[B
     return list(chosen.split([len(score) for score in scores]))
 
 
-class AdaLoRALayer(AdaptedLayer):
+class AdaLoRALayer(FactoredLayer):
     """P (trials, d_out, r), Λ (trials, r), Q (trials, r, d_in), r the initial rank; `alive` (trials, r)."""
 
     trained: ClassVar[dict[str, Trained]] = {
@@ -128,12 +128,12 @@ class AdaLoRALayer(AdaptedLayer):
         ranks: Sequence[int],
         pack: Pack,
         *,
-        initial_ranks: Sequence[int],
         scales: Sequence[float],
-        dropout: Sequence[float],
+        configs: Sequence[AdaLoRAConfig],
     ) -> None:
-        super().__init__(name, base, ranks, pack)
-        self.initial_ranks, self.dropout = tuple(initial_ranks), tuple(dropout)
+        super().__init__(name, base, ranks, pack, scales=scales, configs=configs)
+        initial_ranks = [config.initial_rank_at(rank, base) for config, rank in zip(configs, ranks, strict=True)]
+        self.initial_ranks = tuple(initial_ranks)
         padded = max(rank_bucket(rank) for rank in initial_ranks)
         self.P = nn.Parameter(self.new_tensor(base.d_out, padded))
         self.Lambda = nn.Parameter(self.new_tensor(padded))
@@ -142,10 +142,8 @@ class AdaLoRALayer(AdaptedLayer):
             for moment in ("sensitivity", "uncertainty"):
                 self.register_buffer(f"{key}_{moment}", torch.zeros_like(getattr(self, key).detach()))
         within = torch.arange(padded) < torch.tensor(initial_ranks)[:, None]
-        self.scale: Tensor
         self.alive: Bool[Tensor, "trials r"]
         self.identity: Float[Tensor, "trials r r"]
-        self.register_buffer("scale", self.P.new_tensor(scales))
         self.register_buffer("alive", within.to(self.P.device))
         self.register_buffer("identity", torch.diag_embed(within.to(self.P)))
         for trial in range(pack.trials):
@@ -155,11 +153,8 @@ class AdaLoRALayer(AdaptedLayer):
     def unpadded(self, trial: int) -> int:
         return self.initial_ranks[trial]
 
-    def adapted(self, x: Float[Tensor, "*rows d_in"]) -> Float[Tensor, "*rows d_out"]:
-        y = self.base(x)
-        by_trial = self.drop(self.pack.by_trial(x).to(self.Q.dtype))
-        h = torch.bmm(by_trial, self.Q.mT) * (self.scale[:, None] * self.Lambda)[:, None, :]  # (trials, n, r)
-        return y + torch.bmm(h, self.P.mT).reshape(y.shape).to(y.dtype)
+    def factors(self) -> tuple[Tensor, Tensor, Tensor]:
+        return self.P, self.scale[:, None] * self.Lambda, self.Q
 
     @torch.no_grad()
     def delta(self, trial: int) -> Factors:
@@ -169,9 +164,6 @@ class AdaLoRALayer(AdaptedLayer):
     def ranks_alive(self) -> list[int]:
         return [int(count) for count in self.alive.sum(dim=1)]
 
-    def scales(self) -> list[float]:
-        return self.scale.tolist()
-
     def distance_from_orthogonal(self, *, squared: bool) -> Float[Tensor, " trials"]:
         """‖PᵀP - I‖_F + ‖QQᵀ - I‖_F, or the sum of their squares; padding counts as nothing."""
         grams = (self.P.mT @ self.P - self.identity, self.Q @ self.Q.mT - self.identity)
@@ -179,16 +171,20 @@ class AdaLoRALayer(AdaptedLayer):
         return norms[0].square() + norms[1].square() if squared else norms[0] + norms[1]
 
     @torch.no_grad()
-    def observe(self, beta1: Float[Tensor, " trials"], beta2: Float[Tensor, " trials"]) -> None:
-        """Smooth the sensitivity I = |w ∇L| and its uncertainty |I - Ī| of every entry (eq. 9 and 10)."""
+    def observe(
+        self, chosen: Bool[Tensor, " trials"], beta1: Float[Tensor, " trials"], beta2: Float[Tensor, " trials"]
+    ) -> None:
+        """Smooth the sensitivity I = |w ∇L| and the uncertainty |I - Ī| of the chosen trials (eq. 9 and 10)."""
         for key in self.trained:
             weight = getattr(self, key)
             gradient = torch.zeros_like(weight) if weight.grad is None else weight.grad
             mean, spread = getattr(self, f"{key}_sensitivity"), getattr(self, f"{key}_uncertainty")
             axes = (-1, *(1,) * (weight.ndim - 1))
             sensitivity = (weight * gradient).abs()
-            mean.lerp_(sensitivity, (1 - beta1).view(axes))
-            spread.lerp_((sensitivity - mean).abs(), (1 - beta2).view(axes))
+            mean_now = mean.lerp(sensitivity, (1 - beta1).view(axes))
+            spread_now = spread.lerp((sensitivity - mean_now).abs(), (1 - beta2).view(axes))
+            mean.copy_(torch.where(chosen.view(axes), mean_now, mean))
+            spread.copy_(torch.where(chosen.view(axes), spread_now, spread))
 
     def scores(self, trial: int) -> Float[Tensor, " r"]:
         """The score of each triplet of a trial, padding left out (eq. 8)."""
@@ -201,18 +197,8 @@ class AdaLoRALayer(AdaptedLayer):
 
 class AdaLoRA(LoRA):
     config_class: ClassVar[type[Config]] = AdaLoRAConfig
+    layer_class: ClassVar[type[FactoredLayer]] = AdaLoRALayer
     layers: dict[str, AdaLoRALayer]  # type: ignore[assignment]
-
-    def adapt(self, name: str, base: LinearMap, ranks: Sequence[int]) -> AdaLoRALayer:  # type: ignore[override]
-        return AdaLoRALayer(
-            name,
-            base,
-            ranks,
-            self.pack,
-            initial_ranks=[c.initial_rank_at(rank, base) for c, rank in zip(self.configs, ranks, strict=True)],
-            scales=[self.scaling(trial, rank) for trial, rank in enumerate(ranks)],
-            dropout=[config.dropout for config in self.configs],
-        )
 
     def attached(self) -> None:
         device = next(iter(self.layers.values())).P.device if self.layers else None
@@ -244,15 +230,15 @@ class AdaLoRA(LoRA):
     def after_step(self) -> None:
         self._observe("after_step")
         for trial, config in enumerate(self.configs):
-            self._prune(trial, config)
+            if self.pack.moving[trial]:
+                self._prune(trial, config)
 
     def _observe(self, when: str) -> None:
-        chosen = [config.sensitivity_at == when for config in self.configs]
+        trials = zip(self.pack.moving, self.configs, strict=True)
+        chosen = [moving and config.sensitivity_at == when for moving, config in trials]
         if any(chosen):
-            kept = torch.tensor(chosen, device=self._beta1.device)
-            one = torch.ones_like(self._beta1)  # a smoothing of 1 keeps what is there
             for layer in self.layers.values():
-                layer.observe(torch.where(kept, self._beta1, one), torch.where(kept, self._beta2, one))
+                layer.observe(torch.tensor(chosen, device=self._beta1.device), self._beta1, self._beta2)
 
     @torch.no_grad()
     def _prune(self, trial: int, config: AdaLoRAConfig) -> None:

@@ -8,6 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from lora_variants.config import AdapterConfig
 from lora_variants.linear_map import LinearMap
 from lora_variants.pack import Pack
 from lora_variants.streams import stream
@@ -54,11 +55,11 @@ class TrialLayer(nn.Module):
         self.name, self.base, self.pack = name, base, pack
         self.ranks = tuple(ranks)
 
-    def new_tensor(self, *shape: int, fill: float = 0.0) -> Tensor:
-        """A tensor (trials, *shape) where W0 is, in float32 or W0's wider type."""
+    def new_tensor(self, *shape: int) -> Tensor:
+        """Zeros (trials, *shape) where W0 is, in float32 or W0's wider type."""
         weight = self.base.base_weight()
         dtype = torch.promote_types(weight.dtype, torch.float32)
-        return torch.full((self.pack.trials, *shape), fill, dtype=dtype, device=weight.device)
+        return torch.zeros(self.pack.trials, *shape, dtype=dtype, device=weight.device)
 
     def draw(self, key: str, trial: int, *, law: str, deviation: float) -> None:
         """Fill a trial's part of a tensor, padding apart, from the trial's own stream.
@@ -148,6 +149,42 @@ class AdaptedLayer(TrialLayer, ABC):
             draws = torch.rand(x.shape[1:], generator=generator, device=x.device)
             masks[trial] = (draws >= p).to(x.dtype) / (1 - p)
         return x * masks
+
+
+class FactoredLayer(AdaptedLayer):
+    """An update of two factors with weights between them: ΔW x = left (weights ∘ (right x)), in this order.
+
+    So no d_out x d_in tensor is made, forward or backward. The scale s is part of the weights.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        base: LinearMap,
+        ranks: Sequence[int],
+        pack: Pack,
+        *,
+        scales: Sequence[float],
+        configs: Sequence[AdapterConfig],
+    ) -> None:
+        super().__init__(name, base, ranks, pack)
+        self.dropout = tuple(config.dropout for config in configs)
+        self.scale: Float[Tensor, " trials"]
+        self.register_buffer("scale", self.new_tensor().copy_(torch.tensor(scales, dtype=torch.float64)))
+
+    @abstractmethod
+    def factors(self) -> tuple[Float[Tensor, "trials d_out r"], Tensor, Float[Tensor, "trials r d_in"]]:
+        """Left, weights and right; the weights are (trials, r), or (trials, 1) where all are the scale."""
+
+    def adapted(self, x: Float[Tensor, "*rows d_in"]) -> Float[Tensor, "*rows d_out"]:
+        y = self.base(x)
+        left, weights, right = self.factors()
+        by_trial = self.drop(self.pack.by_trial(x).to(right.dtype))
+        h = torch.bmm(by_trial, right.mT) * weights[:, None, :]  # (trials, n, r)
+        return y + torch.bmm(h, left.mT).reshape(y.shape).to(y.dtype)
+
+    def scales(self) -> list[float]:
+        return self.scale.tolist()
 
 
 class HeadLayer(TrialLayer):

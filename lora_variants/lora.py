@@ -10,13 +10,11 @@ Departures from the paper:
 from collections.abc import Mapping, Sequence
 from typing import ClassVar, Literal
 
-import torch
-from jaxtyping import Float
 from pydantic import Field
 from torch import Tensor, nn
 
 from lora_variants.config import AdapterConfig, Config
-from lora_variants.layer import AdaptedLayer, Factors, Trained, rank_bucket
+from lora_variants.layer import FactoredLayer, Factors, Trained, rank_bucket
 from lora_variants.linear_map import LinearMap
 from lora_variants.pack import Pack
 from lora_variants.ranks import ranks_by_layer, warn_of_high_ranks
@@ -30,7 +28,7 @@ class LoRAConfig(AdapterConfig):
     init: Literal["kaiming", "gaussian"] = Field("kaiming", description="law of A at the start; B is zero")
 
 
-class LoRALayer(AdaptedLayer):
+class LoRALayer(FactoredLayer):
     """A (trials, r, d_in), B (trials, d_out, r), scale (trials,); rows beyond a trial's rank stay zero."""
 
     trained: ClassVar[dict[str, Trained]] = {"A": Trained("A", rank_axis=0), "B": Trained("B", rank_axis=1)}
@@ -43,24 +41,17 @@ class LoRALayer(AdaptedLayer):
         pack: Pack,
         *,
         scales: Sequence[float],
-        dropout: Sequence[float],
-        init: Sequence[str],
+        configs: Sequence[LoRAConfig],
     ) -> None:
-        super().__init__(name, base, ranks, pack)
-        self.dropout = tuple(dropout)
+        super().__init__(name, base, ranks, pack, scales=scales, configs=configs)
         padded = max(rank_bucket(rank) for rank in ranks)
         self.A = nn.Parameter(self.new_tensor(padded, base.d_in))
         self.B = nn.Parameter(self.new_tensor(base.d_out, padded))
-        self.scale: Tensor
-        self.register_buffer("scale", self.A.new_tensor(scales))
-        for trial, law in enumerate(init):
-            self.draw("A", trial, law=law, deviation=(3 * base.d_in) ** -0.5)
+        for trial, config in enumerate(configs):
+            self.draw("A", trial, law=config.init, deviation=(3 * base.d_in) ** -0.5)
 
-    def adapted(self, x: Float[Tensor, "*rows d_in"]) -> Float[Tensor, "*rows d_out"]:
-        y = self.base(x)
-        by_trial = self.drop(self.pack.by_trial(x).to(self.A.dtype))
-        h = torch.bmm(by_trial, self.A.mT) * self.scale[:, None, None]  # (trials, n, r)
-        return y + torch.bmm(h, self.B.mT).reshape(y.shape).to(y.dtype)
+    def factors(self) -> tuple[Tensor, Tensor, Tensor]:
+        return self.B, self.scale[:, None], self.A
 
     def delta(self, trial: int) -> Factors:
         rank = self.ranks[trial]
@@ -69,14 +60,12 @@ class LoRALayer(AdaptedLayer):
     def ranks_alive(self) -> list[int]:
         return list(self.ranks)
 
-    def scales(self) -> list[float]:
-        return self.scale.tolist()
-
 
 class LoRA(Variant):
     """Low-rank adaptation; what its relatives change is the scaling, the groups, or the layer."""
 
     config_class: ClassVar[type[Config]] = LoRAConfig
+    layer_class: ClassVar[type[FactoredLayer]] = LoRALayer
 
     def scaling(self, trial: int, rank: int) -> float:
         """s of a layer of this rank; 0 for rank 0, where alpha / r has no value."""
@@ -88,13 +77,6 @@ class LoRA(Variant):
         warn_of_high_ranks({name: max(ranks[name] for ranks in by_trial) for name in shapes}, shapes)
         return {name: tuple(ranks[name] for ranks in by_trial) for name in shapes}
 
-    def adapt(self, name: str, base: LinearMap, ranks: Sequence[int]) -> LoRALayer:
-        return LoRALayer(
-            name,
-            base,
-            ranks,
-            self.pack,
-            scales=[self.scaling(trial, rank) for trial, rank in enumerate(ranks)],
-            dropout=[config.dropout for config in self.configs],
-            init=[config.init for config in self.configs],
-        )
+    def adapt(self, name: str, base: LinearMap, ranks: Sequence[int]) -> FactoredLayer:
+        scales = [self.scaling(trial, rank) for trial, rank in enumerate(ranks)]
+        return self.layer_class(name, base, ranks, self.pack, scales=scales, configs=self.configs)

@@ -13,6 +13,7 @@ class Pack:
     """Seeds, step counters and the present batch's rows of all trials; a single run is a pack of one.
 
     The model sees `trials * rows` rows, trial-major. Whoever calls the model sets `rows` first.
+    A trial that is not `moving` has stopped: whatever a step does, it does not do to this trial.
     """
 
     seeds: tuple[int, ...]
@@ -21,6 +22,7 @@ class Pack:
     micro_step: int = 0
     enabled: bool = True
     steps: list[int] = field(default_factory=list)
+    moving: list[bool] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         if not self.seeds or len(self.seeds) != len(self.total_steps):
@@ -30,6 +32,8 @@ class Pack:
             )
         if not self.steps:
             self.steps = [0] * len(self.seeds)
+        if not self.moving:
+            self.moving = [True] * len(self.seeds)
 
     @property
     def trials(self) -> int:

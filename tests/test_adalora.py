@@ -619,3 +619,26 @@ def test_the_start_is_the_base_model_and_directions_of_deviation_two_hundredths(
     assert torch.equal(wide(x), before)
     for key in ("P", "Q"):
         assert float(layer.parts(0)[key].std()) == pytest.approx(0.02, rel=0.05)
+
+
+def test_a_trial_that_stopped_stays_as_it_was_while_the_others_go_on() -> None:
+    """Its scores hold no NaN, and no pruning touches it."""
+    configs = [AdaLoRAConfig(rank=2, prune_every=2, sensitivity_at=when) for when in ("before_step", "after_step")]
+
+    class Poisoned(Regression):
+        def training_batches(self, seed: int, rows: int) -> Iterator[Batch]:
+            for i, batch in enumerate(super().training_batches(seed, rows)):
+                yield batch | {"y": batch["y"] * (float("nan") if seed != 5 and i >= 8 else 1.0)}
+
+    variant = attached([configs[0], *configs], steps=40)
+    states: list[dict[int, dict[str, Tensor]]] = []
+    trials = [Trial(seed=seed, learning_rate=2e-2) for seed in variant.pack.seeds]
+    train(
+        variant, Poisoned(), trials, Regime(steps=40, rows=ROWS), clock=Clock(),
+        on_step=lambda step, metrics: states.append({k: variant.trial_state(k) for k in (1, 2)}),
+    )  # fmt: skip
+    assert len(states) == 40
+    assert left(variant, 0) == 6
+    assert left(variant, 1) > 6
+    for k in (1, 2):
+        assert all(torch.equal(states[7][k][key], values) for key, values in states[-1][k].items())

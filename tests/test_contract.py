@@ -522,6 +522,10 @@ def test_a_trial_continues_in_another_slot_of_another_pack_as_if_it_had_stayed(n
     now, moved = here.trial_state(0), there.trial_state(slot)
     for key in now:
         torch.testing.assert_close(moved[key], now[key], rtol=1e-10, atol=1e-10)
+    for path, layer in here.layers.items():
+        for key in layer.state:  # what the next allocation is made from
+            mine_now, moved_now = getattr(layer, key)[0], getattr(there.layers[path], key)[slot]
+            torch.testing.assert_close(moved_now, mine_now, rtol=1e-10, atol=1e-12)
     assert [r[0] for r in here.ranks_alive().values()] == [r[slot] for r in there.ranks_alive().values()]
     x = inputs(1)
     twice = torch.cat([x] * there.pack.trials)
