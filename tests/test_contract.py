@@ -10,7 +10,6 @@ from models import (
     ADAPTERS,
     ALONE,
     KINDS,
-    Model,
     Regression,
     attached,
     built,
