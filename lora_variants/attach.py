@@ -6,7 +6,7 @@ from typing import Any
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from lora_variants.layer import AdaptedLayer, HeadLayer, TrialLayer
+from lora_variants.layer import AdaptedLayer, HeadLayer
 from lora_variants.linear_map import LinearMap, find_linear_maps, matches, names_of, slice_rows, split_slice
 from lora_variants.pack import Pack
 from lora_variants.sites import Site, site_module
@@ -122,21 +122,21 @@ def select_heads(model: nn.Module, head_modules: Sequence[str]) -> dict[str, Lin
 
 def refuse_dependent_rows(model: nn.Module, pack: Pack) -> None:
     """Raise where one trial's rows could change another's, or the frozen model would change itself."""
+    if getattr(model, "is_adapted", False):
+        raise ValueError("the model is already adapted; call detach() on the variant that is attached first")
     for path, module in model.named_modules():
-        if isinstance(module, TrialLayer):
-            raise ValueError(f"{path} is already adapted; call detach() on the variant that is attached first")
         if isinstance(module, _BatchNorm):
             raise ValueError(f"{path} is a BatchNorm: it mixes rows and changes itself while it trains; not supported")
         if pack.trials == 1:
             continue
-        drops = getattr(module, "p", 0.0) if isinstance(module, nn.modules.dropout._DropoutNd) else 0.0
-        drops = module.dropout if isinstance(module, nn.MultiheadAttention) else drops
-        if drops:
+        drops = [value for key, value in vars(module).items() if "dropout" in key and isinstance(value, float)]
+        drops += [module.p] if isinstance(module, nn.modules.dropout._DropoutNd) else []
+        if any(drops):
             raise ValueError(
-                f"{path} has dropout {drops}: the base's dropout draws one stream for all trials; "
+                f"{path} has dropout {max(drops)}: the base's dropout draws one stream for all trials; "
                 f"set it to 0 or train a pack of one"
             )
-        if isinstance(module, nn.MultiheadAttention) and not module.batch_first:
+        if isinstance(module, nn.MultiheadAttention | nn.RNNBase) and not module.batch_first:
             raise ValueError(
                 f"{path} is sequence-first: its rows are not trial-major; use batch_first=True or a pack of one"
             )
@@ -148,7 +148,9 @@ def _freeze(model: nn.Module) -> list[tuple[Any, str, Any]]:
     Returns what was there before: (holder, attribute, value).
     """
     before: list[tuple[Any, str, Any]] = [(p, "requires_grad", p.requires_grad) for p in model.parameters()]
+    before.append((model, "is_adapted", False))
     model.requires_grad_(False)
+    model.is_adapted = True  # type: ignore[assignment]
     for module in model.modules():
         if isinstance(module, nn.TransformerEncoderLayer):
             before.append((module, "activation_relu_or_gelu", module.activation_relu_or_gelu))

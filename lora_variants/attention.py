@@ -48,7 +48,8 @@ class Attention(nn.Module):
         if need_weights:
             scores = (q * q.shape[-1] ** -0.5) @ k.mT
             weights = F.softmax(scores if mask is None else scores + mask, dim=-1)
-            context = F.dropout(weights, p) @ v if p else weights @ v
+            weights = F.dropout(weights, p) if p else weights
+            context = weights @ v
         else:
             context = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=p)
         out = self.out_proj(context.transpose(1, 2).flatten(2))

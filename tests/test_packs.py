@@ -306,9 +306,23 @@ def sequence_first() -> nn.Module:
     return nn.TransformerEncoder(nn.TransformerEncoderLayer(8, 2, 8, dropout=0.0), 1, enable_nested_tensor=False)
 
 
+class FunctionalDropout(nn.Module):
+    """Dropout held as a number, as the attention of many transformers is."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear, self.attention_dropout = nn.Linear(6, 6), 0.2
+
+
+def recurrent() -> nn.Module:
+    return nn.ModuleDict({"memory": nn.LSTM(6, 6), "linear": nn.Linear(6, 6)})
+
+
 @pytest.mark.parametrize(
     ("build", "message"),
     [
+        (FunctionalDropout, "has dropout 0.2"),
+        (recurrent, "memory is sequence-first"),
         (dropping, "1 has dropout 0.1: .* set it to 0 or train a pack of one"),
         (dropping_attention, "attention has dropout 0.1"),
         (sequence_first, "self_attn is sequence-first: its rows are not trial-major"),
@@ -327,7 +341,7 @@ def test_dependent_rows_are_refused_in_a_pack_of_two_and_allowed_alone(
 
 
 @pytest.mark.parametrize("second", ["lora", "full", "full_all"])
-@pytest.mark.parametrize("first", ["lora", "full", "head"])
+@pytest.mark.parametrize("first", ["lora", "full", "head", "full_all"])
 def test_attaching_twice_is_refused_and_allowed_after_detach(first: str, second: str) -> None:
     variant = variant_on(first, "linear", ranks=(2,))
     with pytest.raises(ValueError, match=r"is already adapted; call detach\(\)"):
