@@ -17,6 +17,7 @@ Departures from the paper:
   code multiplies the gradient by the weights after the step (`sensitivity_at: after_step`).
 - Ties never prune below the budget: equal scores keep a layer's first triplets first, layer by layer
   in turn, so exactly b(t) triplets are left. The authors' threshold also removes the ties.
+- After the last pruning no scores are kept, as in the authors' code: nothing reads them.
 - Schedules are fractions of the run: t_i = initial_fraction T, t_f = final_fraction T. With the initial
   rank equal to the rank nothing is pruned: the paper's SVD-LoRA.
 """
@@ -181,10 +182,12 @@ class AdaLoRALayer(FactoredLayer):
             mean, spread = getattr(self, f"{key}_sensitivity"), getattr(self, f"{key}_uncertainty")
             axes = (-1, *(1,) * (weight.ndim - 1))
             sensitivity = (weight * gradient).abs()
-            mean_now = mean.lerp(sensitivity, (1 - beta1).view(axes))
-            spread_now = spread.lerp((sensitivity - mean_now).abs(), (1 - beta2).view(axes))
-            mean.copy_(torch.where(chosen.view(axes), mean_now, mean))
-            spread.copy_(torch.where(chosen.view(axes), spread_now, spread))
+            before = None if bool(chosen.all()) else (mean.clone(), spread.clone())
+            mean.lerp_(sensitivity, (1 - beta1).view(axes))
+            spread.lerp_(sensitivity.sub_(mean).abs_(), (1 - beta2).view(axes))
+            if before is not None:  # selected, not multiplied: a stopped trial's gradient may be NaN
+                mean.copy_(torch.where(chosen.view(axes), mean, before[0]))
+                spread.copy_(torch.where(chosen.view(axes), spread, before[1]))
 
     def scores(self, trial: int) -> Float[Tensor, " r"]:
         """The score of each triplet of a trial, padding left out (eq. 8)."""
@@ -225,17 +228,22 @@ class AdaLoRA(LoRA):
         return self._gamma * total / total.new_tensor(divisor)
 
     def before_step(self) -> None:
-        self._observe("before_step")
+        self._observe("before_step", step_ahead=1)
 
     def after_step(self) -> None:
-        self._observe("after_step")
+        self._observe("after_step", step_ahead=0)
         for trial, config in enumerate(self.configs):
             if self.pack.moving[trial]:
                 self._prune(trial, config)
 
-    def _observe(self, when: str) -> None:
-        trials = zip(self.pack.moving, self.configs, strict=True)
-        chosen = [moving and config.sensitivity_at == when for moving, config in trials]
+    def _observe(self, when: str, *, step_ahead: int) -> None:
+        """Scores of the trials whose sensitivity is taken now; after the last pruning nobody needs them."""
+        chosen = [
+            self.pack.moving[k]
+            and config.sensitivity_at == when
+            and self.pack.steps[k] + step_ahead <= last_pruning(self.pack.total_steps[k], config)
+            for k, config in enumerate(self.configs)
+        ]
         if any(chosen):
             for layer in self.layers.values():
                 layer.observe(torch.tensor(chosen, device=self._beta1.device), self._beta1, self._beta2)

@@ -203,10 +203,11 @@ def train_reference(
         loss, penalty = reference.loss(next(batches)), reference.penalty()
         (loss + penalty).backward()
         torch.nn.utils.clip_grad_norm_(reference.weights.values(), clip)
-        if reference.config.sensitivity_at == "before_step":
+        needed = step <= reference.last  # the authors' code keeps no scores after the last pruning
+        if needed and reference.config.sensitivity_at == "before_step":
             reference.observe()
         optimizer.step()
-        if reference.config.sensitivity_at == "after_step":
+        if needed and reference.config.sensitivity_at == "after_step":
             reference.observe()
         reference.prune(step, targets)
         yield float(loss.detach()), float(penalty.detach())
@@ -239,7 +240,7 @@ def test_every_score_and_every_kept_triplet_is_that_of_the_papers_equations() ->
     def compare(variant: AdaLoRA, step: int, metrics: dict[str, list[float]]) -> None:
         for k, reference in enumerate(references):
             loss, penalty = next(running[k])
-            assert metrics["train/task_loss"][k] == pytest.approx(loss, rel=1e-6)  # reported in float32
+            assert metrics["train/task_loss"][k] == pytest.approx(loss, rel=1e-10)
             assert metrics["train/penalty"][k] == pytest.approx(penalty, rel=1e-10)
             ours = variant.trial_state(k)
             for (name, key), weight in reference.weights.items():
