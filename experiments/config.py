@@ -31,6 +31,7 @@ class TrainingConfig(Section):
     accumulation: int = Field(1, ge=1, description="parts that a step's batch goes through in; must divide rows")
     checkpointing: bool = Field(False, description="compute activations again in backward instead of keeping them")
     precision: Literal["float32", "bfloat16"] = Field("float32", description="bfloat16: autocast, weights in float32")
+    checkpoint_every: int = Field(100, ge=0, description="steps between checkpoints; 0: none. Changes no result")
     evaluate_every: int = Field(250, ge=0, description="steps between evaluations on validation; 0: at the end only")
     threads: int | None = Field(
         None, ge=1, description="CPU threads of torch; null: torch's own choice. Small models are fastest with 1"
@@ -76,7 +77,13 @@ class RunConfig(Section):
         """Plain values; feeding them back gives the same run."""
         return self.model_dump(mode="json")
 
+    def essence(self) -> dict[str, Any]:
+        """The tree without what changes no result: W&B and how often a checkpoint is written."""
+        tree = self.tree()
+        del tree["wandb"], tree["training"]["checkpoint_every"]
+        return tree
+
     def identity(self, **content: str) -> str:
-        """12 hex digits of all that the result depends on: the tree without `wandb`, and content hashes."""
-        tree = {key: value for key, value in self.tree().items() if key != "wandb"} | content
+        """12 hex digits of all that the result depends on: the configuration and content hashes."""
+        tree = self.essence() | content
         return hashlib.sha256(json.dumps(tree, sort_keys=True).encode()).hexdigest()[:12]

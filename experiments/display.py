@@ -74,7 +74,7 @@ def _lines(result: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     direction = "higher" if result["higher_is_better"] else "lower"
     yield f"{result['score_name']} (validation)", f"{result['score']:.4f}   ({direction} is better)"
     best = result["best"]
-    if best["step"] != result["steps_executed"]:
+    if best["step"] != result["steps"]:
         yield "best on the way", f"{best['score']:.4f} at step {best['step']}; the last is the score"
     if "test" in result:
         yield f"{result['score_name']} (test)", f"{result['test'][result['score_name']]:.4f}"
@@ -83,7 +83,10 @@ def _lines(result: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     yield "trainable parameters", f"{result['trainable_parameters']:,} ({result['trainable_share']:.2%} of the base)"
     if 0 < result["update_parameters"] < result["trainable_parameters"]:
         yield "parameters left", f"{result['update_parameters']:,} in the update at the end"
-    yield "steps", f"{result['steps_executed']:,} at learning rate {result['learning_rate']:g}"
+    yield "steps", f"{result['steps']:,} at learning rate {result['learning_rate']:g}"
+    if result["resumed_from"]:
+        where = ", ".join(map(str, result["resumed_from"]))
+        yield "resumed", f"from step {where}; {result['steps_executed']:,} steps executed in all"
     yield "seconds", f"{result['seconds']['training']:.1f} training, {result['seconds']['evaluation']:.1f} evaluation"
     if result["bytes_peak"] is not None:
         yield "peak memory", f"{result['bytes_peak'] / 2**20:,.0f} MiB"

@@ -1,7 +1,7 @@
 """AdamW, clipping and learning-rate schedules with a number of their own for every trial of a pack."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from jaxtyping import Bool, Float
@@ -92,6 +92,22 @@ class AdamW:
                 value.mul_(spread(decay, value)).sub_(spread(size, value) * first / denominator)
                 if kept is not None:
                     _put_back((value, first, second), kept, moving)
+
+    def trial_state(self, trial: int) -> dict[str, Tensor]:
+        """A copy of one trial's moments and step count."""
+        return {key: part.clone() for key, part in self._parts(trial).items()}
+
+    def load_trial_state(self, trial: int, state: Mapping[str, Tensor]) -> None:
+        """Put a trial's moments and step count into this slot."""
+        for key, part in self._parts(trial).items():
+            part.copy_(state[key])
+
+    def _parts(self, trial: int) -> dict[str, Tensor]:
+        parts = {"steps": self.steps[trial]}
+        for i, moments in enumerate(self.moments):
+            for j, (first, second) in enumerate(moments):
+                parts |= {f"{i}/{j}/first": first[trial], f"{i}/{j}/second": second[trial]}
+        return parts
 
     def zero_gradients(self) -> None:
         for group in self.groups:

@@ -65,8 +65,8 @@ def main(arguments: list[str] | None = None) -> int:
     except TrainingFailedError as error:
         print(f"failed: {error}", file=sys.stderr)
         return 1
-    except KeyboardInterrupt:
-        print("interrupted: this run has no score; the same command starts it again", file=sys.stderr)
+    except KeyboardInterrupt as interruption:
+        print(str(interruption) or "interrupted; the same command goes on from the last checkpoint", file=sys.stderr)
         return 130
     if finished.found:
         display.say("this run is finished already; its record is shown (move its folder away to train again)")

@@ -13,6 +13,7 @@ from experiments.bases.weights import fingerprint
 from experiments.config import RunConfig
 from experiments.display import Display
 from experiments.record.adapter_files import load_update, save_update
+from experiments.record.checkpoint import Checkpoints
 from experiments.record.environment import choose_device, describe
 from experiments.record.folder import RunFolder, folder_name
 from experiments.record.ledger import note_test_read
@@ -101,38 +102,46 @@ def execute(config: RunConfig, *, runs_dir: Path, test: bool, display: Display) 
         base = task.base_model(display.report)
     base_sha256, data_sha256 = fingerprint(base.state_dict()), task.data_sha256()
     identity = config.identity(base=base_sha256, **data_sha256)
-    rank_total = sum(ranks[0] for ranks in plan.ranks_alive().values())
+    rank_total = sum(layer.ranks[0] for layer in plan.layers.values())
     name = folder_name(config, rank_total=rank_total, identity=identity)
     folder = RunFolder(runs_dir.resolve() / config.study / name)
     if folder.finished:
         folder.refuse_other(config)
-        return Finished(folder.path, _tested_later(config, task, base, folder, runs_dir, test), found=True)
-    environment = describe(device=device, base_sha256=base_sha256, data_sha256=data_sha256)
+        return Finished(folder.path, _tested_later(config, task, base.to(device), folder, runs_dir, test), found=True)
+    clock = Clock()
+    checkpoints = Checkpoints(folder, identity=identity, every=config.training.checkpoint_every, clock=clock)
     with folder:
-        folder.start(config, environment)
+        if checkpoints.start:
+            folder.go_on()
+            display.say(f"going on from the checkpoint at step {checkpoints.start}")
+        else:
+            folder.start(config, describe(device=device, base_sha256=base_sha256, data_sha256=data_sha256))
+        checkpoints.begin()
         variant = attached(config, task, base.to(device))
         with Recorder(config, task, variant, folder, display) as recorder:
-            result = _carry_out(recorder, runs_dir=runs_dir, test=test)
+            result = _carry_out(recorder, checkpoints, clock, runs_dir=runs_dir, test=test)
     return Finished(folder.path, result, found=False)
 
 
-def _carry_out(recorder: Recorder, *, runs_dir: Path, test: bool) -> dict[str, Any]:
+def _carry_out(
+    recorder: Recorder, checkpoints: Checkpoints, clock: Clock, *, runs_dir: Path, test: bool
+) -> dict[str, Any]:
     """Train, score, and write the result last."""
     config, task, variant, folder = recorder.config, recorder.task, recorder.variant, recorder.folder
-    regime, clock, since = regime_of(config), Clock(), time.perf_counter()
-    base_parameters = sum(p.numel() for p in task.architecture().parameters())
-    with recorder.display.live():
-        outcome = train(variant, task, [trial_of(config)], regime, clock=clock, on_step=recorder.on_step)[0]
+    regime, trial, since = regime_of(config), trial_of(config), time.perf_counter() - clock.seconds
+    with recorder.display.live(), checkpoints.finishing_the_step():
+        outcome = train(variant, task, [trial], regime, clock=clock, on_step=recorder.on_step, keeper=checkpoints)[0]
     if outcome.failure is not None:
         raise TrainingFailedError(f"{outcome.failure}\nrecord: {folder.path}")
-    recorder.on_step(outcome.steps_executed, by_split("validation", evaluate(variant, task, "validation", regime)))
+    recorder.on_step(variant.pack.steps[0], by_split("validation", evaluate(variant, task, "validation", regime)))
     seconds = {"training": clock.seconds, "evaluation": time.perf_counter() - since - clock.seconds}
-    result = recorder.result(outcome, seconds=seconds, base_parameters=base_parameters)
+    result = recorder.result(checkpoints, seconds=seconds, steps_executed=outcome.steps_executed)
     if test:
         note_test_read(runs_dir, data=task.data_sha256()["test"], study=config.study, run=folder.path.name)
         result["test"] = evaluate(variant, task, "test", regime)[0]
     files = save_update(variant, 0, folder.path)
     folder.finish(result)
+    checkpoints.remove()
     recorder.finish(result, files)
     return result
 

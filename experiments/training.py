@@ -8,6 +8,8 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
+from itertools import islice
+from typing import Protocol
 
 import torch
 from jaxtyping import Float
@@ -44,7 +46,7 @@ class Regime:
 
 @dataclass
 class Outcome:
-    """What training left of one trial; `failure` says why it stopped, and is None where it did not."""
+    """What training did to one trial; `failure` says why it stopped, and is None where it did not."""
 
     steps_executed: int = 0
     failure: str | None = None
@@ -68,8 +70,23 @@ class Clock:
 Listener = Callable[[int, dict[str, list[float]]], None]
 
 
+class Keeper(Protocol):
+    """What keeps a run's state: it says where to go on from, and hears of every step."""
+
+    def restore(self, variant: Variant, optimizer: AdamW) -> int: ...
+
+    def after_step(self, step: int, variant: Variant, optimizer: AdamW) -> None: ...
+
+
 def train(
-    variant: Variant, task: Task, trials: Sequence[Trial], regime: Regime, *, clock: Clock, on_step: Listener
+    variant: Variant,
+    task: Task,
+    trials: Sequence[Trial],
+    regime: Regime,
+    *,
+    clock: Clock,
+    on_step: Listener,
+    keeper: Keeper | None = None,
 ) -> list[Outcome]:
     """Train all trials of the attached variant's pack; `on_step(step, metrics)` hears one number a trial.
 
@@ -82,9 +99,10 @@ def train(
     if not any(group.parameters for group in groups):
         return outcomes
     optimizer = AdamW(groups, trials=len(trials))
-    batches = [task.training_batches(trial.seed, regime.rows) for trial in trials]
+    start = keeper.restore(variant, optimizer) if keeper else 0
+    batches = [islice(task.training_batches(trial.seed, regime.rows), start, None) for trial in trials]
     moving = torch.ones(len(trials), dtype=torch.bool)
-    for step in range(regime.steps):
+    for step in range(start, regime.steps):
         with clock.running():
             losses, penalties = compute_gradients(variant, task, [next(b) for b in batches], regime)
             norms = gradient_norms(groups, len(trials))
@@ -110,6 +128,8 @@ def train(
         if regime.evaluate_every and (step + 1) % regime.evaluate_every == 0 and step + 1 < regime.steps:
             metrics |= by_split("validation", evaluate(variant, task, "validation", regime))
         on_step(step + 1, metrics)
+        if keeper:
+            keeper.after_step(step + 1, variant, optimizer)
     return outcomes
 
 

@@ -145,7 +145,7 @@ def test_a_run_whose_loss_is_not_finite_fails_and_is_never_a_score(tmp_path: Pat
     assert run(tmp_path, *PLANTED, "--set", "learning_rate=1e30", "--wandb", "disabled").returncode == 1
 
 
-def test_an_interrupted_run_says_so_and_starts_again(tmp_path: Path) -> None:
+def test_ctrl_c_finishes_the_step_writes_a_checkpoint_and_says_how_to_go_on(tmp_path: Path) -> None:
     slow = [*PLANTED[:2], "--set", "steps=100000", "--set", "task.evaluation_rows=64", "--wandb", "disabled"]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     command = [sys.executable, str(ROOT / "experiments" / "run.py"), *slow]
@@ -157,8 +157,9 @@ def test_an_interrupted_run_says_so_and_starts_again(tmp_path: Path) -> None:
     process.send_signal(signal.SIGINT)
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 130
-    assert "interrupted" in errors
+    assert "with a checkpoint; the same command goes on from there" in errors
     assert "Traceback" not in errors
+    assert not (only_run(tmp_path) / "error.txt").exists()
     assert not RunFolder(only_run(tmp_path)).finished
 
 

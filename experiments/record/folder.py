@@ -10,7 +10,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from experiments.config import RunConfig
-from experiments.configuration import parse_yaml, yaml_text
+from experiments.configuration import parse_yaml, resolve, yaml_text
 
 
 class RecordError(ValueError):
@@ -49,6 +49,10 @@ class RunFolder:
     def finished(self) -> bool:
         return (self.path / "result.json").exists()
 
+    def go_on(self) -> None:
+        """Go on with an unfinished attempt."""
+        (self.path / "error.txt").unlink(missing_ok=True)
+
     def start(self, config: RunConfig, environment: Mapping[str, Any]) -> None:
         """Begin from nothing: what an unfinished attempt left here is removed."""
         if self.path.exists():
@@ -77,9 +81,8 @@ class RunFolder:
 
     def refuse_other(self, config: RunConfig) -> None:
         """Raise if the finished run here has another configuration than the one asked for."""
-        there = parse_yaml((self.path / "config.yaml").read_text(encoding="utf-8"))
-        asked = config.tree()
-        differ = [key for key in asked if key != "wandb" and there.get(key) != asked[key]]
+        there = resolve(parse_yaml((self.path / "config.yaml").read_text(encoding="utf-8"))).essence()
+        differ = [key for key, value in config.essence().items() if there.get(key) != value]
         if differ:
             raise RecordError(f"{self.path} holds a run whose {', '.join(differ)} differ; move the folder away")
 
@@ -87,5 +90,5 @@ class RunFolder:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
-        if error is not None and self.path.exists() and not self.finished:
+        if isinstance(error, Exception) and self.path.exists() and not self.finished:
             write_atomically(self.path / "error.txt", "".join(traceback.format_exception(error)))

@@ -12,11 +12,11 @@ import torch
 from analysis.singular_values import singular_values, singular_values_of_factors
 from experiments.config import RunConfig
 from experiments.display import Display
+from experiments.record.checkpoint import Checkpoints
 from experiments.record.environment import peak_bytes
 from experiments.record.folder import RunFolder
 from experiments.record.wandb_mirror import WandbMirror
 from experiments.tasks.task import Task
-from experiments.training import Outcome
 from lora_variants.layer import Factors
 from lora_variants.variant import Variant
 
@@ -46,6 +46,8 @@ class Recorder:
         )
         if self.mirror.warning:
             display.warn(self.mirror.warning)
+        for row in folder.history():  # of the attempt that this one goes on with
+            self._take(row.pop("step"), row)
 
     def __enter__(self) -> Self:
         return self
@@ -61,27 +63,32 @@ class Recorder:
     def on_step(self, step: int, metrics: Mapping[str, Sequence[float]]) -> None:
         """Write one step down; ranks only when they changed."""
         row: dict[str, float] = {name: values[self.trial] for name, values in metrics.items()}
-        scores = {name.partition("/")[2]: v for name, v in row.items() if name.startswith("validation/")}
-        if scores:
-            self.validation.append((step, scores))
-        ranks = self.ranks()
+        ranks = {f"rank/{name}": rank for name, rank in self.ranks().items()}
         if ranks != self._ranks:
-            row |= {f"rank/{name}": rank for name, rank in ranks.items()}
-            self._ranks = ranks
+            row |= ranks
         self.folder.log({"step": step, **row})
-        self.mirror.log(step, row)
+        self._take(step, row)
         if time.monotonic() - self._reported > REPORT_EVERY_SECONDS or step == self.config.training.steps:
             self._reported = time.monotonic()
             note = f"loss {row['train/task_loss']:.4f}" if "train/task_loss" in row else ""
             note += f"  rank alive {sum(ranks.values())}" if self.variant.scales() else ""
             self.display.report(f"training {self.config.variant.name}", step, self.config.training.steps, note)
 
-    def result(self, outcome: Outcome, *, seconds: Mapping[str, float], base_parameters: int) -> dict[str, Any]:
+    def _take(self, step: int, row: Mapping[str, float]) -> None:
+        """Mirror a row that is on disk, and remember what the result needs of it."""
+        scores = {name.partition("/")[2]: v for name, v in row.items() if name.startswith("validation/")}
+        if scores:
+            self.validation.append((step, scores))
+        self._ranks = {name: int(v) for name, v in row.items() if name.startswith("rank/")} or self._ranks
+        self.mirror.log(step, row)
+
+    def result(self, checkpoints: Checkpoints, *, seconds: Mapping[str, float], steps_executed: int) -> dict[str, Any]:
         """The content of `result.json`, test apart; the score is that of the last evaluation."""
         task, variant = self.task, self.variant
         higher, name = task.higher_is_better, task.score_name
         best = (max if higher else min)(self.validation, key=lambda at: at[1][name])
         trainable = variant.trainable_parameters(self.trial)
+        base_parameters = sum(p.numel() for p in task.architecture().parameters())
         return {
             "variant": self.config.variant.name,
             "task": self.config.task.name,
@@ -96,7 +103,9 @@ class Recorder:
             "trainable_parameters": trainable,
             "trainable_share": trainable / base_parameters,
             "update_parameters": sum(_size(update) for update in variant.deltas(self.trial).values()),
-            "steps_executed": outcome.steps_executed,
+            "steps": self.variant.pack.steps[self.trial],
+            "steps_executed": checkpoints.executed_before + steps_executed,
+            "resumed_from": checkpoints.resumed_from,
             "seconds": dict(seconds),
             "bytes_peak": peak_bytes(next(variant.model.parameters()).device),
             "ranks": self.ranks(),

@@ -1,0 +1,150 @@
+"""Checkpoints of a run: killed at any moment and started again, it ends bit-identical to one never interrupted."""
+
+import json
+import os
+import shutil
+import signal
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from experiments.optimizer import AdamW
+from experiments.record.folder import RunFolder, as_json, write_atomically
+from experiments.training import Clock
+from lora_variants.variant import Variant
+
+CHECKPOINT, PROGRESS = "checkpoint.safetensors", "progress.json"
+
+
+class CheckpointError(ValueError):
+    """A checkpoint that this run must not go on from."""
+
+
+class Interrupted(KeyboardInterrupt):
+    """Ctrl-C, after the step was finished and a checkpoint written."""
+
+
+class Checkpoints:
+    """The checkpoint of one run's folder, and what earlier attempts at the run executed.
+
+    `start` is the step to go on from, `resumed_from` every step at which an attempt went on, and
+    `executed_before` how many steps the earlier attempts executed, those lost to a kill included.
+    """
+
+    def __init__(self, folder: RunFolder, *, identity: str, every: int, clock: Clock, trial: int = 0) -> None:
+        self.folder, self.identity, self.every, self.clock, self.trial = folder, identity, every, clock, trial
+        self.start = 0
+        self.stop_asked = False
+        self._tensors: dict[str, Tensor] = {}
+        progress = self._progress()
+        self.resumed_from: list[int] = progress["resumed_from"]
+        began = self.resumed_from[-1] if self.resumed_from else 0
+        self.executed_before: int = progress["executed"] + max(0, self._last_step() - began)
+        if self.path.exists():
+            self._read()
+
+    @property
+    def path(self) -> Path:
+        return self.folder.path / CHECKPOINT
+
+    def begin(self) -> None:
+        """Note that an attempt begins; what was logged after the checkpoint, and its W&B copy, is dropped."""
+        if self.start:
+            self.resumed_from = [*self.resumed_from, self.start]
+            with (self.folder.path / "metrics.jsonl").open("r+b") as file:
+                file.truncate(int(self._meta["metrics_bytes"]))
+            shutil.rmtree(self.folder.path / "wandb", ignore_errors=True)
+        tree = {"executed": self.executed_before, "resumed_from": self.resumed_from}
+        write_atomically(self.folder.path / PROGRESS, as_json(tree))
+
+    def restore(self, variant: Variant, optimizer: AdamW) -> int:
+        """Put the checkpoint's state where it was; returns the step to go on from, 0 without a checkpoint."""
+        if self.start:
+            variant.load_trial_state(self.trial, _part(self._tensors, "variant/"))
+            optimizer.load_trial_state(self.trial, _part(self._tensors, "optimizer/"))
+            variant.pack.steps[self.trial] = self.start
+            torch.set_rng_state(self._tensors["random"])
+        return self.start
+
+    def after_step(self, step: int, variant: Variant, optimizer: AdamW) -> None:
+        """Write a checkpoint where one is due.
+
+        Raises: Interrupted if Ctrl-C asked for a stop, after the checkpoint.
+        """
+        if self.stop_asked or (self.every and step % self.every == 0):
+            self._save(step, variant, optimizer)
+        if self.stop_asked:
+            raise Interrupted(f"stopped after step {step}, with a checkpoint; the same command goes on from there")
+
+    @contextmanager
+    def finishing_the_step(self) -> Iterator[None]:
+        """Inside, the first Ctrl-C asks to stop after the step that runs; the second stops at once."""
+
+        def ask(number: int, frame: Any) -> None:
+            self.stop_asked = True
+            signal.signal(signal.SIGINT, before)
+
+        before = signal.signal(signal.SIGINT, ask)
+        try:
+            yield
+        finally:
+            signal.signal(signal.SIGINT, before)
+
+    def remove(self) -> None:
+        """A finished run needs no checkpoint."""
+        for name in (CHECKPOINT, PROGRESS):
+            (self.folder.path / name).unlink(missing_ok=True)
+
+    def _save(self, step: int, variant: Variant, optimizer: AdamW) -> None:
+        tensors = {f"variant/{key}": value for key, value in variant.trial_state(self.trial).items()}
+        tensors |= {f"optimizer/{key}": value for key, value in optimizer.trial_state(self.trial).items()}
+        tensors["random"] = torch.get_rng_state()
+        meta = {
+            "identity": self.identity,
+            "step": step,
+            "seconds": self.clock.seconds,
+            "metrics_bytes": (self.folder.path / "metrics.jsonl").stat().st_size,
+        }
+        partial = self.path.with_name(f"{CHECKPOINT}.partial")
+        written = {key: value.detach().cpu().contiguous() for key, value in tensors.items()}
+        save_file(written, partial, metadata={key: str(value) for key, value in meta.items()})
+        with partial.open("rb") as file:
+            os.fsync(file.fileno())
+        partial.replace(self.path)
+
+    def _read(self) -> None:
+        way_out = f"delete {self.path} to start this run again from its first step"
+        try:
+            with safe_open(self.path, framework="pt") as file:
+                self._meta: Mapping[str, str] = file.metadata() or {}
+                self._tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - not a mapping
+        except (SafetensorError, OSError) as error:
+            raise CheckpointError(f"{self.path} is torn ({error}); {way_out}") from None
+        found = self._meta.get("identity")
+        if found != self.identity:
+            raise CheckpointError(f"{self.path} is of run {found}, this is run {self.identity}; {way_out}")
+        self.start = int(self._meta["step"])
+        self.clock.seconds = float(self._meta["seconds"])
+
+    def _progress(self) -> dict[str, Any]:
+        path = self.folder.path / PROGRESS
+        if not path.exists():
+            return {"executed": 0, "resumed_from": []}
+        progress: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        return progress
+
+    def _last_step(self) -> int:
+        """The last step that the attempt before this one logged whole."""
+        path = self.folder.path / "metrics.jsonl"
+        lines = path.read_bytes().split(b"\n")[:-1] if path.exists() else []
+        return int(json.loads(lines[-1])["step"]) if lines else 0
+
+
+def _part(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}
