@@ -169,27 +169,30 @@ def evaluate(variant: Variant, task: Task, split: Split, regime: Regime) -> list
     found: list[dict[str, float]] = [{} for _ in range(variant.pack.trials)]
     for mode, holds in variant.evaluation_modes().items():
         with holds:
-            means = mean_losses(variant, task, split, regime)
-        for metrics, mean in zip(found, means, strict=True):
-            metrics |= {f"{mode}/{name}" if mode else name: value for name, value in task.metrics(mean).items()}
+            means = split_means(variant, task, split, regime)
+        for k, metrics in enumerate(found):
+            of_trial = task.metrics({name: values[k] for name, values in means.items()})
+            metrics |= {f"{mode}/{name}" if mode else name: value for name, value in of_trial.items()}
     return found
 
 
 @torch.no_grad()
-def mean_losses(variant: Variant, task: Task, split: Split, regime: Regime) -> list[float]:
-    """The mean loss of every trial on a whole split."""
+def split_means(variant: Variant, task: Task, split: Split, regime: Regime) -> dict[str, list[float]]:
+    """The mean of each of the task's quantities on a whole split, one number a trial."""
     pack, model = variant.pack, variant.model
     device = next(model.parameters()).device
     model.eval()
-    sums = counts = torch.zeros(pack.trials, dtype=torch.float64)
+    sums: dict[str, Tensor] = {}
+    counts = torch.zeros(pack.trials, dtype=torch.float64)
     for batch in task.evaluation_batches(split):
         everyone = stack([batch] * pack.trials, device)
         pack.rows = len(next(iter(batch.values())))
         with autocast(device, regime.precision):
-            losses = task.row_losses(model, everyone)
-        sums = sums + _sum_by_trial(losses.double(), pack).cpu()
+            quantities = task.row_quantities(model, everyone)
+        for name, rows in quantities.items():
+            sums[name] = sums.get(name, 0) + _sum_by_trial(rows.double(), pack).cpu()
         counts = counts + _sum_by_trial(task.row_counts(everyone).double(), pack).cpu()
-    return (sums / counts).tolist()
+    return {name: (total / counts).tolist() for name, total in sums.items()}
 
 
 def stack(batches: Sequence[Batch], device: torch.device) -> Batch:

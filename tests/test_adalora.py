@@ -1,7 +1,7 @@
 """AdaLoRA against a dense reference written from the paper's equations, against PEFT, and against its own claims."""
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import pairwise
 from typing import Any, ClassVar
 
@@ -78,8 +78,8 @@ class Regression(Task):
     def row_counts(self, batch: Batch) -> Tensor:
         return torch.ones(len(batch["x"]), dtype=torch.float64)
 
-    def metrics(self, mean_loss: float) -> dict[str, float]:
-        return {"loss": mean_loss}
+    def metrics(self, means: Mapping[str, float]) -> dict[str, float]:
+        return dict(means)
 
 
 def attached(configs: Sequence[AdaLoRAConfig], *, steps: int, targets: Sequence[str] = USED) -> AdaLoRA:

@@ -1,7 +1,7 @@
 """Defects found in other implementations of these methods, one by one, and that ours does not have them."""
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any, ClassVar
 
 import pytest
@@ -76,8 +76,8 @@ class Classification(Task):
     def row_counts(self, batch: Batch) -> Tensor:
         return torch.ones(len(batch["x"]))
 
-    def metrics(self, mean_loss: float) -> dict[str, float]:
-        return {"loss": mean_loss}
+    def metrics(self, means: Mapping[str, float]) -> dict[str, float]:
+        return dict(means)
 
 
 def model(*, unused: bool = False, dtype: torch.dtype = torch.float32) -> nn.Module:

@@ -1,9 +1,9 @@
 """A small byte-level causal transformer: the base model of the `bytes` task."""
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
+
+from experiments.bases.transformer_blocks import Block, through
 
 VOCABULARY = 256
 
@@ -17,38 +17,11 @@ class ByteTransformer(nn.Module):
         self.checkpointing = False
         self.embedding = nn.Embedding(VOCABULARY, width)
         self.position = nn.Embedding(context, width)
-        self.layers = nn.ModuleList(Block(width, heads) for _ in range(depth))
+        self.layers = nn.ModuleList(Block(width, heads, causal=True) for _ in range(depth))
         self.norm = nn.LayerNorm(width)
         self.unembedding = nn.Linear(width, VOCABULARY)
 
     def forward(self, tokens: Tensor) -> Tensor:
         """tokens (rows, length) of byte values, length at most `context`."""
         x = self.embedding(tokens) + self.position(torch.arange(tokens.shape[1], device=tokens.device))
-        for layer in self.layers:
-            if self.checkpointing and torch.is_grad_enabled():
-                x = checkpoint(layer, x, use_reentrant=False)
-            else:
-                x = layer(x)
-        return self.unembedding(self.norm(x))
-
-
-class Block(nn.Module):
-    """Attention and a feed-forward layer, each over a normed residual stream."""
-
-    def __init__(self, width: int, heads: int) -> None:
-        super().__init__()
-        self.heads = heads
-        self.attention_norm, self.feed_forward_norm = nn.LayerNorm(width), nn.LayerNorm(width)
-        self.query, self.key, self.value = nn.Linear(width, width), nn.Linear(width, width), nn.Linear(width, width)
-        self.output = nn.Linear(width, width)
-        self.up, self.down = nn.Linear(width, 4 * width), nn.Linear(4 * width, width)
-
-    def forward(self, x: Tensor) -> Tensor:
-        normed = self.attention_norm(x)
-        q, k, v = (self._by_head(part(normed)) for part in (self.query, self.key, self.value))
-        context = F.scaled_dot_product_attention(q, k, v, is_causal=True)
-        x = x + self.output(context.transpose(1, 2).flatten(2))
-        return x + self.down(F.gelu(self.up(self.feed_forward_norm(x))))
-
-    def _by_head(self, x: Tensor) -> Tensor:
-        return x.unflatten(-1, (self.heads, -1)).transpose(1, 2)  # (rows, heads, length, width / heads)
+        return self.unembedding(self.norm(through(self.layers, x, checkpointing=self.checkpointing)))

@@ -6,7 +6,7 @@ library's source, the topics are those of `help()`. Score: bits per byte on topi
 
 import hashlib
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from functools import cached_property
 from typing import ClassVar, Literal
 
@@ -81,8 +81,8 @@ class Bytes(Task):
         rows, length = batch["tokens"].shape
         return torch.full((rows,), float(length - 1), device=batch["tokens"].device)
 
-    def metrics(self, mean_loss: float) -> dict[str, float]:
-        return {"loss": mean_loss, "bits_per_byte": mean_loss / math.log(2)}
+    def metrics(self, means: Mapping[str, float]) -> dict[str, float]:
+        return {"loss": means["loss"], "bits_per_byte": means["loss"] / math.log(2)}
 
     def use_checkpointing(self, model: nn.Module) -> None:
         assert isinstance(model, ByteTransformer)

@@ -6,7 +6,7 @@ y = R relu((W0 + D) x), there is no such closed form and none is claimed.
 """
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from functools import cached_property
 from typing import ClassVar, Literal
 
@@ -139,8 +139,8 @@ class Planted(Task):
     def row_counts(self, batch: Batch) -> Tensor:
         return torch.ones(len(batch["x"]), device=batch["x"].device)
 
-    def metrics(self, mean_loss: float) -> dict[str, float]:
-        return {"loss": mean_loss, "squared_error": mean_loss}
+    def metrics(self, means: Mapping[str, float]) -> dict[str, float]:
+        return {"loss": means["loss"], "squared_error": means["loss"]}
 
     def diagnostics(self, variant: Variant, trial: int) -> dict[str, float]:
         """‖ΔW - D‖² over all matrices; without a hidden layer also the least that the ranks allow, and ‖D‖²."""

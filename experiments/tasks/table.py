@@ -24,5 +24,6 @@ class TaskEntry:
 
 TASKS: dict[str, TaskEntry] = {
     "bytes": TaskEntry("experiments.tasks.bytes", "Bytes", "Python source to documentation prose, bits per byte"),
+    "digits": TaskEntry("experiments.tasks.digits", "Digits", "digits 0-4 to 5-9, 8 x 8 images, accuracy"),
     "planted": TaskEntry("experiments.tasks.planted", "Planted", "matrices whose right update is known"),
 }

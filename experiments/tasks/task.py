@@ -1,7 +1,7 @@
 """What a task is to the training loop: a base model, three splits, a loss for each row, and a score."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any, ClassVar, Literal
 
 from jaxtyping import Float
@@ -63,9 +63,13 @@ class Task(ABC):
     def row_counts(self, batch: Batch) -> Float[Tensor, " rows"]:
         """For each row how many losses `row_losses` sums."""
 
+    def row_quantities(self, model: nn.Module, batch: Batch) -> dict[str, Float[Tensor, " rows"]]:
+        """For each row the sums of what an evaluation averages: the loss, and more where a task scores more."""
+        return {"loss": self.row_losses(model, batch)}
+
     @abstractmethod
-    def metrics(self, mean_loss: float) -> dict[str, float]:
-        """What an evaluation reports, `score_name` among it, from the mean loss of a split."""
+    def metrics(self, means: Mapping[str, float]) -> dict[str, float]:
+        """What an evaluation reports, `score_name` among it, from the means of a split's `row_quantities`."""
 
     def diagnostics(self, variant: Variant, trial: int) -> dict[str, float]:
         """What the task knows of ΔW itself at the end; empty where it knows nothing."""

@@ -1,0 +1,37 @@
+"""The transformer blocks that the built-in base models share."""
+
+from collections.abc import Iterable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+
+class Block(nn.Module):
+    """Attention and a feed-forward layer, each over a normed residual stream; no dropout."""
+
+    def __init__(self, width: int, heads: int, *, causal: bool) -> None:
+        super().__init__()
+        self.heads, self.causal = heads, causal
+        self.attention_norm, self.feed_forward_norm = nn.LayerNorm(width), nn.LayerNorm(width)
+        self.query, self.key, self.value = nn.Linear(width, width), nn.Linear(width, width), nn.Linear(width, width)
+        self.output = nn.Linear(width, width)
+        self.up, self.down = nn.Linear(width, 4 * width), nn.Linear(4 * width, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        normed = self.attention_norm(x)
+        q, k, v = (self._by_head(part(normed)) for part in (self.query, self.key, self.value))
+        context = F.scaled_dot_product_attention(q, k, v, is_causal=self.causal)
+        x = x + self.output(context.transpose(1, 2).flatten(2))
+        return x + self.down(F.gelu(self.up(self.feed_forward_norm(x))))
+
+    def _by_head(self, x: Tensor) -> Tensor:
+        return x.unflatten(-1, (self.heads, -1)).transpose(1, 2)  # (rows, heads, length, width / heads)
+
+
+def through(blocks: Iterable[nn.Module], x: Tensor, *, checkpointing: bool) -> Tensor:
+    """The blocks in order; with checkpointing their activations are computed again in backward."""
+    for block in blocks:
+        x = checkpoint(block, x, use_reentrant=False) if checkpointing and torch.is_grad_enabled() else block(x)
+    return x

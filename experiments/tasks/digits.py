@@ -1,0 +1,98 @@
+"""The `digits` task: a vision transformer that knows the digits 0 to 4 learns 5 to 9 (scikit-learn's 8 x 8 images)."""
+
+import hashlib
+from collections.abc import Iterator, Mapping
+from functools import cached_property
+from typing import ClassVar, Literal
+
+import torch
+import torch.nn.functional as F
+from pydantic import Field
+from torch import Tensor, nn
+
+from experiments.bases.digit_transformer import LABELS, DigitRecipe, DigitTransformer, pretrained_digits
+from experiments.bases.weights import Report, silent
+from experiments.tasks.task import Batch, Split, Task, TaskConfig
+from lora_variants.streams import stream
+
+EVALUATION_ROWS = 256
+PARTS = {"train": (0.0, 0.5), "validation": (0.5, 0.75), "test": (0.75, 1.0)}
+
+
+class DigitsConfig(TaskConfig):
+    name: Literal["digits"] = "digits"
+    pretraining_steps: int = Field(1500, ge=1, description="steps of pretraining on the digits 0 to 4")
+    split_seed: int = Field(0, ge=0, description="seed of the three splits; not the run's seed")
+
+
+class Digits(Task):
+    """Batches are {"images": (rows, 8, 8), "labels": (rows,)} with labels 0 .. 4 for the digits 5 .. 9."""
+
+    config_class: ClassVar[type[TaskConfig]] = DigitsConfig
+    score_name: ClassVar[str] = "accuracy"
+    higher_is_better: ClassVar[bool] = True
+    head_modules: tuple[str, ...] = ("head",)
+    config: DigitsConfig
+
+    @cached_property
+    def images(self) -> tuple[Tensor, Tensor]:
+        """All images with values from 0 to 1, and their digits."""
+        from sklearn.datasets import load_digits
+
+        loaded = load_digits()
+        return torch.from_numpy(loaded.images).float() / 16, torch.from_numpy(loaded.target).long()
+
+    @cached_property
+    def splits(self) -> dict[str, tuple[Tensor, Tensor]]:
+        """The digits 5 to 9, shuffled once: half for training, a quarter each for validation and test."""
+        images, digits = self.images
+        new = torch.nonzero(digits >= LABELS).flatten()
+        new = new[torch.randperm(len(new), generator=stream(self.config.split_seed, "split"))]
+        parts = {split: new[int(a * len(new)) : int(b * len(new))] for split, (a, b) in PARTS.items()}
+        return {split: (images[rows], digits[rows] - LABELS) for split, rows in parts.items()}
+
+    def data_sha256(self) -> dict[str, str]:
+        return {
+            split: hashlib.sha256(images.numpy().tobytes() + labels.numpy().tobytes()).hexdigest()
+            for split, (images, labels) in self.splits.items()
+        }
+
+    def architecture(self) -> nn.Module:
+        return DigitTransformer()
+
+    def base_model(self, report: Report = silent) -> nn.Module:
+        images, digits = self.images
+        old = digits < LABELS
+        return pretrained_digits(images[old], digits[old], DigitRecipe(steps=self.config.pretraining_steps), report)
+
+    def training_batches(self, seed: int, rows: int) -> Iterator[Batch]:
+        """Every image once an epoch, in a new order each; a step may span two epochs."""
+        images, labels = self.splits["train"]
+        generator, order = stream(seed, "data"), torch.empty(0, dtype=torch.long)
+        while True:
+            while len(order) < rows:
+                order = torch.cat([order, torch.randperm(len(images), generator=generator)])
+            chosen, order = order[:rows], order[rows:]
+            yield {"images": images[chosen], "labels": labels[chosen]}
+
+    def evaluation_batches(self, split: Split) -> Iterator[Batch]:
+        for images, labels in zip(*(part.split(EVALUATION_ROWS) for part in self.splits[split]), strict=True):
+            yield {"images": images, "labels": labels}
+
+    def row_losses(self, model: nn.Module, batch: Batch) -> Tensor:
+        return F.cross_entropy(model(batch["images"]), batch["labels"], reduction="none")
+
+    def row_counts(self, batch: Batch) -> Tensor:
+        return torch.ones(len(batch["labels"]), device=batch["labels"].device)
+
+    def row_quantities(self, model: nn.Module, batch: Batch) -> dict[str, Tensor]:
+        logits = model(batch["images"])
+        right = (logits.argmax(dim=1) == batch["labels"]).float()
+        return {"loss": F.cross_entropy(logits, batch["labels"], reduction="none"), "accuracy": right}
+
+    def metrics(self, means: Mapping[str, float]) -> dict[str, float]:
+        return {"loss": means["loss"], "accuracy": means["accuracy"]}
+
+    def use_checkpointing(self, model: nn.Module) -> None:
+        assert isinstance(model, DigitTransformer)
+        model.checkpointing = True
