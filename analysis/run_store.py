@@ -30,6 +30,11 @@ def read_updates(path: Path) -> dict[str, Update]:
 
 
 def _read_folder(folder: Path) -> dict[str, Update]:
+    if (folder / "config.yaml").is_file() and not (folder / "result.json").is_file():
+        raise RunStoreError(
+            f"a run is read once it is finished; {folder} has a config.yaml but no result.json: "
+            "run it again to finish it (error.txt, if there, says what stopped it)"
+        )
     if (folder / DELTA).is_file():
         return dense_updates(_read_safetensors(folder / DELTA))
     if (folder / ADAPTER_WEIGHTS).is_file():
@@ -37,12 +42,6 @@ def _read_folder(folder: Path) -> dict[str, Update]:
         return peft_updates(_read_safetensors(folder / ADAPTER_WEIGHTS), config, folder)
     if (folder / "result.json").is_file():
         return {}
-    if (folder / "config.yaml").is_file():
-        raise RunStoreError(
-            f"a run is read once it is finished; {folder} has a config.yaml but neither "
-            f"{ADAPTER_WEIGHTS} nor {DELTA} nor result.json: run it again to finish it "
-            "(error.txt, if there, says what stopped it)"
-        )
     raise RunStoreError(
         f"a folder is read if it holds {ADAPTER_WEIGHTS} or {DELTA}; {folder} holds neither: "
         "give the folder of one run or of one PEFT adapter"

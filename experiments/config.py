@@ -2,18 +2,20 @@
 
 import hashlib
 import json
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, SerializeAsAny, model_validator
 
 from experiments.tasks.task import TaskConfig
 from lora_variants.config import Config
 
+Rate = Annotated[float, Field(gt=0)]
+
 
 class Section(BaseModel):
     """A part of the tree: strict types, frozen, unknown keys refused."""
 
-    model_config = ConfigDict(strict=True, frozen=True, extra="forbid")
+    model_config = ConfigDict(strict=True, frozen=True, extra="forbid", allow_inf_nan=False)
 
 
 class TrainingConfig(Section):
@@ -21,7 +23,7 @@ class TrainingConfig(Section):
 
     steps: int = Field(1000, ge=0, description="optimizer steps")
     rows: int = Field(4, ge=1, description="rows of a step's batch; multiples of 8 in all shapes keep packs bit-exact")
-    learning_rate: float | dict[str, float] = Field(
+    learning_rate: Rate | dict[str, Rate] = Field(
         5e-3, description="peak learning rate: a number, or a map from variant to number"
     )
     weight_decay: float = Field(0.0, ge=0, description="decoupled weight decay of matrices (AdamW)")
@@ -42,9 +44,6 @@ class TrainingConfig(Section):
     def _divisible(self) -> Self:
         if self.rows % self.accumulation:
             raise ValueError(f"accumulation {self.accumulation} does not divide rows {self.rows}")
-        rates = self.learning_rate.values() if isinstance(self.learning_rate, dict) else [self.learning_rate]
-        if any(not 0 < rate < float("inf") for rate in rates):
-            raise ValueError(f"learning_rate must be a positive number, got {self.learning_rate}")
         return self
 
 
@@ -60,7 +59,7 @@ class WandbConfig(Section):
 class RunConfig(Section):
     """Everything that a run depends on."""
 
-    study: str = Field("single", pattern=r"^[\w.-]+$", description="folder and W&B group of the run")
+    study: str = Field("single", pattern=r"^\w[\w.-]*$", description="folder and W&B group of the run")
     task: SerializeAsAny[TaskConfig]
     targets: list[str] = Field(min_length=1, description="patterns of the layers to adapt")
     variant: SerializeAsAny[Config]

@@ -14,8 +14,6 @@ from experiments.config import RunConfig
 from experiments.tasks.table import TASKS
 from lora_variants import VARIANTS
 
-NO_RANK = ("head", "full", "full_all")
-
 
 class ConfigError(ValueError):
     """All faults of a configuration, each with its path, the value, the rule and the nearest known key."""
@@ -185,7 +183,7 @@ def _rule(schema: type[BaseModel], detail: ErrorDetails, tree: Mapping[str, Any]
     key, known = str(detail["loc"][-1]) if detail["loc"] else "", _fields(schema, detail["loc"][:-1])
     variant = _name(tree.get("variant"))
     if detail["type"] == "extra_forbidden":
-        if key == "rank" and variant in NO_RANK:
+        if key == "rank" and detail["loc"][0] == "variant":
             return f"{variant!r} has no rank: it trains no low-rank factors; leave rank out or choose another variant"
         below = [f"{section}.{name}" for section in known for name in _fields(schema, (*detail["loc"][:-1], section))]
         near = _nearest(key, known) or _nearest_last(key, below)
@@ -223,4 +221,4 @@ def _nearest(key: str, known: Iterable[str]) -> str:
 def _nearest_last(key: str, paths: Sequence[str]) -> str:
     """The path whose last name is nearest, for a knob that was looked for in the wrong section."""
     close = difflib.get_close_matches(key, [path.rpartition(".")[2] for path in paths], n=1)
-    return f" (did you mean {next(p for p in paths if p.endswith(close[0]))!r}?)" if close else ""
+    return f" (did you mean {next(p for p in paths if p.rpartition('.')[2] == close[0])!r}?)" if close else ""

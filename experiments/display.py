@@ -1,5 +1,7 @@
 """What a user sees in the terminal: a live line while something runs, tables when it ends."""
 
+import os
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -9,11 +11,19 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 from rich.table import Table
 
 
+class _Console(Console):
+    """A console whose reader may go away (`| head`): the work goes on in silence."""
+
+    def on_broken_pipe(self) -> None:
+        self.quiet = True
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
 class Display:
     """Progress and results on a console; messages go through it so that they never tear the live line."""
 
     def __init__(self, console: Console | None = None) -> None:
-        self.console = console or Console(highlight=False)
+        self.console = console or _Console(highlight=False)
         self.progress: Progress | None = None
         self.tasks: dict[str, TaskID] = {}
 
@@ -36,7 +46,7 @@ class Display:
         if total == 0:
             self.say(what)
         elif self.progress is not None:
-            self.progress.start()  # at the first report, so that idle work leaves no empty line
+            self.progress.start()
             if what not in self.tasks:
                 self.tasks[what] = self.progress.add_task(what, total=total, note=note)
             self.progress.update(self.tasks[what], completed=done, note=note)
@@ -57,16 +67,13 @@ class Display:
         self.console.print(table)
         self.say(f"record: {folder}")
 
-    def layers(self, rows: Sequence[Mapping[str, Any]]) -> None:
-        """The adapted layers of a plan, one row a layer."""
+    def layers(self, rows: Sequence[Mapping[str, str]]) -> None:
+        """The adapted layers of a plan: layer, shape, rank, scale, parameters and extra FLOPs of each."""
         table = Table(title="adapted layers")
-        for column in ("layer", "shape", "rank", "scale", "parameters", "of matrix", "extra FLOPs"):
-            left = column in ("layer", "shape")
-            table.add_column(column, justify="left" if left else "right", overflow="fold")
+        for name in ("layer", "shape", "rank", "scale", "parameters", "extra FLOPs"):
+            table.add_column(name, justify="left" if name in ("layer", "shape") else "right", no_wrap=name == "layer")
         for row in rows:
-            table.add_row(
-                *(str(row[key]) for key in ("layer", "shape", "rank", "scale", "parameters", "share", "flops"))
-            )
+            table.add_row(*row.values())
         self.console.print(table)
 
 
@@ -87,7 +94,7 @@ def _lines(result: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     if result["resumed_from"]:
         where = ", ".join(map(str, result["resumed_from"]))
         yield "resumed", f"from step {where}; {result['steps_executed']:,} steps executed in all"
-    yield "seconds", f"{result['seconds']['training']:.1f} training, {result['seconds']['evaluation']:.1f} evaluation"
+    yield "seconds", f"{result['seconds']['training']:.1f} training, {result['seconds']['besides']:.1f} besides"
     if result["bytes_peak"] is not None:
         yield "peak memory", f"{result['bytes_peak'] / 2**20:,.0f} MiB"
     if result["scales"]:

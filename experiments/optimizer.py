@@ -10,8 +10,6 @@ from torch.nn.utils import get_total_norm
 
 from lora_variants.variant import ParameterGroup
 
-SCHEDULES = ("linear", "cosine", "constant")
-
 
 def schedule_factor(kind: str, step: int, *, total: int, warmup: int) -> float:
     """What the learning rate of step 0 .. total - 1 is multiplied by: a linear warm-up, then the schedule.

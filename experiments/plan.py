@@ -37,13 +37,12 @@ def _row(name: str, layer: Any, scales: list[float] | None) -> dict[str, str]:
     """Cost of one layer; extra FLOPs are the factors', padding included, over those of the frozen layer's product."""
     d_out, d_in, rank = layer.base.d_out, layer.base.d_in, layer.ranks[0]
     parameters = sum(layer.parts(0)[key].numel() for key in layer.trained)
-    padded = layer.rank_padded_to()
+    padded, at_first = layer.rank_padded_to(), layer.unpadded(0)
     return {
         "layer": name,
         "shape": f"{d_out} x {d_in}",
-        "rank": str(rank) if padded else "full",
+        "rank": (str(rank) if at_first == rank else f"{at_first}→{rank}") if padded else "full",
         "scale": f"{scales[0]:g}" if scales else "-",
-        "parameters": f"{parameters:,}",
-        "share": f"{parameters / (d_out * d_in):.1%}",
+        "parameters": f"{parameters:,} ({parameters / (d_out * d_in):.0%})",
         "flops": f"{padded * (d_out + d_in) / (d_out * d_in):+.1%}",
     }

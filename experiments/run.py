@@ -1,6 +1,7 @@
 """One run: adapt a base model to a task with one variant, score it, and leave a record that reproduces it."""
 
 import argparse
+import io
 import sys
 from pathlib import Path
 
@@ -42,6 +43,8 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
 
 def main(arguments: list[str] | None = None) -> int:
     """0: a score; 1: the run failed; 2: the request is faulty; 130: interrupted."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")  # a pipe may not have the letter Δ
     asked = parse_arguments(arguments)
     from experiments.configuration import ConfigError, load
     from experiments.display import Display
@@ -59,7 +62,7 @@ def main(arguments: list[str] | None = None) -> int:
     except ConfigError as error:
         print(*(f"error: {fault}" for fault in error.faults), sep="\n", file=sys.stderr)
         return 2
-    except ValueError as error:
+    except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except TrainingFailedError as error:
@@ -75,4 +78,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    try:
+        sys.exit(main())
+    except KeyboardInterrupt:  # before there was anything to finish
+        sys.exit(130)

@@ -1,5 +1,7 @@
 """One run from its configuration to its record: build, check, train, score, write down."""
 
+import copy
+import math
 import time
 import warnings
 from dataclasses import dataclass
@@ -98,6 +100,7 @@ def execute(config: RunConfig, *, runs_dir: Path, test: bool, display: Display) 
         plan = attached(config, task, task.architecture())
     for warning in caught:
         display.warn(str(warning.message))
+    runs_dir.mkdir(parents=True, exist_ok=True)  # so that a folder that cannot be written is known first
     with display.live():
         base = task.base_model(display.report)
     base_sha256, data_sha256 = fingerprint(base.state_dict()), task.data_sha256()
@@ -107,17 +110,25 @@ def execute(config: RunConfig, *, runs_dir: Path, test: bool, display: Display) 
     folder = RunFolder(runs_dir.resolve() / config.study / name)
     if folder.finished:
         folder.refuse_other(config)
-        return Finished(folder.path, _tested_later(config, task, base.to(device), folder, runs_dir, test), found=True)
+        result = folder.result()
+        if not test:
+            return Finished(folder.path, {k: v for k, v in result.items() if k != "test"}, found=True)
+        if "test" not in result:
+            result["test"] = _test(config, task, base.to(device), folder, runs_dir)
+            folder.finish(result)
+        return Finished(folder.path, result, found=True)
     clock = Clock()
     checkpoints = Checkpoints(folder, identity=identity, every=config.training.checkpoint_every, clock=clock)
-    with folder:
+    with folder.held(), folder:
         if checkpoints.start:
             folder.go_on()
             display.say(f"going on from the checkpoint at step {checkpoints.start}")
         else:
             folder.start(config, describe(device=device, base_sha256=base_sha256, data_sha256=data_sha256))
         checkpoints.begin()
-        variant = attached(config, task, base.to(device))
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", RankWarning)  # said above
+            variant = attached(config, task, base.to(device))
         with Recorder(config, task, variant, folder, display) as recorder:
             result = _carry_out(recorder, checkpoints, clock, runs_dir=runs_dir, test=test)
     return Finished(folder.path, result, found=False)
@@ -133,30 +144,27 @@ def _carry_out(
         outcome = train(variant, task, [trial], regime, clock=clock, on_step=recorder.on_step, keeper=checkpoints)[0]
     if outcome.failure is not None:
         raise TrainingFailedError(f"{outcome.failure}\nrecord: {folder.path}")
-    recorder.on_step(variant.pack.steps[0], by_split("validation", evaluate(variant, task, "validation", regime)))
-    seconds = {"training": clock.seconds, "evaluation": time.perf_counter() - since - clock.seconds}
+    scores = evaluate(variant, task, "validation", regime)
+    if not all(math.isfinite(value) for value in scores[0].values()):
+        raise TrainingFailedError(f"not finite on the validation split: {scores[0]}\nrecord: {folder.path}")
+    recorder.on_step(variant.pack.steps[0], by_split("validation", scores))
+    seconds = {"training": clock.seconds, "besides": time.perf_counter() - since - clock.seconds}
     result = recorder.result(checkpoints, seconds=seconds, steps_executed=outcome.steps_executed)
-    if test:
-        note_test_read(runs_dir, data=task.data_sha256()["test"], study=config.study, run=folder.path.name)
-        result["test"] = evaluate(variant, task, "test", regime)[0]
     files = save_update(variant, 0, folder.path)
+    if test:
+        result["test"] = _test(config, task, variant.detach(), folder, runs_dir)
     folder.finish(result)
     checkpoints.remove()
     recorder.finish(result, files)
     return result
 
 
-def _tested_later(
-    config: RunConfig, task: Task, base: nn.Module, folder: RunFolder, runs_dir: Path, test: bool
-) -> dict[str, Any]:
-    """The result of a finished run; with `test` and no test score yet, what is on disk is scored on the test split."""
-    result = folder.result()
-    if test and "test" not in result:
-        note_test_read(runs_dir, data=task.data_sha256()["test"], study=config.study, run=folder.path.name)
-        load_update(base, folder.path)
-        plain = VARIANTS["head"].load()
-        pack = Pack(seeds=(config.seed,), total_steps=(0,))
-        tuned = attach(plain, base, targets=config.targets, pack=pack, configs=[plain.config_class(name="head")])
-        result["test"] = evaluate(tuned, task, "test", regime_of(config))[0]
-        folder.finish(result)
-    return result
+def _test(config: RunConfig, task: Task, base: nn.Module, folder: RunFolder, runs_dir: Path) -> dict[str, float]:
+    """The score on the test split of what is on disk, now or later the same; the read goes into the ledger."""
+    note_test_read(runs_dir, data=task.data_sha256()["test"], study=config.study, run=folder.path.name)
+    base = copy.deepcopy(base)
+    load_update(base, folder.path)
+    plain = VARIANTS["head"].load()
+    pack = Pack(seeds=(config.seed,), total_steps=(0,))
+    tuned = attach(plain, base, targets=config.targets, pack=pack, configs=[plain.config_class(name="head")])
+    return evaluate(tuned, task, "test", regime_of(config))[0]

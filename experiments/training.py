@@ -190,8 +190,8 @@ def split_means(variant: Variant, task: Task, split: Split, regime: Regime) -> d
         with autocast(device, regime.precision):
             quantities = task.row_quantities(model, everyone)
         for name, rows in quantities.items():
-            sums[name] = sums.get(name, 0) + _sum_by_trial(rows.double(), pack).cpu()
-        counts = counts + _sum_by_trial(task.row_counts(everyone).double(), pack).cpu()
+            sums[name] = sums.get(name, 0) + _sum_by_trial(rows.cpu().double(), pack)
+        counts = counts + _sum_by_trial(task.row_counts(everyone).cpu().double(), pack)
     return {name: (total / counts).tolist() for name, total in sums.items()}
 
 

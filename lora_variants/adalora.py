@@ -17,6 +17,8 @@ Departures from the paper:
   code multiplies the gradient by the weights after the step (`sensitivity_at: after_step`).
 - Ties never prune below the budget: equal scores keep a layer's first triplets first, layer by layer
   in turn, so exactly b(t) triplets are left. The authors' threshold also removes the ties.
+- The gradients in the sensitivity are the clipped ones, as in the authors' code.
+- With LoRA+'s ratio P learns faster, as the factor on the output side; Λ, a vector, stays at the base rate.
 - After the last pruning no scores are kept, as in the authors' code: nothing reads them.
 - Schedules are fractions of the run: t_i = initial_fraction T, t_f = final_fraction T. With the initial
   rank equal to the rank nothing is pruned: the paper's SVD-LoRA.
@@ -202,6 +204,9 @@ class AdaLoRA(LoRA):
     config_class: ClassVar[type[Config]] = AdaLoRAConfig
     layer_class: ClassVar[type[FactoredLayer]] = AdaLoRALayer
     layers: dict[str, AdaLoRALayer]  # type: ignore[assignment]
+
+    def trained_rank(self, config: AdaLoRAConfig, rank: int, base: LinearMap) -> int:
+        return config.initial_rank_at(rank, base)
 
     def attached(self) -> None:
         device = next(iter(self.layers.values())).P.device if self.layers else None

@@ -6,7 +6,7 @@ from typing import Any
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from lora_variants.layer import AdaptedLayer, HeadLayer
+from lora_variants.layer import AdaptedLayer, HeadLayer, TrialLayer
 from lora_variants.linear_map import LinearMap, find_linear_maps, matches, names_of, slice_rows, split_slice
 from lora_variants.pack import Pack
 from lora_variants.sites import Site, site_module
@@ -57,7 +57,7 @@ def _site(model: nn.Module, path: str, layers: dict[str, AdaptedLayer | HeadLaye
     original = model.get_submodule(path)
     places = [(parent, key) for parent in model.modules() for key, m in parent._modules.items() if m is original]
     if not places:
-        raise ValueError("the model itself is a single linear layer; wrap it in a module to adapt it")
+        raise ValueError("the model itself is the layer to adapt; wrap it in a module")
     return Site(places, original, site_module(original, layers), layers)
 
 
@@ -125,6 +125,8 @@ def refuse_dependent_rows(model: nn.Module, pack: Pack) -> None:
     if getattr(model, "is_adapted", False):
         raise ValueError("the model is already adapted; call detach() on the variant that is attached first")
     for path, module in model.named_modules():
+        if isinstance(module, TrialLayer):
+            raise ValueError(f"{path} is adapted already; call detach() on the variant that is attached first")
         if isinstance(module, _BatchNorm):
             raise ValueError(f"{path} is a BatchNorm: it mixes rows and changes itself while it trains; not supported")
         if pack.trials == 1:
@@ -150,7 +152,6 @@ def _freeze(model: nn.Module) -> list[tuple[Any, str, Any]]:
     before: list[tuple[Any, str, Any]] = [(p, "requires_grad", p.requires_grad) for p in model.parameters()]
     before.append((model, "is_adapted", False))
     model.requires_grad_(False)
-    model.is_adapted = True  # type: ignore[assignment]
     for module in model.modules():
         if isinstance(module, nn.TransformerEncoderLayer):
             before.append((module, "activation_relu_or_gelu", module.activation_relu_or_gelu))

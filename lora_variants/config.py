@@ -10,7 +10,7 @@ Rank = Annotated[int, Field(ge=0)]
 class Config(BaseModel):
     """The knobs of a variant: strict types, frozen, unknown keys refused."""
 
-    model_config = ConfigDict(strict=True, frozen=True, extra="forbid")
+    model_config = ConfigDict(strict=True, frozen=True, extra="forbid", allow_inf_nan=False)
 
     name: str = Field(description="which variant")
 
@@ -46,7 +46,9 @@ class AdapterConfig(Config):
     @model_validator(mode="after")
     def _one_alpha(self) -> "AdapterConfig":
         if self.alpha is not None and self.alpha_per_rank is not None:
-            raise ValueError(f"give alpha or alpha_per_rank, not both (got {self.alpha:g} and {self.alpha_per_rank:g})")
+            raise ValueError(
+                f"give alpha or alpha_per_rank, not both (got {self.alpha:g} and {self.alpha_per_rank:g}); null is none"
+            )
         return self
 
     @field_validator("rank")

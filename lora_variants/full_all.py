@@ -50,7 +50,7 @@ class FullAll(Head):
         self._put({})
 
     @contextmanager
-    def disabled(self) -> Iterator[None]:
+    def switched_off(self) -> Iterator[None]:
         self._put({})
         try:
             yield

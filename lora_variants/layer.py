@@ -9,6 +9,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from lora_variants.config import AdapterConfig
+from lora_variants.lean import factored_linear
 from lora_variants.linear_map import LinearMap
 from lora_variants.pack import Pack
 from lora_variants.streams import stream
@@ -64,8 +65,8 @@ class TrialLayer(nn.Module):
     def draw(self, key: str, trial: int, *, law: str, deviation: float) -> None:
         """Fill a trial's part of a tensor, padding apart, from the trial's own stream.
 
-        The numbers do not depend on the rank (a smaller rank has the first rows of a larger one), on
-        the precision, or on what else is in the pack.
+        The numbers depend on the seed, the layer and the shape alone: not on the precision, nor on what else
+        is in the pack.
         """
         part = self.parts(trial)[key]
         generator = stream(self.pack.seeds[trial], "init", self.name, key)
@@ -135,20 +136,20 @@ class AdaptedLayer(TrialLayer, ABC):
         dense = update.product() if isinstance(update, Factors) else update
         return self.base.base_weight().to(dense.dtype) + dense
 
-    def drop(self, x: Float[Tensor, "trials n d_in"]) -> Float[Tensor, "trials n d_in"]:
-        """Dropout on the adapter's input with masks that depend on (seed, step, micro-step, layer) alone.
+    def dropout_mask(self, x: Float[Tensor, "trials n d_in"]) -> Float[Tensor, "trials n d_in"] | None:
+        """What the adapter's input is multiplied by: a function of (seed, step, micro-step, layer) alone.
 
-        So a mask is the same in any pack, and when checkpointing computes the forward again.
+        So a mask is the same in any pack, and when checkpointing computes the forward again. None: no dropout.
         """
         if not self.training or not any(self.dropout):
-            return x
+            return None
         masks = torch.ones_like(x)
         for trial, p in enumerate(self.dropout):
             key = (self.pack.steps[trial], self.pack.micro_step, self.name)
             generator = stream(self.pack.seeds[trial], "dropout", *key, device=x.device)
             draws = torch.rand(x.shape[1:], generator=generator, device=x.device)
             masks[trial] = (draws >= p).to(x.dtype) / (1 - p)
-        return x * masks
+        return masks
 
 
 class FactoredLayer(AdaptedLayer):
@@ -177,10 +178,17 @@ class FactoredLayer(AdaptedLayer):
         """Left, weights and right; the weights are (trials, r), or (trials, 1) where all are the scale."""
 
     def adapted(self, x: Float[Tensor, "*rows d_in"]) -> Float[Tensor, "*rows d_out"]:
-        y = self.base(x)
         left, weights, right = self.factors()
-        by_trial = self.drop(self.pack.by_trial(x).to(right.dtype))
-        h = torch.bmm(by_trial, right.mT) * weights[:, None, :]  # (trials, n, r)
+        by_trial = self.pack.by_trial(x)
+        mask = self.dropout_mask(by_trial)
+        weight, bias = self.base.base_weight(), self.base.base_bias()
+        one_type = weight.dtype == right.dtype or torch.is_autocast_enabled(x.device.type)
+        if self.base.is_product and one_type:
+            y = factored_linear(by_trial, weight, bias, left, weights, right, mask)
+            return y.reshape(*x.shape[:-1], -1)
+        wide = by_trial.to(right.dtype)  # a narrow base, or one of its own kind: the update apart, in float32
+        h = torch.bmm(wide if mask is None else wide * mask, right.mT) * weights[:, None, :]
+        y = self.base(x)
         return y + torch.bmm(h, left.mT).reshape(y.shape).to(y.dtype)
 
     def scales(self) -> list[float]:

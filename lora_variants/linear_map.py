@@ -16,7 +16,8 @@ class LinearMap(nn.Module):
     """The frozen map y = W0 x + b of one layer: the whole of it, or the rows `start:stop` of W0.
 
     `owner` is the module that holds the tensors, `weight_name` and `bias_name` their names in it.
-    A map with `whole=True` is computed by calling its owner; any other from the tensors.
+    A map with `whole=True` is computed by calling its owner; any other from the tensors. `is_product` says
+    that it is W0 x + b of these tensors and nothing else, so that it may be computed without its owner.
     """
 
     def __init__(
@@ -33,21 +34,27 @@ class LinearMap(nn.Module):
         self.owner = owner
         self.weight_name, self.bias_name = weight_name, bias_name
         self.transposed = is_conv1d(owner)  # stored (d_in, d_out)
+        if weight_name not in owner._parameters:
+            raise ValueError(f"the {weight_name} of a {type(owner).__name__} is computed from others; merge it first")
         stored = getattr(owner, weight_name)
         out_total, self.d_in = (stored.shape[1], stored.shape[0]) if self.transposed else stored.shape
         self.rows = rows or (0, out_total)
         self.bias_rows = bias_rows or self.rows
         self.d_out = self.rows[1] - self.rows[0]
-        self.whole = whole and self.d_out == out_total
+        self.all_rows = self.d_out == out_total
+        self.whole = whole and self.all_rows
+        own_forward = type(owner).forward is not nn.Linear.forward and not is_conv1d(owner)
+        self.is_product = not self.whole or not (own_forward or "forward" in vars(owner))
 
     def base_weight(self) -> Float[Tensor, "d_out d_in"]:
         """W0 as a view of the model's own tensor; never write to it."""
         stored: Tensor = getattr(self.owner, self.weight_name)
-        return (stored.mT if self.transposed else stored)[slice(*self.rows)]
+        weight = stored.mT if self.transposed else stored
+        return weight if self.all_rows else weight[slice(*self.rows)]
 
     def base_bias(self) -> Float[Tensor, " d_out"] | None:
         bias: Tensor | None = getattr(self.owner, self.bias_name, None)
-        return None if bias is None else bias[slice(*self.bias_rows)]
+        return bias if bias is None or len(bias) == self.d_out else bias[slice(*self.bias_rows)]
 
     def forward(self, x: Float[Tensor, "*rows d_in"]) -> Float[Tensor, "*rows d_out"]:
         y: Tensor = self.owner(x) if self.whole else F.linear(x, self.base_weight(), self.base_bias())

@@ -8,7 +8,7 @@ Departures from the paper:
 """
 
 from collections.abc import Mapping, Sequence
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 from pydantic import Field
 from torch import Tensor, nn
@@ -74,8 +74,19 @@ class LoRA(Variant):
     def layer_ranks(self, maps: Mapping[str, LinearMap]) -> dict[str, tuple[int, ...]]:
         shapes = {name: (lm.d_out, lm.d_in) for name, lm in maps.items()}
         by_trial = [ranks_by_layer(config.rank, shapes) for config in self.configs]
-        warn_of_high_ranks({name: max(ranks[name] for ranks in by_trial) for name in shapes}, shapes)
-        return {name: tuple(ranks[name] for ranks in by_trial) for name in shapes}
+        ranks = {name: tuple(of_trial[name] for of_trial in by_trial) for name in shapes}
+        trained = {
+            name: max(
+                self.trained_rank(config, rank, lm) for config, rank in zip(self.configs, ranks[name], strict=True)
+            )
+            for name, lm in maps.items()
+        }
+        warn_of_high_ranks(trained, shapes)
+        return ranks
+
+    def trained_rank(self, config: Any, rank: int, base: LinearMap) -> int:
+        """The rank of a layer's factors while they train, where its own is `rank`."""
+        return rank
 
     def adapt(self, name: str, base: LinearMap, ranks: Sequence[int]) -> FactoredLayer:
         scales = [self.scaling(trial, rank) for trial, rank in enumerate(ranks)]

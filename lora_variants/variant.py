@@ -50,6 +50,7 @@ class Variant(ABC):
         self.layers: dict[str, AdaptedLayer] = {}
         self.heads: dict[str, HeadLayer] = {}
         self.sites: list[Site] = []
+        self.is_detached = False
         self.settings_before: list[tuple[Any, str, Any]] = []
 
     def layer_ranks(self, maps: Mapping[str, LinearMap]) -> dict[str, tuple[int, ...]]:
@@ -109,16 +110,21 @@ class Variant(ABC):
         """
         for site in self.sites:
             site.put(site.merged(trial))
+        self.model.is_adapted = False  # type: ignore[assignment]
         return self.model
 
     def unmerge(self) -> nn.Module:
         """The adapted model again; its base is what it was, bit for bit."""
         for site in self.sites:
             site.put(site.adapted)
+        self.model.is_adapted = True  # type: ignore[assignment]
         return self.model
 
     def detach(self) -> nn.Module:
         """The model as it was before `attach`, with its own modules; what was learned stays here."""
+        if self.is_detached:
+            return self.model
+        self.is_detached = True
         for site in self.sites:
             site.put(site.original)
         self.detached()
@@ -129,6 +135,14 @@ class Variant(ABC):
     @contextmanager
     def disabled(self) -> Iterator[None]:
         """Adapters are off inside: the model computes with W0 alone (heads stay as trained)."""
+        if self.is_detached or not getattr(self.model, "is_adapted", False):
+            raise RuntimeError("adapters are switched off on an adapted model; this one is merged or detached")
+        with self.switched_off():
+            yield
+
+    @contextmanager
+    def switched_off(self) -> Iterator[None]:
+        """What `disabled` does to this variant."""
         with self.pack.disabled():
             yield
 

@@ -14,6 +14,7 @@ OWNERS = {
     "yaml": {"experiments/configuration.py"},
     "seaborn": {"analysis/figures.py"},
     "platformdirs": {"experiments/bases/weights.py"},
+    "filelock": {"experiments/record/folder.py"},
     "rich": {"experiments/display.py", "analysis/spectrum_tables.py", "analysis/spectra.py"},
 }
 PURE = {"analysis.singular_values"}  # functions of arrays: anyone may use them

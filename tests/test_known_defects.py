@@ -173,7 +173,8 @@ def test_task_loss_and_penalty_are_told_apart_and_a_loop_of_ones_own_gets_the_pe
 def test_attach_with_defaults_and_train_is_all_there_is_to_do(name: str) -> None:
     """Elsewhere the documented example of AdaLoRA stops for want of a number of steps."""
     if name in ADAPTERS:
-        with pytest.warns(RankWarning, match="rank 16 is at or above break-even in 1 of 2 layers"):
+        trains = "rank 24 .* in 2 of 2" if name == "adalora" else "rank 16 .* in 1 of 2"
+        with pytest.warns(RankWarning, match=f"{trains} layers"):
             variant = attached(name, small_outer())
     else:
         variant = attached(name, small_outer())

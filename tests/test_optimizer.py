@@ -6,8 +6,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from experiments.optimizer import SCHEDULES, AdamW, clip_gradients, gradient_norms, schedule_factor
+from experiments.optimizer import AdamW, clip_gradients, gradient_norms, schedule_factor
 from lora_variants.variant import ParameterGroup
+
+SCHEDULES = ("linear", "cosine", "constant")
 
 TRIALS, SHAPES = 3, ((4, 5), (6,), (2, 3))
 RATES = torch.tensor([1e-3, 3e-2, 2e-1], dtype=torch.float64)

@@ -394,17 +394,18 @@ def test_all_variants_start_their_heads_alike_at_one_seed() -> None:
 def test_dropout_masks_differ_between_steps_parts_layers_and_seeds_and_not_between_calls() -> None:
     variant = variant_on("lora", "linear", ranks=(2, 2), dropout=0.5)
     layer, x = variant.layers["first"], torch.ones(2, 64, 12, dtype=torch.float64)
-    once = layer.drop(x)
-    assert torch.equal(layer.drop(x), once)
+    once = layer.dropout_mask(x)
+    assert torch.equal(layer.dropout_mask(x), once)
     assert set(once.unique().tolist()) == {0.0, 2.0}
     assert not torch.equal(once[0], once[1])
-    assert not torch.equal(variant.layers["second"].drop(x), once)
+    assert not torch.equal(variant.layers["second"].dropout_mask(x), once)
     variant.pack.micro_step = 1
-    assert not torch.equal(layer.drop(x), once)
+    assert not torch.equal(layer.dropout_mask(x), once)
     variant.pack.micro_step, variant.pack.steps = 0, [1, 0]
-    assert not torch.equal(layer.drop(x)[0], once[0])
-    assert torch.equal(layer.drop(x)[1], once[1])
-    assert torch.equal(variant.model.eval() and layer.drop(x), x)
+    assert not torch.equal(layer.dropout_mask(x)[0], once[0])
+    assert torch.equal(layer.dropout_mask(x)[1], once[1])
+    variant.model.eval()
+    assert layer.dropout_mask(x) is None
 
 
 def test_training_again_from_the_same_seed_is_the_same_training() -> None:

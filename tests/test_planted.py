@@ -78,3 +78,9 @@ def test_validation_and_test_are_different_rows() -> None:
     validation, test = (next(task.evaluation_batches(split))["x"] for split in ("validation", "test"))
     assert not torch.equal(validation, test)
     assert torch.equal(validation, next(task.evaluation_batches("validation"))["x"])
+
+
+def test_slices_of_a_matrix_count_as_the_matrix_and_claim_no_optimum() -> None:
+    found, loss = trained("targets=['matrices.0[1/2]', 'matrices.0[2/2]']", "rank=4", "steps=200")
+    assert found["update_distance"] == pytest.approx(loss, rel=0.1)
+    assert "eckart_young_optimum" not in found

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -174,6 +175,9 @@ def test_ctrl_c_finishes_the_step_writes_a_checkpoint_and_says_how_to_go_on(tmp_
         (["--set", 'rank={"*.key": 2}'], "the targets are: matrices.0"),
         (["--set", "device=cuda"], "not available"),
         (["--ran", "4"], "unrecognized arguments"),
+        (["--set", "study=.."], "study: "),
+        (["--set", "stepps=4"], "did you mean 'training.steps'"),
+        (["--set", "alpha=.inf"], "finite number"),
         (["--wandb", "never"], "'auto', 'online', 'offline' or 'disabled'"),
     ],
 )
@@ -215,3 +219,51 @@ def test_a_finished_run_with_another_configuration_in_its_folder_is_refused(tmp_
     (record.path / "config.yaml").write_text(text.replace("\nseed: 0", "\nseed: 7"))
     with pytest.raises(ValueError, match="holds a run whose seed differ"):
         recorded(tmp_path, "lora")
+
+
+def test_a_score_that_is_not_finite_is_a_failure_and_no_result(tmp_path: Path) -> None:
+    done = run(tmp_path, *PLANTED, "--set", "steps=1", "--set", "learning_rate=1e25", "--wandb", "disabled")
+    assert done.returncode == 1
+    assert "not finite on the validation split" in done.stderr
+    assert not (only_run(tmp_path) / "result.json").exists()
+    assert not (only_run(tmp_path) / "adapter_model.safetensors").exists()
+    spectra = run(tmp_path, str(only_run(tmp_path)), script="analysis/spectra.py")
+    assert spectra.returncode == 2
+    assert "no result.json" in spectra.stderr
+
+
+def test_the_test_score_is_shown_only_to_who_asks_for_it(tmp_path: Path) -> None:
+    quiet = [*PLANTED, "--wandb", "disabled"]
+    assert "(test)" in run(tmp_path, *quiet, "--test").stdout
+    assert "(test)" not in run(tmp_path, *quiet).stdout
+    assert len((tmp_path / "runs" / "test_reads.jsonl").read_text().splitlines()) == 1
+
+
+def test_a_reader_who_goes_away_costs_no_run(tmp_path: Path) -> None:
+    command = [sys.executable, str(ROOT / "experiments" / "run.py"), *PLANTED, "--wandb", "disabled"]
+    done = subprocess.run(f"{shlex.join(command)} | true", shell=True, cwd=tmp_path, capture_output=True, timeout=60)
+    assert done.stderr == b""
+    assert RunFolder(only_run(tmp_path)).finished
+
+
+def test_two_processes_never_train_one_run(tmp_path: Path) -> None:
+    first = recorded(tmp_path, "lora")
+    (first.path / "result.json").unlink()
+    with first.held(), pytest.raises(ValueError, match="another process is training this run now"):
+        recorded(tmp_path, "lora")
+    assert recorded(tmp_path, "lora").finished
+
+
+@pytest.mark.parametrize("place", ["a file", "a file/below"])
+def test_a_runs_folder_that_cannot_be_is_an_error_before_anything_is_computed(tmp_path: Path, place: str) -> None:
+    (tmp_path / "a file").write_text("")
+    done = run(tmp_path, *PLANTED, "--runs-dir", place)
+    assert done.returncode == 2
+    assert "a file" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_help_can_be_printed_where_greek_letters_cannot(tmp_path: Path) -> None:
+    command = [sys.executable, str(ROOT / "experiments" / "run.py"), "--help"]
+    done = subprocess.run(command, env=os.environ | {"PYTHONIOENCODING": "cp1252"}, capture_output=True, check=True)
+    assert b"rslora" in done.stdout

@@ -306,7 +306,7 @@ A, B = torch.ones(2, 6), torch.ones(5, 2)
 FAULTS: dict[str, tuple[Callable[[Path], Path], str]] = {
     "missing path": (missing, "nowhere does not exist: check the path"),
     "folder of nothing": (without_adapter, "holds neither: give the folder of one run"),
-    "unfinished run": (unfinished, r"has a config.yaml but neither .* run it again"),
+    "unfinished run": (unfinished, r"has a config.yaml but no result.json: run it again"),
     "truncated": (truncated, r"must be whole; .*adapter_model.safetensors \(\d+ bytes\) cannot be read .* copy it"),
     "empty file": (empty_file, r"\(0 bytes\) cannot be read"),
     "no config": (without_config, "adapter_config.json is missing: copy it"),

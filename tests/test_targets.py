@@ -1,5 +1,6 @@
 """Targets, slices, ranks and scales mean in every model what their names say."""
 
+import copy
 import subprocess
 import sys
 import warnings
@@ -9,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from models import ADAPTERS, knobs
+from models import ADAPTERS, attached, knobs
 from torch import Tensor, nn
 from transformers import GPT2Config, GPT2LMHeadModel
 
@@ -369,3 +370,27 @@ def test_a_shared_layer_is_adapted_wherever_it_stands() -> None:
     merged = variant.merge()
     assert merged.blocks[1]["key"] is merged.blocks[0]["query"] is not shared
     assert variant.detach().blocks[1]["key"] is model.blocks[0]["query"] is shared
+
+
+def test_a_layer_whose_weight_is_computed_from_others_is_refused() -> None:
+    model = nn.Sequential(nn.utils.parametrizations.weight_norm(nn.Linear(8, 8)))
+    with pytest.raises(ValueError, match="is computed from others; merge it first"):
+        attached("lora", model, heads=(), configs=[knobs("lora", rank=2)])
+
+
+def test_a_part_of_an_adapted_model_is_refused_and_a_merged_copy_is_not() -> None:
+    model = nn.Sequential(nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 8)))
+    variant = attached("lora", model, heads=(), configs=[knobs("lora", rank=2)])
+    with pytest.raises(ValueError, match="adapted already"):
+        attached("lora", model[0], heads=(), configs=[knobs("lora", rank=2)])
+    plain = copy.deepcopy(variant.merge())
+    assert attached("lora", plain, heads=(), configs=[knobs("lora", rank=2)]).layers
+
+
+@pytest.mark.parametrize("name", ["lora", "full_all"])
+@pytest.mark.parametrize("after", ["merge", "detach"])
+def test_adapters_of_a_model_that_is_merged_or_detached_cannot_be_switched_off(name: str, after: str) -> None:
+    variant = attached(name, nn.Sequential(nn.Linear(8, 8)), heads=(), configs=[knobs(name, rank=2)])
+    getattr(variant, after)()
+    with pytest.raises(RuntimeError, match="merged or detached"), variant.disabled():
+        pass

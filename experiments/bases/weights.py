@@ -46,7 +46,10 @@ def cached(model: nn.Module, *, key: str, build: Callable[[], None], report: Rep
     if path.exists():
         report(f"cached base model {path.name} is unusable ({problem}): building it again", 0, 0)
     build()
-    store(model, path)
+    try:
+        store(model, path)
+    except OSError as error:
+        report(f"the base model could not be cached, the next run builds it again: {error}", 0, 0)
 
 
 def load_verified(model: nn.Module, path: Path) -> str | None:

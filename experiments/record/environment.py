@@ -23,7 +23,7 @@ def describe(*, device: torch.device, base_sha256: str, data_sha256: Mapping[str
         "platform": platform.platform(),
         "packages": {name: found for name in PACKAGES if (found := _version(name))},
         "commit": _git("rev-parse", "HEAD"),
-        "dirty": bool(_git("status", "--porcelain")),
+        "dirty": None if (changes := _git("status", "--porcelain")) is None else bool(changes),
         "device": _device_name(device),
         "threads": torch.get_num_threads(),
         "base_sha256": base_sha256,

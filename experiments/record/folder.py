@@ -1,13 +1,17 @@
 """The folder that a run leaves behind: written as it goes, finished when `result.json` is there."""
 
 import json
+import math
 import os
 import shutil
 import traceback
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
+
+from filelock import FileLock, Timeout
 
 from experiments.config import RunConfig
 from experiments.configuration import parse_yaml, resolve, yaml_text
@@ -45,6 +49,19 @@ class RunFolder:
     def __init__(self, path: Path) -> None:
         self.path = path
 
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """Inside, no other process trains this run.
+
+        Raises: RecordError if one does.
+        """
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            with FileLock(self.path.with_name(f".{self.path.name}.lock"), timeout=0):
+                yield
+        except Timeout:
+            raise RecordError(f"another process is training this run now: {self.path}; wait for it to end") from None
+
     @property
     def finished(self) -> bool:
         return (self.path / "result.json").exists()
@@ -63,9 +80,10 @@ class RunFolder:
         (self.path / "metrics.jsonl").touch()
 
     def log(self, row: Mapping[str, Any]) -> None:
-        """Append a row of metrics; it is on its way to disk when this returns."""
+        """Append a row of metrics, null for what is not finite; it is on its way to disk when this returns."""
         with (self.path / "metrics.jsonl").open("a", encoding="utf-8") as file:
-            file.write(json.dumps(row) + "\n")
+            finite = {key: value if math.isfinite(value) else None for key, value in row.items()}
+            file.write(json.dumps(finite) + "\n")
 
     def history(self) -> list[dict[str, Any]]:
         """All rows of metrics."""

@@ -11,11 +11,3 @@ def note_test_read(runs_dir: Path, *, data: str, study: str, run: str) -> None:
     row = {"time": datetime.now(UTC).isoformat(timespec="seconds"), "data": data, "study": study, "run": run}
     with (runs_dir / "test_reads.jsonl").open("a", encoding="utf-8") as file:
         file.write(json.dumps(row) + "\n")
-
-
-def reads_of(runs_dir: Path, data: str) -> int:
-    """How often a test split was read before."""
-    path = runs_dir / "test_reads.jsonl"
-    if not path.exists():
-        return 0
-    return sum(json.loads(line)["data"] == data for line in path.read_text(encoding="utf-8").splitlines())

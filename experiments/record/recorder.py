@@ -136,7 +136,7 @@ def _size(update: Factors | torch.Tensor) -> int:
 
 
 def _array(tensor: torch.Tensor) -> np.ndarray[Any, np.dtype[np.float64]]:
-    return tensor.detach().double().cpu().numpy()
+    return tensor.detach().cpu().double().numpy()
 
 
 def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

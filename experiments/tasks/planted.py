@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from experiments.bases.weights import Report, silent
 from experiments.tasks.task import Batch, Split, Task, TaskConfig
 from lora_variants.layer import Factors
+from lora_variants.linear_map import matches, slice_rows
 from lora_variants.streams import stream
 from lora_variants.variant import Variant
 
@@ -25,7 +26,7 @@ from lora_variants.variant import Variant
 class PlantedMatrix(BaseModel):
     """One matrix and its planted update D with singular values size * decay^i, i = 1 .. rank."""
 
-    model_config = ConfigDict(strict=True, frozen=True, extra="forbid")
+    model_config = ConfigDict(strict=True, frozen=True, extra="forbid", allow_inf_nan=False)
 
     rank: int = Field(8, ge=0, description="true rank of D")
     d_out: int = Field(64, ge=1, description="rows of the matrix")
@@ -147,12 +148,18 @@ class Planted(Task):
         found = variant.deltas(trial)
         ranks = variant.ranks_alive()
         distance = optimum = 0.0
+        whole = set(ranks) <= {f"matrices.{i}" for i in range(len(self.updates))}
         for i, (update, planted) in enumerate(zip(self.updates, self.config.matrices, strict=True)):
-            learned = found.get(f"matrices.{i}", torch.zeros_like(update))
-            dense = learned.product() if isinstance(learned, Factors) else learned
-            distance += float((dense.double().cpu() - update).square().sum())
-            rank = ranks.get(f"matrices.{i}", [0] * (trial + 1))[trial] if variant.layers else 0
+            dense = torch.zeros_like(update)
+            for name, learned in found.items():
+                if matches(f"matrices.{i}", name):
+                    rows = slice(*(slice_rows(name, planted.d_out) or (0, planted.d_out)))
+                    product = learned.product() if isinstance(learned, Factors) else learned
+                    dense[rows] += product.detach().cpu().double()
+            distance += float((dense - update).square().sum())
+            rank = ranks.get(f"matrices.{i}", [0] * (trial + 1))[trial]
             optimum += float(planted.singular_values()[rank:].square().sum())
         size = float(sum(update.square().sum() for update in self.updates))
         known = {"update_distance": distance, "update_size": size}
-        return known if self.config.hidden or not variant.layers else known | {"eckart_young_optimum": optimum}
+        closed_form = variant.layers and whole and not self.config.hidden
+        return known | {"eckart_young_optimum": optimum} if closed_form else known

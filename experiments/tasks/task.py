@@ -18,7 +18,7 @@ Batch = dict[str, Tensor]
 class TaskConfig(BaseModel):
     """The knobs of a task: strict types, frozen, unknown keys refused."""
 
-    model_config = ConfigDict(strict=True, frozen=True, extra="forbid")
+    model_config = ConfigDict(strict=True, frozen=True, extra="forbid", allow_inf_nan=False)
 
     name: str
 

@@ -1,0 +1,92 @@
+"""The lean layer computes what the plain form does, forward and backward, and keeps less."""
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from lora_variants.lean import factored_linear, factored_linear_plain
+
+K, N, D_IN, D_OUT, R = 3, 10, 7, 5, 2
+
+
+def inputs(*, per_rank: bool, dropout: bool, bias: bool, first_layer: bool) -> dict[str, Any]:
+    generator = torch.Generator().manual_seed(0)
+
+    def draw(*shape: int, grad: bool = True) -> Tensor:
+        return torch.randn(shape, generator=generator, dtype=torch.float64).requires_grad_(grad)
+
+    return {
+        "x": draw(K, N, D_IN, grad=not first_layer),
+        "weight": draw(D_OUT, D_IN, grad=False),
+        "bias": draw(D_OUT, grad=False) if bias else None,
+        "left": draw(K, D_OUT, R),
+        "weights": draw(K, R if per_rank else 1, grad=per_rank),
+        "right": draw(K, R, D_IN),
+        "mask": (draw(K, N, D_IN, grad=False) > 0).double() * 2 if dropout else None,
+    }
+
+
+@pytest.mark.parametrize("first_layer", [False, True])
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize("dropout", [False, True])
+@pytest.mark.parametrize("per_rank", [False, True])
+def test_outputs_and_gradients_are_those_of_the_plain_form(
+    per_rank: bool, dropout: bool, bias: bool, first_layer: bool
+) -> None:
+    given = inputs(per_rank=per_rank, dropout=dropout, bias=bias, first_layer=first_layer)
+    needed = {name: t for name, t in given.items() if t is not None and t.requires_grad}
+    lean, plain = factored_linear(**given), factored_linear_plain(**given)
+    torch.testing.assert_close(lean, plain, rtol=1e-13, atol=1e-13)
+    upstream = torch.randn(lean.shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    ours = torch.autograd.grad(lean, list(needed.values()), upstream)
+    theirs = torch.autograd.grad(plain, list(needed.values()), upstream)
+    for name, mine, other in zip(needed, ours, theirs, strict=True):
+        torch.testing.assert_close(mine, other, rtol=1e-12, atol=1e-12, msg=name)
+
+
+@pytest.mark.parametrize("dropout", [False, True])
+def test_the_gradients_are_those_of_finite_differences(dropout: bool) -> None:
+    given = inputs(per_rank=True, dropout=dropout, bias=True, first_layer=False)
+    names = ["x", "left", "weights", "right"]
+
+    def function(*tensors: Tensor) -> Tensor:
+        return factored_linear(**(given | dict(zip(names, tensors, strict=True))))
+
+    assert torch.autograd.gradcheck(function, tuple(given[name] for name in names))
+
+
+def test_an_input_that_needs_no_gradient_costs_none() -> None:
+    given = inputs(per_rank=False, dropout=False, bias=True, first_layer=True)
+    factored_linear(**given).sum().backward()
+    assert given["x"].grad is None
+    assert given["left"].grad is not None
+
+
+def test_under_autocast_it_computes_in_bfloat16_and_gives_gradients_in_float32() -> None:
+    given = {
+        name: t if t is None else t.detach().float().requires_grad_(t.requires_grad)
+        for name, t in inputs(per_rank=True, dropout=True, bias=True, first_layer=False).items()
+    }
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        lean = factored_linear(**given)
+    assert lean.dtype == torch.bfloat16
+    lean.float().square().sum().backward()
+    for name in ("x", "left", "weights", "right"):
+        assert given[name].grad.dtype == torch.float32
+    torch.testing.assert_close(lean.float(), factored_linear_plain(**given), rtol=0.05, atol=0.2)
+
+
+def test_only_the_input_and_the_thin_product_are_kept_of_the_activations() -> None:
+    kept: list[tuple[int, ...]] = []
+    given = inputs(per_rank=False, dropout=False, bias=True, first_layer=False)
+    parameters = {tuple(t.shape) for name, t in given.items() if t is not None and name not in ("x", "mask")}
+
+    def pack(tensor: Tensor) -> Tensor:
+        kept.append(tuple(tensor.shape))
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        factored_linear(**given)
+    assert sorted(shape for shape in kept if shape not in parameters) == sorted([(K, N, D_IN), (K, R, N)])
