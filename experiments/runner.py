@@ -108,30 +108,46 @@ def execute(config: RunConfig, *, runs_dir: Path, test: bool, display: Display) 
     rank_total = sum(layer.ranks[0] for layer in plan.layers.values())
     name = folder_name(config, rank_total=rank_total, identity=identity)
     folder = RunFolder(runs_dir.resolve() / config.study / name)
-    if folder.finished:
-        folder.refuse_other(config)
-        result = folder.result()
-        if not test:
-            return Finished(folder.path, {k: v for k, v in result.items() if k != "test"}, found=True)
-        if "test" not in result:
-            result["test"] = _test(config, task, base.to(device), folder, runs_dir)
-            folder.finish(result)
-        return Finished(folder.path, result, found=True)
-    clock = Clock()
-    checkpoints = Checkpoints(folder, identity=identity, every=config.training.checkpoint_every, clock=clock)
-    with folder.held(), folder:
-        if checkpoints.start:
-            folder.go_on()
-            display.say(f"going on from the checkpoint at step {checkpoints.start}")
-        else:
-            folder.start(config, describe(device=device, base_sha256=base_sha256, data_sha256=data_sha256))
-        checkpoints.begin()
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", RankWarning)  # said above
-            variant = attached(config, task, base.to(device))
-        with Recorder(config, task, variant, folder, display) as recorder:
-            result = _carry_out(recorder, checkpoints, clock, runs_dir=runs_dir, test=test)
+    with folder.held():  # from before the first look, so that no other process finishes it in between
+        if folder.finished:
+            folder.refuse_other(config)
+            return Finished(folder.path, _found(config, task, base.to(device), folder, runs_dir, test), found=True)
+        environment = describe(device=device, base_sha256=base_sha256, data_sha256=data_sha256)
+        clock = Clock()
+        checkpoints = Checkpoints(folder, identity=identity, every=config.training.checkpoint_every, clock=clock)
+        with folder:
+            _begin(config, folder, checkpoints, environment, display)
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", RankWarning)  # said above
+                variant = attached(config, task, base.to(device))
+            with Recorder(config, task, variant, folder, display) as recorder:
+                result = _carry_out(recorder, checkpoints, clock, runs_dir=runs_dir, test=test)
     return Finished(folder.path, result, found=False)
+
+
+def _found(
+    config: RunConfig, task: Task, base: nn.Module, folder: RunFolder, runs_dir: Path, test: bool
+) -> dict[str, Any]:
+    """The result of a finished run; its test score only for who asks, read now where it was not before."""
+    result = folder.result()
+    if not test:
+        return {key: value for key, value in result.items() if key != "test"}
+    if "test" not in result:
+        result["test"] = _test(config, task, base, folder, runs_dir)
+        folder.finish(result)
+    return result
+
+
+def _begin(
+    config: RunConfig, folder: RunFolder, checkpoints: Checkpoints, environment: dict[str, Any], display: Display
+) -> None:
+    """The folder is ready for the steps from the checkpoint on, or from the first."""
+    if checkpoints.start:
+        folder.go_on()
+        display.say(f"going on from the checkpoint at step {checkpoints.start}")
+    else:
+        folder.start(config, environment)
+    checkpoints.begin()
 
 
 def _carry_out(

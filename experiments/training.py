@@ -17,7 +17,6 @@ from torch import Tensor, nn
 
 from experiments.optimizer import AdamW, clip_gradients, gradient_norms, schedule_factor
 from experiments.tasks.task import Batch, Split, Task
-from lora_variants.pack import Pack
 from lora_variants.variant import Variant
 
 
@@ -145,13 +144,13 @@ def compute_gradients(
     model.train()
     whole = stack(batches, device)
     pack.rows = regime.rows
-    counts = _sum_by_trial(task.row_counts(whole), pack)
+    counts = sums_by_trial(task.row_counts(whole), pack.trials)
     losses: Tensor = torch.zeros((), device=device)
     pack.rows = regime.rows // regime.accumulation
     for pack.micro_step, part in enumerate(micro_batches(batches, regime.accumulation)):
         with autocast(device, regime.precision):
             rows = task.row_losses(model, stack(part, device))
-        sums = _sum_by_trial(rows.to(torch.promote_types(rows.dtype, torch.float32)), pack)
+        sums = sums_by_trial(rows.to(torch.promote_types(rows.dtype, torch.float32)), pack.trials)
         (sums / counts).sum().backward()
         losses = losses + sums.detach() / counts
     penalty = variant.penalty()
@@ -190,8 +189,8 @@ def split_means(variant: Variant, task: Task, split: Split, regime: Regime) -> d
         with autocast(device, regime.precision):
             quantities = task.row_quantities(model, everyone)
         for name, rows in quantities.items():
-            sums[name] = sums.get(name, 0) + _sum_by_trial(rows.cpu().double(), pack)
-        counts = counts + _sum_by_trial(task.row_counts(everyone).cpu().double(), pack)
+            sums[name] = sums.get(name, 0) + sums_by_trial(rows.cpu().double(), pack.trials)
+        counts = counts + sums_by_trial(task.row_counts(everyone).cpu().double(), pack.trials)
     return {name: (total / counts).tolist() for name, total in sums.items()}
 
 
@@ -222,8 +221,9 @@ def _stacked(task: Task, trials: Sequence[Trial], regime: Regime, model: nn.Modu
         yield stack(batches, device)
 
 
-def _sum_by_trial(rows: Tensor, pack: Pack) -> Tensor:
-    return rows.view(pack.trials, -1).sum(dim=1)
+def sums_by_trial(rows: Float[Tensor, " rows"], trials: int) -> Float[Tensor, " trials"]:
+    """The sum over each trial's own rows."""
+    return rows.view(trials, -1).sum(dim=1)
 
 
 def _per_trial(trials: Sequence[Trial], knob: str) -> Tensor:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from experiments.bases.byte_transformer import ByteTransformer
 from experiments.tasks.task import Batch, Task
-from experiments.training import Clock, Outcome, Regime, Trial, train
+from experiments.training import Clock, Outcome, Regime, Trial, sums_by_trial, train
 from lora_variants.layer import rank_bucket
 from lora_variants.streams import stream
 from lora_variants.variant import Variant
@@ -414,3 +414,11 @@ def test_training_again_from_the_same_seed_is_the_same_training() -> None:
         torch.manual_seed(id(variant) % 1000)
         trained(variant, steps=6)
     assert all(torch.equal(part, again.trial_state(1)[key]) for key, part in first.trial_state(1).items())
+
+
+@pytest.mark.parametrize("rows", [5, 13, 100, 1000, 4099])
+def test_a_trials_sum_of_losses_has_the_same_bits_alone_and_in_a_pack(rows: int) -> None:
+    losses = torch.rand(3, rows, generator=torch.Generator().manual_seed(rows)) * 7
+    packed = sums_by_trial(losses.flatten(), 3)
+    alone = [sums_by_trial(of_trial.clone(), 1)[0] for of_trial in losses]
+    assert torch.equal(packed, torch.stack(alone))

@@ -1,12 +1,14 @@
 """One run end to end, as a user starts it: the command, the record, the second time, and what goes wrong."""
 
 import json
+import math
 import os
 import shlex
 import signal
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -267,3 +269,16 @@ def test_help_can_be_printed_where_greek_letters_cannot(tmp_path: Path) -> None:
     command = [sys.executable, str(ROOT / "experiments" / "run.py"), "--help"]
     done = subprocess.run(command, env=os.environ | {"PYTHONIOENCODING": "cp1252"}, capture_output=True, check=True)
     assert b"rslora" in done.stdout
+
+
+def test_a_metric_that_is_not_finite_is_null_on_disk_and_nan_when_read_back(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path)
+    folder.log({"step": 1, "validation/loss": float("inf")})
+    assert json.loads((tmp_path / "metrics.jsonl").read_text()) == {"step": 1, "validation/loss": None}
+    (row,) = folder.history()
+    assert math.isnan(row["validation/loss"])
+
+
+def test_a_run_may_be_carried_out_in_a_thread(tmp_path: Path) -> None:
+    with ThreadPoolExecutor(1) as pool:
+        assert pool.submit(recorded, tmp_path, "lora").result().finished

@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 import signal
+import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -90,6 +91,9 @@ class Checkpoints:
             self.stop_asked = True
             signal.signal(signal.SIGINT, before)
 
+        if threading.current_thread() is not threading.main_thread():  # signals reach the main thread only
+            yield
+            return
         before = signal.signal(signal.SIGINT, ask)
         try:
             yield

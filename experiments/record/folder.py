@@ -86,8 +86,9 @@ class RunFolder:
             file.write(json.dumps(finite) + "\n")
 
     def history(self) -> list[dict[str, Any]]:
-        """All rows of metrics."""
-        return [json.loads(line) for line in (self.path / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+        """All rows of metrics; what was not finite is NaN."""
+        lines = (self.path / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+        return [{key: math.nan if v is None else v for key, v in json.loads(line).items()} for line in lines]
 
     def finish(self, result: Mapping[str, Any]) -> None:
         """Written last: its presence says that the run is finished."""

@@ -1,5 +1,6 @@
 """One trial while it runs: what the loop reports goes to disk, to W&B and to the terminal; then the result."""
 
+import math
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -86,7 +87,8 @@ class Recorder:
         """The content of `result.json`, test apart; the score is that of the last evaluation."""
         task, variant = self.task, self.variant
         higher, name = task.higher_is_better, task.score_name
-        best = (max if higher else min)(self.validation, key=lambda at: at[1][name])
+        finite = [at for at in self.validation if math.isfinite(at[1][name])]
+        best = (max if higher else min)(finite, key=lambda at: at[1][name])
         trainable = variant.trainable_parameters(self.trial)
         base_parameters = sum(p.numel() for p in task.architecture().parameters())
         return {
