@@ -23,7 +23,7 @@ def parser() -> argparse.ArgumentParser:
         nargs="+",
         type=Path,
         metavar="RUN",
-        help="folder of a run, folder of a PEFT adapter (LoRA, AdaLoRA), or loralib checkpoint (.bin, .pt, .pth)",
+        help="folder of a run, folder of a PEFT adapter (LoRA, AdaLoRA), loralib checkpoint (.bin, .pt, .pth, .ckpt)",
     )
     described.add_argument(
         "--out", type=Path, default=Path("figures"), metavar="FOLDER", help="where to write (default: figures)"
@@ -62,7 +62,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="replace")  # a pipe may not have the letter σ
     given = parser().parse_args(arguments)
-    from analysis.updates import RunStoreError
+    from experiments.record.adapter_formats import RunStoreError
 
     try:
         report_spectra(given.runs, given.out)

@@ -13,7 +13,8 @@ from rich.table import Table
 from analysis.matrix_names import places, short_names
 from analysis.run_store import read_updates
 from analysis.singular_values import summary
-from analysis.updates import RunStoreError, Update
+from analysis.updates import Update
+from experiments.record.adapter_formats import RunStoreError
 
 RANKS_SHOWN = ("stable_rank", "participation_ratio", "entropy_rank_energy", "entropy_rank_sigma")
 LEGEND = (

@@ -2,9 +2,10 @@
 
 import hashlib
 import json
+from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, SerializeAsAny, model_validator
+from pydantic import BaseModel, ConfigDict, Field, SerializeAsAny, field_validator, model_validator
 
 from experiments.tasks.task import TaskConfig
 from lora_variants.config import Config
@@ -47,6 +48,24 @@ class TrainingConfig(Section):
         return self
 
 
+class StartConfig(Section):
+    """What a run starts from: an adapter that was learned before, on the same base model."""
+
+    path: str = Field(
+        min_length=1,
+        description="folder of a finished run or of a PEFT adapter (LoRA, AdaLoRA), or a loralib checkpoint; "
+        "from the current folder, and whole in the record",
+    )
+    alpha: float | None = Field(
+        None, gt=0, description="alpha of a loralib checkpoint, which holds none; of anything else null"
+    )
+
+    @field_validator("path")
+    @classmethod
+    def _whole(cls, path: str) -> str:
+        return str(Path(path).expanduser().resolve())
+
+
 class WandbConfig(Section):
     """Weights & Biases; not part of what a run is."""
 
@@ -65,6 +84,7 @@ class RunConfig(Section):
     variant: SerializeAsAny[Config]
     seed: int = Field(0, ge=0, description="seed of data order, initialisation, dropout and head")
     training: TrainingConfig = TrainingConfig()  # type: ignore[call-arg]
+    start: StartConfig | None = Field(None, description="what ΔW starts from; null: from zero")
     wandb: WandbConfig = WandbConfig()  # type: ignore[call-arg]
 
     @property
@@ -77,9 +97,12 @@ class RunConfig(Section):
         return self.model_dump(mode="json")
 
     def essence(self) -> dict[str, Any]:
-        """The tree without what changes no result: W&B and how often a checkpoint is written."""
+        """The tree without what changes no result: W&B, how often a checkpoint is written, where the start lies.
+
+        What the start holds changes it: a content hash for `identity`.
+        """
         tree = self.tree()
-        del tree["wandb"], tree["training"]["checkpoint_every"]
+        del tree["wandb"], tree["training"]["checkpoint_every"], tree["start"]
         return tree
 
     def identity(self, **content: str) -> str:

@@ -55,6 +55,7 @@ def load(
     variant: str | None = None,
     rank: int | None = None,
     seed: int | None = None,
+    start_from: Path | None = None,
     settings: Sequence[str] = (),
 ) -> RunConfig:
     """The configuration of a file with the command line on top; `settings` are 'key=value' with YAML values.
@@ -67,6 +68,8 @@ def load(
     tree = _read(path) if path else {}
     if variant is not None and _name(tree.get("variant")) != variant:
         tree["variant"] = {"name": variant}
+    if start_from is not None:
+        tree["start"] = {"path": str(start_from)}
     flags = {"rank": rank, "seed": seed}
     for setting in (*(f"{key}={value}" for key, value in flags.items() if value is not None), *settings):
         _apply(tree, setting, faults)
@@ -151,7 +154,8 @@ def _full_path(tree: Mapping[str, Any], key: str, faults: list[str]) -> list[str
     if "." in key or key in RunConfig.model_fields:
         return key.split(".")
     schema = _schema(tree, [])
-    sections = [name for name in schema.model_fields if key in _fields(schema, (name,))]
+    there = [name for name, field in schema.model_fields.items() if field.is_required() or field.default is not None]
+    sections = [name for name in there if key in _fields(schema, (name,))]  # one that may be null takes whole paths
     if len(sections) > 1:
         faults.append(f"{key}: stands for {' and '.join(f'{name}.{key}' for name in sections)}; give the whole path")
     if not sections and key == "rank":  # so that the fault names the variant that has none

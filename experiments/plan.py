@@ -6,19 +6,22 @@ from typing import Any
 from experiments.config import RunConfig
 from experiments.configuration import yaml_text
 from experiments.display import Display
+from experiments.record.starting_point import read_start
 from experiments.runner import attached, load_task
 from lora_variants import RankWarning
 
 
 def show_plan(config: RunConfig, display: Display) -> None:
     """Print the plan; nothing is trained, downloaded or written."""
-    task = load_task(config)
+    task, start = load_task(config), read_start(config.start)
     model = task.architecture()
     base_parameters = sum(p.numel() for p in model.parameters())
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", RankWarning)
-        variant = attached(config, task, model)
+        variant = attached(config, task, model, start)
     display.say(yaml_text(config.tree()))
+    if start is not None:
+        display.say(start.in_words())
     rows = [_row(name, layer, variant.scales().get(name)) for name, layer in variant.layers.items()]
     if rows:
         display.layers(rows)

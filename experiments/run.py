@@ -31,6 +31,10 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--rank", type=int, metavar="R", help="rank of every adapted matrix")
     parser.add_argument("--seed", type=int, metavar="S", help="seed of data order, initialisation and dropout")
     parser.add_argument(
+        "--start-from", type=Path, metavar="PATH",
+        help="what the update starts from: a finished run, a PEFT adapter, or a loralib checkpoint (start.alpha=...)",
+    )  # fmt: skip
+    parser.add_argument(
         "--set", action="append", default=[], metavar="KEY=VALUE", dest="settings",
         help="any knob, e.g. training.steps=100, or by its last name: learning_rate=3e-4, 'rank={\"*.query\": 8}'",
     )  # fmt: skip
@@ -54,7 +58,8 @@ def main(arguments: list[str] | None = None) -> int:
     settings = [*asked.settings, *([f"wandb.mode={asked.wandb}"] if asked.wandb else [])]
     display = Display()
     try:
-        config = load(asked.config, variant=asked.variant, rank=asked.rank, seed=asked.seed, settings=settings)
+        flags = {"variant": asked.variant, "rank": asked.rank, "seed": asked.seed, "start_from": asked.start_from}
+        config = load(asked.config, **flags, settings=settings)
         if asked.plan:
             show_plan(config, display)
             return 0

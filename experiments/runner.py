@@ -20,6 +20,7 @@ from experiments.record.environment import choose_device, describe
 from experiments.record.folder import RunFolder, folder_name
 from experiments.record.ledger import note_test_read
 from experiments.record.recorder import Recorder
+from experiments.record.starting_point import StartingPoint, read_start
 from experiments.tasks.table import TASKS
 from experiments.tasks.task import Task
 from experiments.training import Clock, Regime, Trial, by_split, evaluate, train
@@ -71,13 +72,13 @@ def load_task(config: RunConfig) -> Task:
     return TASKS[config.task.name].load()(config.task)
 
 
-def attached(config: RunConfig, task: Task, model: nn.Module) -> Variant:
-    """The configuration's variant on the model, as a pack of one."""
+def attached(config: RunConfig, task: Task, model: nn.Module, start: StartingPoint | None = None) -> Variant:
+    """The configuration's variant on the model, as a pack of one, with what it starts from."""
     if config.training.checkpointing:
         task.use_checkpointing(model)
     pack = Pack(seeds=(config.seed,), total_steps=(config.training.steps,))
     variant_class = VARIANTS[config.variant.name].load()
-    return attach(
+    variant = attach(
         variant_class,
         model,
         targets=config.targets,
@@ -85,6 +86,9 @@ def attached(config: RunConfig, task: Task, model: nn.Module) -> Variant:
         pack=pack,
         configs=[config.variant],
     )
+    if start is not None:
+        start.put_into(variant)
+    return variant
 
 
 def execute(config: RunConfig, *, runs_dir: Path, test: bool, display: Display) -> Finished:
@@ -95,16 +99,14 @@ def execute(config: RunConfig, *, runs_dir: Path, test: bool, display: Display) 
     if config.training.threads is not None:
         torch.set_num_threads(config.training.threads)
     device, task = choose_device(config.training.device), load_task(config)
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always", RankWarning)
-        plan = attached(config, task, task.architecture())
-    for warning in caught:
-        display.warn(str(warning.message))
+    start = read_start(config.start)
+    plan = _planned(config, task, start, display)
     runs_dir.mkdir(parents=True, exist_ok=True)  # so that a folder that cannot be written is known first
     with display.live():
         base = task.base_model(display.report)
     base_sha256, data_sha256 = fingerprint(base.state_dict()), task.data_sha256()
-    identity = config.identity(base=base_sha256, **data_sha256)
+    start_sha256 = {} if start is None else {"start_sha256": start.sha256}
+    identity = config.identity(base=base_sha256, **data_sha256, **start_sha256)
     rank_total = sum(layer.ranks[0] for layer in plan.layers.values())
     name = folder_name(config, rank_total=rank_total, identity=identity)
     folder = RunFolder(runs_dir.resolve() / config.study / name)
@@ -112,17 +114,29 @@ def execute(config: RunConfig, *, runs_dir: Path, test: bool, display: Display) 
         if folder.finished:
             folder.refuse_other(config)
             return Finished(folder.path, _found(config, task, base.to(device), folder, runs_dir, test), found=True)
-        environment = describe(device=device, base_sha256=base_sha256, data_sha256=data_sha256)
+        environment = describe(device=device, base_sha256=base_sha256, data_sha256=data_sha256, **start_sha256)
         clock = Clock()
         checkpoints = Checkpoints(folder, identity=identity, every=config.training.checkpoint_every, clock=clock)
         with folder:
             _begin(config, folder, checkpoints, environment, display)
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", RankWarning)  # said above
-                variant = attached(config, task, base.to(device))
+                variant = attached(config, task, base.to(device), None if checkpoints.start else start)
             with Recorder(config, task, variant, folder, display) as recorder:
                 result = _carry_out(recorder, checkpoints, clock, runs_dir=runs_dir, test=test)
     return Finished(folder.path, result, found=False)
+
+
+def _planned(config: RunConfig, task: Task, start: StartingPoint | None, display: Display) -> Variant:
+    """The variant on a model of arbitrary weights: what does not fit together is known before anything is computed."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always", RankWarning)
+        plan = attached(config, task, task.architecture(), start)
+    if start is not None:
+        display.say(start.in_words())
+    for warning in caught:
+        display.warn(str(warning.message))
+    return plan
 
 
 def _found(

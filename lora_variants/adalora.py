@@ -25,7 +25,7 @@ Departures from the paper:
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import ClassVar, Literal
 
 import torch
@@ -33,11 +33,14 @@ from jaxtyping import Bool, Float
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
+from lora_variants.adalora_budget import budget, highest_triplets, smooth
 from lora_variants.config import AdapterConfig, Config
-from lora_variants.layer import FactoredLayer, Factors, Trained, rank_bucket
+from lora_variants.layer import FactoredLayer, Factors, Trained, Triplets, rank_bucket
 from lora_variants.linear_map import LinearMap
 from lora_variants.lora import LoRA
+from lora_variants.orthogonality import distance_from_orthonormal
 from lora_variants.pack import Pack
+from lora_variants.start import Update, as_triplets
 
 INITIAL_OVER_TARGET = 1.5  # section 4: the initial budget is 1.5 times the final one
 INIT_DEVIATION = 0.02  # the authors' code; the paper says "Gaussian"
@@ -91,27 +94,6 @@ def last_pruning(total: int, config: AdaLoRAConfig) -> int:
     return max(1, total - round(config.final_fraction * total))
 
 
-def budget(step: int, total: int, *, initial: int, target: int, config: AdaLoRAConfig) -> int:
-    """b(t), how many triplets are kept in all layers after step t of T (eq. 14, as in the authors' code)."""
-    first, last = round(config.initial_fraction * total), last_pruning(total, config)
-    if step >= last:
-        return target
-    if step <= first:
-        return initial
-    return int(target + (initial - target) * (1 - (step - first) / (last - first)) ** 3)
-
-
-def highest_triplets(scores: Sequence[Float[Tensor, " _"]], kept: int) -> list[Bool[Tensor, " _"]]:
-    """Exactly `kept` of all layers' triplets: the highest scores, ties by place in the layer, then by layer."""
-    flat = torch.cat(list(scores))
-    place = torch.cat([torch.arange(len(score)) for score in scores]).to(flat.device)
-    by_place = torch.argsort(place, stable=True)
-    by_score = torch.argsort(flat[by_place], descending=True, stable=True)
-    chosen = torch.zeros(len(flat), dtype=torch.bool, device=flat.device)
-    chosen[by_place[by_score[:kept]]] = True
-    return list(chosen.split([len(score) for score in scores]))
-
-
 class AdaLoRALayer(FactoredLayer):
     """P (trials, d_out, r), Λ (trials, r), Q (trials, r, d_in), r the initial rank; `alive` (trials, r)."""
 
@@ -146,9 +128,9 @@ class AdaLoRALayer(FactoredLayer):
                 self.register_buffer(f"{key}_{moment}", torch.zeros_like(getattr(self, key).detach()))
         within = torch.arange(padded) < torch.tensor(initial_ranks)[:, None]
         self.alive: Bool[Tensor, "trials r"]
-        self.identity: Float[Tensor, "trials r r"]
+        self.within: Float[Tensor, "trials r"]
         self.register_buffer("alive", within.to(self.P.device))
-        self.register_buffer("identity", torch.diag_embed(within.to(self.P)))
+        self.register_buffer("within", within.to(self.P))
         for trial in range(pack.trials):
             for key in ("P", "Q"):
                 self.draw(key, trial, law="gaussian", deviation=INIT_DEVIATION)
@@ -160,36 +142,25 @@ class AdaLoRALayer(FactoredLayer):
         return self.P, self.scale[:, None] * self.Lambda, self.Q
 
     @torch.no_grad()
-    def delta(self, trial: int) -> Factors:
+    def triplets(self, trial: int) -> Triplets:
+        """The triplets that make ΔW of a trial, pruned ones left out."""
         used = self.alive[trial] | (self.Lambda[trial] != 0)  # between two prunings a pruned Λ moves again
-        return Factors(self.P[trial][:, used] * self.Lambda[trial, used], self.Q[trial, used], float(self.scale[trial]))
+        scale = float(self.scale[trial])
+        return Triplets(self.P[trial][:, used], self.Lambda[trial, used], self.Q[trial, used], scale)
+
+    def delta(self, trial: int) -> Factors:
+        return self.triplets(trial).folded()
+
+    @torch.no_grad()
+    def start_from(self, trial: int, update: Update) -> None:
+        """The first triplets become the update's; the others keep their fresh P and Q, with Λ = 0. All are alive."""
+        parts, found = self.parts(trial), as_triplets(update)
+        k = len(found.Lambda)
+        parts["P"][:, :k], parts["Q"][:k] = found.P.to(self.P), found.Q.to(self.Q)
+        parts["Lambda"].zero_()[:k] = self.rescaled(found.Lambda, found.scale, trial)
 
     def ranks_alive(self) -> list[int]:
         return [int(count) for count in self.alive.sum(dim=1)]
-
-    def distance_from_orthogonal(self, *, squared: bool) -> Float[Tensor, " trials"]:
-        """‖PᵀP - I‖_F + ‖QQᵀ - I‖_F, or the sum of their squares; padding counts as nothing."""
-        grams = (self.P.mT @ self.P - self.identity, self.Q @ self.Q.mT - self.identity)
-        norms = [torch.linalg.vector_norm(gram, dim=(1, 2)) for gram in grams]
-        return norms[0].square() + norms[1].square() if squared else norms[0] + norms[1]
-
-    @torch.no_grad()
-    def observe(
-        self, chosen: Bool[Tensor, " trials"], beta1: Float[Tensor, " trials"], beta2: Float[Tensor, " trials"]
-    ) -> None:
-        """Smooth the sensitivity I = |w ∇L| and the uncertainty |I - Ī| of the chosen trials (eq. 9 and 10)."""
-        for key in self.trained:
-            weight = getattr(self, key)
-            gradient = torch.zeros_like(weight) if weight.grad is None else weight.grad
-            mean, spread = getattr(self, f"{key}_sensitivity"), getattr(self, f"{key}_uncertainty")
-            axes = (-1, *(1,) * (weight.ndim - 1))
-            sensitivity = (weight * gradient).abs()
-            before = None if bool(chosen.all()) else (mean.clone(), spread.clone())
-            mean.lerp_(sensitivity, (1 - beta1).view(axes))
-            spread.lerp_(sensitivity.sub_(mean).abs_(), (1 - beta2).view(axes))
-            if before is not None:  # selected, not multiplied: a stopped trial's gradient may be NaN
-                mean.copy_(torch.where(chosen.view(axes), mean, before[0]))
-                spread.copy_(torch.where(chosen.view(axes), spread, before[1]))
 
     def scores(self, trial: int) -> Float[Tensor, " r"]:
         """The score of each triplet of a trial, padding left out (eq. 8)."""
@@ -208,29 +179,29 @@ class AdaLoRA(LoRA):
     def trained_rank(self, config: AdaLoRAConfig, rank: int, base: LinearMap) -> int:
         return config.initial_rank_at(rank, base)
 
+    def with_ranks(self, trial: int, needed: Mapping[str, int]) -> str:
+        """One initial rank holds for all layers."""
+        return f"initial_rank={max([*needed.values(), *(layer.unpadded(trial) for layer in self.layers.values())])}"
+
     def attached(self) -> None:
-        device = next(iter(self.layers.values())).P.device if self.layers else None
-        dtype = next(iter(self.layers.values())).P.dtype if self.layers else None
-        self._beta1, self._beta2, self._gamma = (
-            torch.tensor([getattr(config, knob) for config in self.configs], device=device, dtype=dtype)
+        kind = {name: getattr(layer.P, name) for layer in self.layers.values() for name in ("device", "dtype")}
+        self._beta1, self._beta2, gamma = (
+            torch.tensor([getattr(config, knob) for config in self.configs], **kind)
             for knob in ("beta1", "beta2", "orthogonality")
         )
+        squared = [config.orthogonality_norm == "squared_sum" for config in self.configs]
+        matrices = [2 * max(1, sum(layer.ranks[k] > 0 for layer in self.layers.values())) for k in range(len(squared))]
+        divisor = [1 if form else count for form, count in zip(squared, matrices, strict=True)]
+        self._squared = torch.tensor(squared, device=gamma.device)
+        self._gamma = gamma / gamma.new_tensor(divisor)
 
     def penalty(self) -> Float[Tensor, " trials"] | None:
         """γ R(P, Q) of each trial (eq. 4)."""
         if not self.layers or not any(config.orthogonality for config in self.configs):
             return None
-        squared = [config.orthogonality_norm == "squared_sum" for config in self.configs]
-        total = torch.zeros_like(self._gamma)
-        for form in set(squared):
-            # one by one: torch's sum over layers adds in an order that depends on how many trials there are
-            distance = torch.zeros_like(self._gamma)
-            for layer in self.layers.values():
-                distance = distance + layer.distance_from_orthogonal(squared=form)
-            total = torch.where(torch.tensor(squared, device=total.device) == form, distance, total)
-        matrices = [2 * max(1, sum(layer.ranks[k] > 0 for layer in self.layers.values())) for k in range(len(squared))]
-        divisor = [1 if form else count for form, count in zip(squared, matrices, strict=True)]
-        return self._gamma * total / total.new_tensor(divisor)
+        layers = self.layers.values()
+        P, Q, within = ([getattr(layer, key) for layer in layers] for key in ("P", "Q", "within"))
+        return self._gamma * distance_from_orthonormal(P, Q, within, self._squared)
 
     def before_step(self) -> None:
         self._observe("before_step", step_ahead=1)
@@ -249,25 +220,30 @@ class AdaLoRA(LoRA):
             and self.pack.steps[k] + step_ahead <= last_pruning(self.pack.total_steps[k], config)
             for k, config in enumerate(self.configs)
         ]
-        if any(chosen):
-            for layer in self.layers.values():
-                layer.observe(torch.tensor(chosen, device=self._beta1.device), self._beta1, self._beta2)
+        if self.layers and any(chosen):
+            for key in AdaLoRALayer.trained:
+                weights = [getattr(layer, key) for layer in self.layers.values()]
+                smooth(
+                    weights,
+                    [torch.zeros_like(weight) if weight.grad is None else weight.grad for weight in weights],
+                    [getattr(layer, f"{key}_sensitivity") for layer in self.layers.values()],
+                    [getattr(layer, f"{key}_uncertainty") for layer in self.layers.values()],
+                    betas=(self._beta1, self._beta2),
+                    chosen=torch.tensor(chosen, device=self._beta1.device),
+                )
 
     @torch.no_grad()
     def _prune(self, trial: int, config: AdaLoRAConfig) -> None:
         """Choose the triplets where the schedule says so; in the final phase hold the last choice."""
         step, total = self.pack.steps[trial], self.pack.total_steps[trial]
+        first, last = round(config.initial_fraction * total), last_pruning(total, config)
         layers = [layer for layer in self.layers.values() if layer.ranks[trial]]
-        initial, target = (
-            sum(layer.initial_ranks[trial] for layer in layers),
-            sum(layer.ranks[trial] for layer in layers),
-        )
+        initial, target = (sum(la.initial_ranks[trial] for la in layers), sum(la.ranks[trial] for la in layers))
         if initial == target:
             return
-        last = last_pruning(total, config)
         choosing = step == last or (step < last and step % config.prune_every == 0)
         if choosing:
-            kept = budget(step, total, initial=initial, target=target, config=config)
+            kept = budget(step, first=first, last=last, initial=initial, target=target)
             for layer, alive in zip(layers, highest_triplets([la.scores(trial) for la in layers], kept), strict=True):
                 layer.alive[trial, : len(alive)] = alive
         if choosing or step > last:

@@ -16,6 +16,7 @@ from lora_variants.config import Config
 from lora_variants.layer import AdaptedLayer, Trained
 from lora_variants.linear_map import LinearMap
 from lora_variants.pack import Pack
+from lora_variants.start import Update, as_dense
 from lora_variants.variant import Variant
 
 
@@ -42,6 +43,10 @@ class FullLayer(AdaptedLayer):
     @torch.no_grad()
     def delta(self, trial: int) -> Float[Tensor, "d_out d_in"]:
         return self.W[trial] - self.base.base_weight()
+
+    @torch.no_grad()
+    def start_from(self, trial: int, update: Update) -> None:
+        self.W[trial] = self.base.base_weight() + as_dense(update).to(self.W)
 
     def merged_weight(self, trial: int) -> Float[Tensor, "d_out d_in"]:
         return self.W.detach()[trial]

@@ -16,6 +16,7 @@ from lora_variants.config import Config
 from lora_variants.head import Head
 from lora_variants.layer import Factors
 from lora_variants.linear_map import LinearMap, is_conv1d
+from lora_variants.start import Update, add_updates, refuse_heads
 from lora_variants.variant import ParameterGroup
 
 
@@ -67,6 +68,13 @@ class FullAll(Head):
             ParameterGroup("other", tuple(matrices), rates, weight_decay, trial_axis=False),
             ParameterGroup("other", tuple(vectors), rates, torch.zeros_like(weight_decay), trial_axis=False),
         ]
+
+    @torch.no_grad()
+    def start_from(self, trial: int, updates: Mapping[str, Update], heads: Mapping[str, Tensor]) -> None:
+        """Every ΔW is added to the parameter that trains in W0's place."""
+        refuse_heads(heads, self.head_tensors(trial))
+        add_updates(self.model, updates)
+        super().start_from(trial, {}, heads)
 
     def trained_tensors(self, trial: int) -> dict[str, Tensor]:
         own = {f"{path}.{key}": self._copies[id(original)].detach() for path, _, key, original in self._once()}

@@ -38,6 +38,19 @@ class Factors(NamedTuple):
         return (self.scale * self.left) @ self.right
 
 
+class Triplets(NamedTuple):
+    """ΔW = scale * P diag(Lambda) Q, P (d_out, r), Lambda (r,), Q (r, d_in)."""
+
+    P: Float[Tensor, "d_out r"]
+    Lambda: Float[Tensor, " r"]
+    Q: Float[Tensor, "r d_in"]
+    scale: float
+
+    def folded(self) -> Factors:
+        """The same ΔW with Λ in the left factor."""
+        return Factors(self.P * self.Lambda, self.Q, self.scale)
+
+
 class Trained(NamedTuple):
     """What a trained tensor is: its role among the groups, and which axis after the trial axis has length rank."""
 
@@ -117,6 +130,10 @@ class AdaptedLayer(TrialLayer, ABC):
     def delta(self, trial: int) -> Factors | Float[Tensor, "d_out d_in"]:
         """ΔW of one trial, scale included: factors where the variant has them, dense otherwise."""
 
+    def start_from(self, trial: int, update: Factors | Triplets | Float[Tensor, "d_out d_in"]) -> None:
+        """Set a trial's ΔW to this one, which is of this layer's shape and of no higher rank than it holds."""
+        raise ValueError(f"{type(self).__name__} of {self.name} starts from nothing that was learned before")
+
     @abstractmethod
     def ranks_alive(self) -> list[int]:
         """The rank of ΔW that each trial uses now."""
@@ -179,20 +196,31 @@ class FactoredLayer(AdaptedLayer):
 
     def adapted(self, x: Float[Tensor, "*rows d_in"]) -> Float[Tensor, "*rows d_out"]:
         left, weights, right = self.factors()
-        by_trial = self.pack.by_trial(x)
-        mask = self.dropout_mask(by_trial)
-        weight, bias = self.base.base_weight(), self.base.base_bias()
-        one_type = weight.dtype == right.dtype or torch.is_autocast_enabled(x.device.type)
-        if self.base.is_product and one_type:
-            y = factored_linear(by_trial, weight, bias, left, weights, right, mask)
-            return y.reshape(*x.shape[:-1], -1)
-        wide = by_trial.to(right.dtype)  # a narrow base, or one of its own kind: the update apart, in float32
+        base = self.base
+        mask = self.dropout_mask(self.pack.by_trial(x)) if self.training and any(self.dropout) else None
+        weight = base.base_weight()
+        if base.is_product and (weight.dtype == right.dtype or torch.is_autocast_enabled(x.device.type)):
+            self.pack.refuse_other_rows(x)
+            if mask is None or all(self.dropout):
+                return factored_linear(x, weight, base.base_bias(), left, weights, right, mask)
+            parts = (t.split(1) for t in (left, weights, right, mask))  # without dropout a trial goes its own way
+            chunks = zip(x.chunk(self.pack.trials), *parts, self.dropout, strict=True)
+            bias = base.base_bias()
+            return torch.cat(
+                [factored_linear(x, weight, bias, B, w, A, m if p else None) for x, B, w, A, m, p in chunks]
+            )
+        wide = self.pack.by_trial(x).to(right.dtype)  # a narrow base, or one of its own kind: the update apart, float32
         h = torch.bmm(wide if mask is None else wide * mask, right.mT) * weights[:, None, :]
-        y = self.base(x)
+        y = base(x)
         return y + torch.bmm(h, left.mT).reshape(y.shape).to(y.dtype)
 
     def scales(self) -> list[float]:
         return self.scale.tolist()
+
+    def rescaled(self, tensor: Tensor, scale: float, trial: int) -> Tensor:
+        """What with this layer's scale is what `tensor` is with `scale`; the same numbers where the two are equal."""
+        theirs = float(torch.tensor(scale, dtype=self.scale.dtype))  # our own is rounded to this type too
+        return (tensor.double() * (theirs / float(self.scale[trial]))).to(self.scale)
 
 
 class HeadLayer(TrialLayer):

@@ -1,8 +1,9 @@
-"""The forward and backward of a factored layer with few passes over memory.
+"""The forward and backward of a factored layer with few passes over memory and few operations.
 
-Thin products keep r as their row dimension, since with r as columns they cost several times more on CPU;
-only x and right x are saved; the update is added into the frozen product's output, and its gradient into
-the frozen product's gradient, in place.
+Thin products keep r as their row dimension, since with r as columns they cost several times more on CPU.
+Where a trial has many rows for the size of W0, W0 + ΔW is made and used; elsewhere the update is added into
+the frozen product's output, and its gradient into the frozen product's gradient, in place. Of the activations
+only x is kept, and right x where it is at hand. Rows are grouped by trial inside, so that autograd sees one node.
 """
 
 from typing import Any
@@ -11,46 +12,62 @@ import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 
 def factored_linear_plain(
-    x: Float[Tensor, "trials n d_in"],
+    x: Float[Tensor, "*rows d_in"],
     weight: Float[Tensor, "d_out d_in"],
     bias: Float[Tensor, " d_out"] | None,
     left: Float[Tensor, "trials d_out r"],
     weights: Tensor,
     right: Float[Tensor, "trials r d_in"],
     mask: Float[Tensor, "trials n d_in"] | None,
-) -> Float[Tensor, "trials n d_out"]:
+) -> Float[Tensor, "*rows d_out"]:
     """y = W0 x + b + left (weights ∘ (right (mask ∘ x))), as one reads it: what the lean form is tested against.
 
-    `weights` are (trials, r), or (trials, 1) where all are the scale; `mask` is a dropout mask with its factor.
+    x is trial-major. `weights` are (trials, r), or (trials, 1) where all are the scale; `mask` is a dropout
+    mask with its factor.
     """
-    h = torch.bmm(x if mask is None else x * mask, right.mT) * weights[:, None, :]  # (trials, n, r)
-    return F.linear(x, weight, bias) + torch.bmm(h, left.mT)
+    by_trial = x.reshape(left.shape[0], -1, x.shape[-1])
+    h = torch.bmm(by_trial if mask is None else by_trial * mask, right.mT) * weights[:, None, :]  # (trials, n, r)
+    y = F.linear(x, weight, bias)
+    return y + torch.bmm(h, left.mT).reshape(y.shape)
 
 
 def factored_linear(
-    x: Float[Tensor, "trials n d_in"],
+    x: Float[Tensor, "*rows d_in"],
     weight: Float[Tensor, "d_out d_in"],
     bias: Float[Tensor, " d_out"] | None,
     left: Float[Tensor, "trials d_out r"],
     weights: Tensor,
     right: Float[Tensor, "trials r d_in"],
     mask: Float[Tensor, "trials n d_in"] | None,
-) -> Float[Tensor, "trials n d_out"]:
+) -> Float[Tensor, "*rows d_out"]:
     """The same function with a lean backward; W0 and b get no gradient. Under autocast it casts by itself."""
     kind = x.device.type
     if not torch.is_autocast_enabled(kind):
-        return _FactoredLinear.apply(x, weight, bias, left, weights, right, mask)
+        apply = _apply_merged if mask is None and merging_pays(x, weight, right) else _apply_thin
+        return apply(x, weight, bias, left, weights, right, mask)
     dtype = torch.get_autocast_dtype(kind)
     narrow = [None if t is None else t.to(dtype) for t in (x, weight, bias, left, weights, right, mask)]
     with torch.autocast(kind, enabled=False):
-        return _FactoredLinear.apply(*narrow)
+        return _apply_thin(*narrow)
 
 
-class _FactoredLinear(torch.autograd.Function):
+def merging_pays(x: Tensor, weight: Tensor, right: Tensor) -> bool:
+    """Whether one pass over W0 + ΔW of a trial costs less than one over its output and one over its input.
+
+    It asks about one trial alone, so that a trial goes the same way in any pack. In 16 bits small updates of
+    W0 would be lost.
+    """
+    d_out, d_in = weight.shape
+    rows = x.numel() // (d_in * right.shape[0])
+    return weight.dtype.itemsize >= 4 and 2 * d_out * d_in <= rows * (d_out + d_in)
+
+
+class _Thin(torch.autograd.Function):
+    """W0 x first, then the update added to it."""
+
     @staticmethod
     def forward(
         ctx: Any,
@@ -62,26 +79,73 @@ class _FactoredLinear(torch.autograd.Function):
         right: Tensor,
         mask: Tensor | None,
     ) -> Tensor:
-        y = F.linear(x, weight, bias)
+        trials, ctx.shape = right.shape[0], x.shape
+        rows, wide = x.reshape(-1, x.shape[-1]), weights.unsqueeze(2)
+        y, x = F.linear(rows, weight, bias), rows.view(trials, -1, x.shape[-1])
         h = torch.bmm(right, (x if mask is None else x * mask).mT)  # (trials, r, n)
-        ctx.save_for_backward(x, weight, left, weights, right, mask, h)
-        return y.baddbmm_((h * weights[:, :, None]).mT, left.mT)
+        weighted = h * wide if weights.requires_grad else h.mul_(wide)
+        ctx.save_for_backward(x, weight, left, wide, right, mask, h)
+        y.view(trials, -1, y.shape[-1]).baddbmm_(weighted.mT, left.mT)
+        return y.view(*ctx.shape[:-1], -1)
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
+        _refuse_second_derivatives()
         x, weight, left, weights, right, mask, h = ctx.saved_tensors
-        wide = weights[:, :, None]
-        g_scaled = torch.bmm(left.mT, g.mT)  # (trials, r, n)
-        g_h = g_scaled * wide
-        g_left = torch.bmm(h * wide, g).mT
-        g_weights = (g_scaled * h).sum(dim=2) if ctx.needs_input_grad[4] else None
+        rows, g_x, g_weights = g.reshape(-1, g.shape[-1]), None, None
+        g = rows.view(x.shape[0], -1, g.shape[-1])
+        g_h = torch.bmm(left.mT, g.mT)  # (trials, r, n), of weights ∘ h
+        if ctx.needs_input_grad[4]:
+            g_weights = (g_h * h).sum(dim=2)
+            h = h * weights
+        g_h.mul_(weights)
         g_right = torch.bmm(g_h, x if mask is None else x * mask)
-        g_x = None
         if ctx.needs_input_grad[0]:
-            g_x = torch.matmul(g, weight)
-            if mask is None:
-                g_x.baddbmm_(g_h.mT, right)
-            else:
-                g_x.addcmul_(torch.bmm(g_h.mT, right), mask)
+            g_x = torch.mm(rows, weight).view(x.shape)
+            g_x = g_x.baddbmm_(g_h.mT, right) if mask is None else g_x.addcmul_(torch.bmm(g_h.mT, right), mask)
+            g_x = g_x.view(ctx.shape)
+        return g_x, None, None, torch.bmm(h, g).mT, g_weights, g_right, None
+
+
+class _Merged(torch.autograd.Function):
+    """(W0 + ΔW) x; the update has no pass over x or y of its own until backward."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        left: Tensor,
+        weights: Tensor,
+        right: Tensor,
+        mask: None,
+    ) -> Tensor:
+        ctx.shape = x.shape
+        x = x.reshape(right.shape[0], -1, x.shape[-1])
+        moved = torch.baddbmm(weight, left * weights.unsqueeze(1), right)  # (trials, d_out, d_in)
+        ctx.save_for_backward(x, moved, left, weights, right)
+        y = torch.bmm(x, moved.mT) if bias is None else torch.baddbmm(bias, x, moved.mT)
+        return y.view(*ctx.shape[:-1], -1)
+
+    @staticmethod
+    def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
+        _refuse_second_derivatives()
+        x, moved, left, weights, right = ctx.saved_tensors
+        g, wide, g_weights = g.reshape(x.shape[0], -1, g.shape[-1]), weights.unsqueeze(2), None
+        h, g_h = torch.bmm(right, x.mT), torch.bmm(left.mT, g.mT)  # (trials, r, n)
+        if ctx.needs_input_grad[4]:
+            g_weights = (g_h * h).sum(dim=2)
+        g_left, g_right = torch.bmm(h.mul_(wide), g).mT, torch.bmm(g_h.mul_(wide), x)
+        g_x = torch.bmm(g, moved).view(ctx.shape) if ctx.needs_input_grad[0] else None
         return g_x, None, None, g_left, g_weights, g_right, None
+
+
+def _refuse_second_derivatives() -> None:
+    if torch.is_grad_enabled():
+        raise RuntimeError("a factored layer has no second derivatives; take the gradient without create_graph")
+
+
+# Function.apply itself prepares for torch.func, for which there is no rule here: torch refuses that either way
+_apply_thin = super(torch.autograd.Function, _Thin).apply
+_apply_merged = super(torch.autograd.Function, _Merged).apply

@@ -42,19 +42,22 @@ class LinearMap(nn.Module):
         self.bias_rows = bias_rows or self.rows
         self.d_out = self.rows[1] - self.rows[0]
         self.all_rows = self.d_out == out_total
+        bias = owner._parameters.get(bias_name)
+        self.all_bias = bias is None or len(bias) == self.d_out
         self.whole = whole and self.all_rows
         own_forward = type(owner).forward is not nn.Linear.forward and not is_conv1d(owner)
         self.is_product = not self.whole or not (own_forward or "forward" in vars(owner))
 
     def base_weight(self) -> Float[Tensor, "d_out d_in"]:
         """W0 as a view of the model's own tensor; never write to it."""
-        stored: Tensor = getattr(self.owner, self.weight_name)
+        stored = self.owner._parameters[self.weight_name]  # quicker than getattr, and every step asks
+        assert stored is not None
         weight = stored.mT if self.transposed else stored
         return weight if self.all_rows else weight[slice(*self.rows)]
 
     def base_bias(self) -> Float[Tensor, " d_out"] | None:
-        bias: Tensor | None = getattr(self.owner, self.bias_name, None)
-        return bias if bias is None or len(bias) == self.d_out else bias[slice(*self.bias_rows)]
+        bias = self.owner._parameters.get(self.bias_name)
+        return bias if bias is None or self.all_bias else bias[slice(*self.bias_rows)]
 
     def forward(self, x: Float[Tensor, "*rows d_in"]) -> Float[Tensor, "*rows d_out"]:
         y: Tensor = self.owner(x) if self.whole else F.linear(x, self.base_weight(), self.base_bias())

@@ -10,6 +10,7 @@ Departures from the paper:
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Literal
 
+import torch
 from pydantic import Field
 from torch import Tensor, nn
 
@@ -18,6 +19,7 @@ from lora_variants.layer import FactoredLayer, Factors, Trained, rank_bucket
 from lora_variants.linear_map import LinearMap
 from lora_variants.pack import Pack
 from lora_variants.ranks import ranks_by_layer, warn_of_high_ranks
+from lora_variants.start import Update, as_factors, rank_of
 from lora_variants.variant import Variant
 
 
@@ -46,16 +48,24 @@ class LoRALayer(FactoredLayer):
         super().__init__(name, base, ranks, pack, scales=scales, configs=configs)
         padded = max(rank_bucket(rank) for rank in ranks)
         self.A = nn.Parameter(self.new_tensor(padded, base.d_in))
-        self.B = nn.Parameter(self.new_tensor(base.d_out, padded))
+        self.B = nn.Parameter(self.new_tensor(padded, base.d_out).mT)  # in memory as its gradient comes
         for trial, config in enumerate(configs):
             self.draw("A", trial, law=config.init, deviation=(3 * base.d_in) ** -0.5)
 
     def factors(self) -> tuple[Tensor, Tensor, Tensor]:
-        return self.B, self.scale[:, None], self.A
+        return self.B, self.scale.unsqueeze(1), self.A
 
     def delta(self, trial: int) -> Factors:
         rank = self.ranks[trial]
         return Factors(self.B.detach()[trial, :, :rank], self.A.detach()[trial, :rank], float(self.scale[trial]))
+
+    @torch.no_grad()
+    def start_from(self, trial: int, update: Update) -> None:
+        """The first rows of A and columns of B become the update's; the others keep their fresh A, with B = 0."""
+        parts, found = self.parts(trial), as_factors(update)
+        k = len(found.right)
+        parts["A"][:k] = found.right.to(self.A)
+        parts["B"].zero_()[:, :k] = self.rescaled(found.left, found.scale, trial)
 
     def ranks_alive(self) -> list[int]:
         return list(self.ranks)
@@ -87,6 +97,24 @@ class LoRA(Variant):
     def trained_rank(self, config: Any, rank: int, base: LinearMap) -> int:
         """The rank of a layer's factors while they train, where its own is `rank`."""
         return rank
+
+    def refuse_start(self, trial: int, updates: Mapping[str, Update]) -> None:
+        room = {name: self.layers[name].unpadded(trial) for name in updates}
+        needed = {name: rank for name, update in updates.items() if (rank := rank_of(update)) > room[name]}
+        if needed:
+            first = next(iter(needed))
+            raise ValueError(
+                f"an update of rank {needed[first]} does not fit into rank {room[first]} of {first}"
+                f"{f' (and {len(needed) - 1} more like it)' if len(needed) > 1 else ''}; "
+                f"set {self.with_ranks(trial, needed)}"
+            )
+
+    def with_ranks(self, trial: int, needed: Mapping[str, int]) -> str:
+        """The knob that gives these layers these ranks and leaves the others as they are."""
+        rank = self.configs[trial].rank
+        whole = ({"*": rank} if isinstance(rank, int) else dict(rank)) | dict(needed)
+        rules = ", ".join(f'"{pattern}": {r}' for pattern, r in whole.items())
+        return f"rank={{{rules}}}"
 
     def adapt(self, name: str, base: LinearMap, ranks: Sequence[int]) -> FactoredLayer:
         scales = [self.scaling(trial, rank) for trial, rank in enumerate(ranks)]

@@ -42,16 +42,20 @@ class Pack:
     def by_trial(self, x: Float[Tensor, "leading *rest d"]) -> Float[Tensor, "trials n d"]:
         """The same numbers with the trial axis first: (trials * rows, ..., d) -> (trials, rows * ..., d).
 
-        Raises: ValueError if the leading size is not trials * rows: such rows belong to no trial.
+        Raises: ValueError if the leading size is not trials * rows.
         """
-        if self.trials > 1 and x.shape[0] != self.trials * self.rows:
+        self.refuse_other_rows(x)
+        return x.reshape(self.trials, -1, x.shape[-1])
+
+    def refuse_other_rows(self, x: Tensor) -> None:
+        """Raises: ValueError if the leading size is not trials * rows: such rows belong to no trial."""
+        if len(self.seeds) > 1 and x.shape[0] != self.trials * self.rows:
             raise ValueError(
                 f"an adapted layer got {x.shape[0]} rows but the pack has {self.trials} trials x "
                 f"{self.rows} rows; this model sends something other than independent, trial-major rows "
                 f"through the layer (shared position embeddings, sequence-first attention): "
                 f"train it as a pack of one"
             )
-        return x.reshape(self.trials, -1, x.shape[-1])
 
     @contextmanager
     def disabled(self) -> Iterator[None]:

@@ -15,6 +15,7 @@ from lora_variants.layer import AdaptedLayer, Factors, HeadLayer, Role
 from lora_variants.linear_map import LinearMap
 from lora_variants.pack import Pack
 from lora_variants.sites import Site
+from lora_variants.start import Update, by_layer, refuse_heads
 
 
 @dataclass(frozen=True)
@@ -66,6 +67,25 @@ class Variant(ABC):
 
     def detached(self) -> None:
         """Called once, when the model's own layers are back."""
+
+    @torch.no_grad()
+    def start_from(self, trial: int, updates: Mapping[str, Update], heads: Mapping[str, Tensor]) -> None:
+        """Set a trial's ΔW to these, by layer, and its heads ('head.weight'); what is not named starts afresh.
+
+        After `attach` and before the groups exist. Raises: ValueError for what this variant, its layers, their
+        ranks or its heads have no place for; nothing is changed then.
+        """
+        chosen = by_layer(updates, self.layers)
+        self.refuse_start(trial, chosen)
+        there = self.head_tensors(trial)
+        refuse_heads(heads, there)
+        for name, update in chosen.items():
+            self.layers[name].start_from(trial, update)
+        for key, value in heads.items():
+            there[key].copy_(value)
+
+    def refuse_start(self, trial: int, updates: Mapping[str, Update]) -> None:
+        """Raise ValueError where an update, already of its layer's shape, does not fit into the layer."""
 
     def prepare(self, batches: Iterable[Mapping[str, Tensor]]) -> None:
         """For initialisations from data, before the groups exist: the batches that training will start with."""
@@ -153,6 +173,10 @@ class Variant(ABC):
     def deltas(self, trial: int) -> dict[str, Factors | Tensor]:
         """ΔW of every adapted layer for one trial, scale included."""
         return {name: layer.delta(trial) for name, layer in self.layers.items()}
+
+    def head_tensors(self, trial: int) -> dict[str, Tensor]:
+        """The heads of one trial under the names they have in the model, 'head.weight', as views."""
+        return {f"{name}.{key}": part for name, head in self.heads.items() for key, part in head.parts(trial).items()}
 
     def ranks_alive(self) -> dict[str, list[int]]:
         """The rank each layer uses now, for each trial."""

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import pairwise
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 import pytest
@@ -17,9 +17,11 @@ from transformers import BertConfig, BertForSequenceClassification
 from experiments.optimizer import AdamW
 from experiments.tasks.task import Batch, Split, Task, TaskConfig
 from experiments.training import Clock, Regime, Trial, train
-from lora_variants.adalora import AdaLoRA, AdaLoRAConfig, AdaLoRALayer, budget, highest_triplets
+from lora_variants.adalora import AdaLoRA, AdaLoRAConfig, AdaLoRALayer, last_pruning
+from lora_variants.adalora_budget import budget, highest_triplets, smooth
 from lora_variants.attach import attach
 from lora_variants.linear_map import LinearMap
+from lora_variants.orthogonality import distance_from_orthonormal
 from lora_variants.pack import Pack
 from lora_variants.streams import stream
 
@@ -347,7 +349,7 @@ def test_scores_and_kept_triplets_are_those_of_the_authors_code_in_peft() -> Non
         assert float(loss.detach()) == pytest.approx(their_loss, rel=1e-10)
         theirs.assert_equal_weights_and_moments(moments=step <= last)
         whole = {"initial": 4 * initial, "target": 4 * target}
-        assert budget(step, steps, **whole, config=config) == theirs.allocator.budget_schedule(step)[0]
+        assert budget(step, first=first, last=last, **whole) == theirs.allocator.budget_schedule(step)[0]
         if kept is not None:
             ours = {f"{name}.lora_E.default": flags for name, flags in alive(variant).items()}
             assert ours == kept, step
@@ -366,8 +368,9 @@ def test_the_budget_falls_as_a_cubic_from_the_initial_to_the_target_total(
 ) -> None:
     config = AdaLoRAConfig(initial_fraction=shares[0], final_fraction=shares[1])
     initial = target + more
-    b = [budget(t, total, initial=initial, target=target, config=config) for t in range(total + 1)]
     first, last = round(shares[0] * total), max(1, total - round(shares[1] * total))
+    assert last == last_pruning(total, config)
+    b = [budget(t, first=first, last=last, initial=initial, target=target) for t in range(total + 1)]
     assert b[0] == initial
     assert b[last:] == [target] * (total + 1 - last)
     assert all(sooner >= later for sooner, later in pairwise(b))
@@ -378,8 +381,8 @@ def test_the_budget_falls_as_a_cubic_from_the_initial_to_the_target_total(
 
 
 def test_the_budget_counts_the_final_phase_from_the_end() -> None:
-    config = AdaLoRAConfig(initial_fraction=0.1, final_fraction=0.3)
-    b = [budget(t, 1000, initial=96, target=64, config=config) for t in (0, 100, 101, 400, 699, 700, 1000)]
+    last = last_pruning(1000, AdaLoRAConfig(initial_fraction=0.1, final_fraction=0.3))
+    b = [budget(t, first=100, last=last, initial=96, target=64) for t in (0, 100, 101, 400, 699, 700, 1000)]
     assert b == [96, 96, 95, 68, 64, 64, 64]
 
 
@@ -462,7 +465,7 @@ def test_scores_that_are_all_zero_keep_exactly_the_budget_spread_over_the_layers
         totals.append(sum(ranks))
 
     trained(variant, rate=0.0, watch=spread_over_layers)
-    expected = [budget(t, 10, initial=15, target=6, config=variant.configs[0]) for t in range(1, 11)]
+    expected = [budget(t, first=1, last=6, initial=15, target=6) for t in range(1, 11)]
     assert totals == expected
     assert len(set(totals)) > 3
 
@@ -516,6 +519,168 @@ def test_the_penalty_is_the_mean_of_norms_or_the_sum_of_squares_over_a_trials_ow
     assert variant.penalty() is not None
 
 
+class Directions(NamedTuple):
+    """P, Q and the diagonal of I of some layers, for a pack of trials."""
+
+    lefts: list[Tensor]
+    rights: list[Tensor]
+    within: list[Tensor]
+
+    def distance(self, squared: Sequence[bool]) -> Tensor:
+        return distance_from_orthonormal(*self, torch.tensor(squared))
+
+    def plain_distance(self, squared: Sequence[bool]) -> Tensor:
+        """The same from the definition, with autograd's own gradient."""
+        total = torch.zeros(len(squared), dtype=self.within[0].dtype)
+        for P, Q, within in zip(*self, strict=True):
+            for gram in (P.mT @ P - torch.diag_embed(within), Q @ Q.mT - torch.diag_embed(within)):
+                norms = torch.linalg.vector_norm(gram, dim=(1, 2))
+                total = total + torch.where(torch.tensor(squared), norms.square(), norms)
+        return total
+
+    def gradients(self, distance: Tensor, upstream: Sequence[float]) -> list[Tensor]:
+        return list(torch.autograd.grad(distance, [*self.lefts, *self.rights], distance.new_tensor(upstream)))
+
+    def of_trials(self, *trials: int) -> "Directions":
+        """Some of the trials as a pack of their own; layers that are padding alone are not there."""
+        kept = [i for i, within in enumerate(self.within) if within[list(trials)].any()]
+        return Directions(*([own[i].detach()[list(trials)].requires_grad_() for i in kept] for own in self))
+
+
+def directions(*shapes: tuple[int, int, int], ranks: Sequence[Sequence[int]], dtype: torch.dtype) -> Directions:
+    """Random P and Q of shapes (d_out, r, d_in), each trial's zero from its rank on; ranks are by layer and trial."""
+    made, generator = Directions([], [], []), torch.Generator().manual_seed(0)
+    for (d_out, r, d_in), by_trial in zip(shapes, ranks, strict=True):
+        within = (torch.arange(r) < torch.tensor(by_trial)[:, None]).to(dtype)
+        P, Q = (torch.randn(len(by_trial), d, r, generator=generator, dtype=torch.float64).to(dtype) * within[:, None]
+                for d in (d_out, d_in))  # fmt: skip
+        made.lefts.append((0.3 * P).requires_grad_())
+        made.rights.append((0.3 * Q).mT.contiguous().requires_grad_())
+        made.within.append(within)
+    return made
+
+
+ODD = ((7, 3, 5), (9, 4, 6), (7, 3, 5), (5, 3, 7))
+ODD_RANKS = ((3, 2, 0), (4, 1, 0), (3, 3, 0), (2, 0, 3))
+
+
+@pytest.mark.parametrize("squared", [(False, False, False), (True, True, True), (True, False, False)])
+def test_the_closed_form_of_the_penaltys_gradient_is_autograds(squared: Sequence[bool]) -> None:
+    """Layers of like and unlike shapes, ranks below the padding, layers of rank 0, a pruned triplet that is zero."""
+    given = directions(*ODD, ranks=ODD_RANKS, dtype=torch.float64)
+    with torch.no_grad():
+        given.lefts[1][0, :, 2], given.rights[1][0, 2] = 0.0, 0.0
+    ours, theirs = given.distance(squared), given.plain_distance(squared)
+    torch.testing.assert_close(ours, theirs, rtol=1e-13, atol=1e-13)
+    upstream = (0.7, -1.3, 2.0)
+    for mine, other in zip(given.gradients(ours, upstream), given.gradients(theirs, upstream), strict=True):
+        torch.testing.assert_close(mine, torch.nan_to_num(other), rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("squared", [False, True])
+def test_the_penaltys_gradient_is_that_of_finite_differences(squared: bool) -> None:
+    given = directions(*ODD, ranks=((3, 2), (4, 1), (3, 3), (2, 1)), dtype=torch.float64)
+
+    def function(*matrices: Tensor) -> Tensor:
+        half = len(matrices) // 2
+        return Directions([*matrices[:half]], [*matrices[half:]], given.within).distance((squared, not squared))
+
+    assert torch.autograd.gradcheck(function, (*given.lefts, *given.rights))
+
+
+@pytest.mark.parametrize("squared", [False, True])
+def test_orthonormal_directions_have_a_gradient_of_zero(squared: bool) -> None:
+    given = directions((8, 3, 6), (8, 3, 6), ranks=((3, 2, 0), (3, 3, 0)), dtype=torch.float64)
+    with torch.no_grad():
+        for P, Q in zip(given.lefts, given.rights, strict=True):
+            P[0], Q[0] = torch.eye(8, 3), torch.eye(3, 6)
+    distance = given.distance((squared,) * 3)
+    assert distance[[0, 2]].tolist() == [0.0, 0.0]
+    for gradient in given.gradients(distance, (1.0, 1.0, 1.0)):
+        assert torch.equal(gradient[[0, 2]], torch.zeros_like(gradient[[0, 2]]))
+        assert torch.isfinite(gradient).all()
+        assert gradient[1].any()
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_a_trials_distance_and_gradient_have_the_same_bits_alone_and_in_a_pack(threads: int) -> None:
+    """Also where neighbours have layers that this trial does not."""
+    shapes = [(64, 8, 64), (256, 8, 64), (64, 8, 64), (64, 32, 128), (64, 8, 256), (64, 8, 64), (128, 32, 128)]
+    ranks = [(0, 8, 3), (5, 6, 8), (8, 8, 8), (0, 24, 20), (7, 0, 8), (8, 4, 6), (24, 32, 17)]
+    squared, upstream = (False, True, False), (0.1, 0.02, 0.3)
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(threads)
+        packed = directions(*shapes, ranks=ranks, dtype=torch.float32)
+        distance = packed.distance(squared)
+        there = packed.gradients(distance, upstream)
+        for k in range(3):
+            alone = packed.of_trials(k)
+            own = alone.distance(squared[k : k + 1])
+            assert torch.equal(own[0], distance[k])
+            mine = iter(alone.gradients(own, upstream[k : k + 1]))
+            for gradient, by_trial in zip(there, (*ranks, *ranks), strict=True):
+                assert not gradient[k].any() if by_trial[k] == 0 else torch.equal(next(mine)[0], gradient[k])
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_under_autocast_the_penalty_keeps_the_precision_of_the_weights() -> None:
+    given = directions(*ODD, ranks=ODD_RANKS, dtype=torch.float32)
+    expected = given.distance((False, True, False))
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        found = given.distance((False, True, False))
+    assert torch.equal(found, expected)
+    pairs = (given.gradients(distance, (1.0, 1.0, 1.0)) for distance in (found, expected))
+    assert all(torch.equal(mine, other) for mine, other in zip(*pairs, strict=True))
+
+
+def test_the_penaltys_gradient_adds_to_what_is_there_in_the_loss_or_apart() -> None:
+    """Also twice through one graph."""
+    x = torch.randn(ROWS, 12, generator=stream(1), dtype=torch.float64)
+
+    def found(*, together: bool) -> list[Tensor]:
+        variant = attached([AdaLoRAConfig(rank=2)], steps=5)
+        for layer in variant.layers.values():
+            nn.init.ones_(layer.Lambda)
+        loss, penalty = variant.model(x).square().sum(), variant.penalty()
+        assert penalty is not None
+        if together:
+            (loss + 2 * penalty.sum()).backward()
+        else:
+            loss.backward()
+            penalty.sum().backward(retain_graph=True)
+            penalty.sum().backward()
+        return [getattr(layer, key).grad for layer in variant.layers.values() for key in ("P", "Lambda", "Q")]
+
+    for mine, other in zip(found(together=True), found(together=False), strict=True):
+        torch.testing.assert_close(mine, other, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("chosen", [(True, True, True), (True, False, True)])
+def test_sensitivities_are_smoothed_as_written_and_to_the_same_bits_alone_and_in_a_pack(chosen: Sequence[bool]) -> None:
+    generator = torch.Generator().manual_seed(0)
+    weights, gradients, means, spreads = (
+        [torch.randn(3, *shape, generator=generator) for shape in ((64, 8), (8, 128), (64, 8))] for _ in range(4)
+    )
+    gradients[0][1] = math.nan if not chosen[1] else 1.0
+    betas = torch.tensor([0.85, 0.4, 0.7]), torch.tensor([0.9, 0.85, 0.2])
+    now, then = [mean.clone() for mean in means], [spread.clone() for spread in spreads]
+    smooth(weights, gradients, now, then, betas=betas, chosen=torch.tensor(chosen))
+    for k, is_chosen in enumerate(chosen):
+        own = [[tensor[k : k + 1].clone() for tensor in tensors] for tensors in (weights, gradients, means, spreads)]
+        smooth(*own, betas=(betas[0][[k]], betas[1][[k]]), chosen=torch.tensor([is_chosen]))
+        for i, (w, g, mean, spread) in enumerate(zip(weights, gradients, means, spreads, strict=True)):
+            assert torch.equal(now[i][k], own[2][i][0] if is_chosen else mean[k])
+            assert torch.equal(then[i][k], own[3][i][0] if is_chosen else spread[k])
+            if is_chosen:
+                beta1, beta2 = float(betas[0][k]), float(betas[1][k])
+                smoothed = beta1 * mean[k] + (1 - beta1) * (w[k] * g[k]).abs()
+                torch.testing.assert_close(now[i][k], smoothed)
+                distance = ((w[k] * g[k]).abs() - smoothed).abs()
+                torch.testing.assert_close(then[i][k], beta2 * spread[k] + (1 - beta2) * distance)
+
+
 def test_without_orthogonality_there_is_no_penalty() -> None:
     assert attached([AdaLoRAConfig(rank=2, orthogonality=0.0)], steps=2).penalty() is None
 
@@ -567,7 +732,7 @@ def test_the_ranks_alive_follow_the_budget_step_by_step_to_the_target() -> None:
     expected = [2 + 3 + 5]
     for step in range(1, 51):
         prunes = step <= 30 and step % 3 == 0
-        now = budget(step, 50, initial=10, target=6, config=config) if prunes else expected[-1]
+        now = budget(step, first=5, last=30, initial=10, target=6) if prunes else expected[-1]
         expected.append(now)
     assert totals == expected[1:]
     assert totals[-1] == 6

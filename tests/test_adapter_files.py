@@ -6,6 +6,7 @@ from pathlib import Path
 import peft
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers import BertConfig, BertForSequenceClassification, GPT2Config, GPT2LMHeadModel
 
@@ -45,7 +46,7 @@ CASES = {
 def trained(
     build: Build, targets: list[str], heads: tuple[str, ...], variant: str, knobs: dict[str, object]
 ) -> Variant:
-    """An attached variant after random changes to all that trains; AdaLoRA with some triplets pruned."""
+    """An attached variant after random changes to all that trains; AdaLoRA pruned, its first layer to nothing."""
     entry = VARIANTS[variant].load()
     pack = Pack(seeds=(0,), total_steps=(1,))
     attached = attach(
@@ -66,6 +67,9 @@ def trained(
             layer.initial_ranks[0]
             for layer in attached.layers.values()  # type: ignore[attr-defined]
         )
+        first = next(iter(attached.layers.values()))
+        first.alive.zero_()  # type: ignore[attr-defined]
+        first.Lambda.detach().zero_()  # type: ignore[attr-defined]
     return attached
 
 
@@ -84,6 +88,39 @@ def test_a_folder_written_by_us_gives_the_same_logits_in_peft(tmp_path: Path, ca
     theirs = peft.PeftModel.from_pretrained(build(), tmp_path)
     torch.testing.assert_close(logits(theirs), logits(attached.model), rtol=1e-5, atol=1e-5)
     assert (logits(theirs) - logits(build())).abs().max() > 1e-3
+
+
+@pytest.mark.filterwarnings("ignore:The following rank_pattern keys did not match")  # said of PEFT's own files too
+@pytest.mark.parametrize("is_trainable", [False, True])
+@pytest.mark.parametrize("case", CASES)
+def test_the_adalora_folder_of_a_run_gives_the_same_logits_in_pefts_own_adalora(
+    tmp_path: Path, case: str, is_trainable: bool
+) -> None:
+    build, targets, heads, ranks = CASES[case]
+    attached = trained(build, targets, heads, "adalora", {"rank": ranks, "alpha": 6.0})
+    assert len({scale for scales in attached.scales().values() for scale in scales}) > 1
+    save_update(attached, 0, tmp_path)
+    theirs = peft.PeftModel.from_pretrained(build(), tmp_path / "adalora", is_trainable=is_trainable)
+    torch.testing.assert_close(logits(theirs.eval()), logits(attached.model), rtol=1e-5, atol=1e-5)
+    assert (logits(theirs) - logits(build())).abs().max() > 1e-3
+    layers = [module for module in theirs.modules() if isinstance(module, peft.tuners.adalora.SVDLinear)]
+    assert layers
+    assert all(layer.r["default"] for layer in layers)  # what was pruned to nothing is left out
+    assert sum(layer.r["default"] for layer in layers) == sum(alive[0] for alive in attached.ranks_alive().values())
+    assert all(layer.lora_E["default"].requires_grad == is_trainable for layer in layers)
+
+
+def test_lambda_is_lora_e_number_for_number_where_all_layers_have_one_scale(tmp_path: Path) -> None:
+    build, targets, heads, ranks = CASES["bert"]
+    attached = trained(build, targets, heads, "adalora", {"rank": ranks, "alpha_per_rank": 3.0})
+    save_update(attached, 0, tmp_path)
+    stored = load_file(tmp_path / "adalora" / "adapter_model.safetensors")
+    assert not any(key.endswith("lora_A.weight") for key in stored)
+    for name, layer in attached.layers.items():
+        triplets = layer.triplets(0)  # type: ignore[attr-defined]
+        if len(triplets.Lambda):
+            for key, value in (("E", triplets.Lambda[:, None]), ("A", triplets.Q), ("B", triplets.P)):
+                assert torch.equal(stored[f"base_model.model.{name}.lora_{key}"], value)
 
 
 @pytest.mark.parametrize("case", CASES)

@@ -6,19 +6,23 @@ import pytest
 import torch
 from torch import Tensor
 
-from lora_variants.lean import factored_linear, factored_linear_plain
+from lora_variants.lean import factored_linear, factored_linear_plain, merging_pays
 
-K, N, D_IN, D_OUT, R = 3, 10, 7, 5, 2
+K, D_IN, D_OUT, R = 3, 7, 5, 2
+ROWS = {"thin": 4, "merged": 10}  # of a trial, with which it goes either way
 
 
-def inputs(*, per_rank: bool, dropout: bool, bias: bool, first_layer: bool) -> dict[str, Any]:
+def inputs(
+    way: str, *, per_rank: bool = False, dropout: bool = False, bias: bool = True, first_layer: bool = False
+) -> dict[str, Any]:
+    N = ROWS[way]
     generator = torch.Generator().manual_seed(0)
 
     def draw(*shape: int, grad: bool = True) -> Tensor:
         return torch.randn(shape, generator=generator, dtype=torch.float64).requires_grad_(grad)
 
     return {
-        "x": draw(K, N, D_IN, grad=not first_layer),
+        "x": draw(K * 2, N // 2, D_IN, grad=not first_layer),
         "weight": draw(D_OUT, D_IN, grad=False),
         "bias": draw(D_OUT, grad=False) if bias else None,
         "left": draw(K, D_OUT, R),
@@ -28,14 +32,23 @@ def inputs(*, per_rank: bool, dropout: bool, bias: bool, first_layer: bool) -> d
     }
 
 
+@pytest.mark.parametrize("way", ROWS)
+def test_a_trial_goes_the_same_way_in_any_pack_and_never_merges_in_16_bits(way: str) -> None:
+    given = inputs(way)
+    x, weight, right = given["x"], given["weight"], given["right"]
+    assert merging_pays(x, weight, right) is merging_pays(x[:2], weight, right[:1]) is (way == "merged")
+    assert not merging_pays(x, weight.bfloat16(), right)
+
+
+@pytest.mark.parametrize("way", ROWS)
 @pytest.mark.parametrize("first_layer", [False, True])
 @pytest.mark.parametrize("bias", [False, True])
 @pytest.mark.parametrize("dropout", [False, True])
 @pytest.mark.parametrize("per_rank", [False, True])
 def test_outputs_and_gradients_are_those_of_the_plain_form(
-    per_rank: bool, dropout: bool, bias: bool, first_layer: bool
+    way: str, per_rank: bool, dropout: bool, bias: bool, first_layer: bool
 ) -> None:
-    given = inputs(per_rank=per_rank, dropout=dropout, bias=bias, first_layer=first_layer)
+    given = inputs(way, per_rank=per_rank, dropout=dropout, bias=bias, first_layer=first_layer)
     needed = {name: t for name, t in given.items() if t is not None and t.requires_grad}
     lean, plain = factored_linear(**given), factored_linear_plain(**given)
     torch.testing.assert_close(lean, plain, rtol=1e-13, atol=1e-13)
@@ -46,9 +59,10 @@ def test_outputs_and_gradients_are_those_of_the_plain_form(
         torch.testing.assert_close(mine, other, rtol=1e-12, atol=1e-12, msg=name)
 
 
+@pytest.mark.parametrize("way", ROWS)
 @pytest.mark.parametrize("dropout", [False, True])
-def test_the_gradients_are_those_of_finite_differences(dropout: bool) -> None:
-    given = inputs(per_rank=True, dropout=dropout, bias=True, first_layer=False)
+def test_the_gradients_are_those_of_finite_differences(way: str, dropout: bool) -> None:
+    given = inputs(way, per_rank=True, dropout=dropout)
     names = ["x", "left", "weights", "right"]
 
     def function(*tensors: Tensor) -> Tensor:
@@ -57,8 +71,16 @@ def test_the_gradients_are_those_of_finite_differences(dropout: bool) -> None:
     assert torch.autograd.gradcheck(function, tuple(given[name] for name in names))
 
 
-def test_an_input_that_needs_no_gradient_costs_none() -> None:
-    given = inputs(per_rank=False, dropout=False, bias=True, first_layer=True)
+@pytest.mark.parametrize("way", ROWS)
+def test_second_derivatives_are_refused(way: str) -> None:
+    given = inputs(way)
+    with pytest.raises(RuntimeError, match="no second derivatives"):
+        torch.autograd.grad(factored_linear(**given).sum(), given["left"], create_graph=True)
+
+
+@pytest.mark.parametrize("way", ROWS)
+def test_an_input_that_needs_no_gradient_costs_none(way: str) -> None:
+    given = inputs(way, first_layer=True)
     factored_linear(**given).sum().backward()
     assert given["x"].grad is None
     assert given["left"].grad is not None
@@ -67,7 +89,7 @@ def test_an_input_that_needs_no_gradient_costs_none() -> None:
 def test_under_autocast_it_computes_in_bfloat16_and_gives_gradients_in_float32() -> None:
     given = {
         name: t if t is None else t.detach().float().requires_grad_(t.requires_grad)
-        for name, t in inputs(per_rank=True, dropout=True, bias=True, first_layer=False).items()
+        for name, t in inputs("merged", per_rank=True, dropout=True).items()
     }
     with torch.autocast("cpu", dtype=torch.bfloat16):
         lean = factored_linear(**given)
@@ -78,9 +100,10 @@ def test_under_autocast_it_computes_in_bfloat16_and_gives_gradients_in_float32()
     torch.testing.assert_close(lean.float(), factored_linear_plain(**given), rtol=0.05, atol=0.2)
 
 
-def test_only_the_input_and_the_thin_product_are_kept_of_the_activations() -> None:
+@pytest.mark.parametrize(("way", "more"), [("thin", [(K, R, ROWS["thin"])]), ("merged", [(K, D_OUT, D_IN)])])
+def test_only_the_input_and_the_thin_product_or_the_merged_weight_are_kept(way: str, more: list[Any]) -> None:
     kept: list[tuple[int, ...]] = []
-    given = inputs(per_rank=False, dropout=False, bias=True, first_layer=False)
+    given = inputs(way)
     parameters = {tuple(t.shape) for name, t in given.items() if t is not None and name not in ("x", "mask")}
 
     def pack(tensor: Tensor) -> Tensor:
@@ -89,4 +112,5 @@ def test_only_the_input_and_the_thin_product_are_kept_of_the_activations() -> No
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
         factored_linear(**given)
-    assert sorted(shape for shape in kept if shape not in parameters) == sorted([(K, N, D_IN), (K, R, N)])
+    activations = [shape for shape in kept if shape not in parameters | {(K, 1, 1)}]
+    assert sorted(activations) == sorted([(K, ROWS[way], D_IN), *more])

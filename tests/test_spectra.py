@@ -20,7 +20,8 @@ from analysis.matrix_names import Place, places, short_names
 from analysis.run_store import read_updates
 from analysis.spectra import report_spectra
 from analysis.spectrum_tables import run_labels, spectrum_tables
-from analysis.updates import Dense, Factors, RunStoreError, Update
+from analysis.updates import Dense, Factors, Update
+from experiments.record.adapter_formats import RunStoreError
 
 ROOT = Path(__file__).resolve().parents[1]
 DATA = Path(os.environ.get("LORA_STUDY_DATA", ROOT.parent / "shared" / "data"))
@@ -329,7 +330,7 @@ FAULTS: dict[str, tuple[Callable[[Path], Path], str]] = {
     "a list": (checkpoint([A, B]), r"some.pth has none"),
     "loralib A without B": (checkpoint({"q.lora_A": A}), "some.pth, q has only lora_A"),
     "ranks that differ": (checkpoint({"q.lora_A": A, "q.lora_B": B[:, :1]}), r"lora_A \(2, 6\) and lora_B \(5, 1\)"),
-    "other file": (lambda folder: Path(__file__), r"ends in .bin, .pt, .pth; this is .*test_spectra.py"),
+    "other file": (lambda folder: Path(__file__), r"ends in .bin, .pt, .pth, .ckpt; this is .*test_spectra.py"),
     "infinite ΔW": (infinite, r"run run, matrix worse: .* entry \(0, 0\) of the ΔW is inf"),
 }
 

@@ -1,41 +1,45 @@
-"""What was learned, on disk: factors in PEFT's LoRA format, dense updates as `delta.safetensors`."""
+"""What was learned, on disk: factors in PEFT's formats, dense updates as `delta.safetensors`.
 
-import json
+Every update with factors goes out as plain LoRA. AdaLoRA's triplets go out a second time in PEFT's own AdaLoRA
+layout, in the sub-folder `adalora`, so that PEFT can go on training them as what they are.
+"""
+
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from experiments.record.adapter_formats import CONFIG, DELTA, HEAD, PREFIX, WEIGHTS
+from experiments.record.adapter_reading import read_folder
 from experiments.record.folder import as_json, write_atomically
-from lora_variants.layer import Factors
+from lora_variants.adalora import AdaLoRA, AdaLoRAConfig, last_pruning
+from lora_variants.layer import Factors, Triplets
 from lora_variants.linear_map import LinearMap, is_conv1d, slice_rows, split_slice
+from lora_variants.start import add_updates
 from lora_variants.variant import Variant
 
-PREFIX = "base_model.model."
-WEIGHTS, CONFIG, DELTA, HEAD = (
-    "adapter_model.safetensors",
-    "adapter_config.json",
-    "delta.safetensors",
-    "head.safetensors",
-)
+ADALORA = "adalora"  # the sub-folder
+T = TypeVar("T", Factors, Triplets)
 
 
 def save_update(variant: Variant, trial: int, folder: Path) -> list[Path]:
-    """Write one trial's update and heads; returns the files.
+    """Write one trial's update and heads; returns the files of the folder itself.
 
-    Factors go into PEFT's format, as plain LoRA of the same function: slices of a fused projection become
-    one adapter of the whole of it, with zeros for the frozen rows. Updates without factors, and those of
-    torch's multi-head attention, which PEFT lays out otherwise, are written dense in float32.
+    Slices of a fused projection become one adapter of the whole of it, with zeros for the frozen rows.
+    Updates without factors, and those of torch's multi-head attention, which PEFT lays out otherwise, are
+    written dense in float32.
     """
-    updates, heads = variant.deltas(trial), _heads(variant, trial)
+    updates, heads = variant.deltas(trial), variant.head_tensors(trial)
     owners = {name: layer.base.owner for name, layer in variant.layers.items()}
-    dense = any(isinstance(update, Tensor) for update in updates.values())
-    if updates and not dense and not any(isinstance(o, nn.MultiheadAttention) for o in owners.values()):
-        return _save_peft(variant.model, updates, owners, heads, folder)
+    factors = {name: update for name, update in updates.items() if isinstance(update, Factors)}
+    if factors and not any(isinstance(owner, nn.MultiheadAttention) for owner in owners.values()):
+        if isinstance(variant, AdaLoRA):
+            _save_adalora(variant, trial, owners, heads, folder / ADALORA)
+        return _save_lora(factors, owners, heads, folder)
     files = []
     if updates:
         tensors = {n: (u.product() if isinstance(u, Factors) else u).float() for n, u in updates.items()}
@@ -45,68 +49,125 @@ def save_update(variant: Variant, trial: int, folder: Path) -> list[Path]:
     return files
 
 
-def _heads(variant: Variant, trial: int) -> dict[str, Tensor]:
-    return {
-        f"{name}.{key}": tensor for name, head in variant.heads.items() for key, tensor in head.parts(trial).items()
-    }
-
-
-def _save_peft(
-    model: nn.Module,
-    updates: Mapping[str, Factors | Tensor],
-    owners: Mapping[str, nn.Module],
-    heads: Mapping[str, Tensor],
-    folder: Path,
+def _save_lora(
+    factors: Mapping[str, Factors], owners: Mapping[str, nn.Module], heads: Mapping[str, Tensor], folder: Path
 ) -> list[Path]:
-    merged = _whole_modules(updates, owners)
-    tensors = {f"{PREFIX}{name}": tensor for name, tensor in heads.items()}
-    for name, update in merged.items():
-        tensors[f"{PREFIX}{name}.lora_A.weight"] = update.right
-        tensors[f"{PREFIX}{name}.lora_B.weight"] = update.left
-    by_length = sorted(merged, key=len, reverse=True)  # PEFT takes the first pattern that a name ends with
-    ranks = {name: len(merged[name].right) for name in by_length}
-    alphas = {name: merged[name].scale * ranks[name] for name in by_length}
+    """Plain LoRA with a rank and an alpha for every module."""
+    modules = {path: _whole_factors(parts, d_out) for path, parts, d_out in _by_module(factors, owners)}
+    modules = {path: update for path, update in modules.items() if len(update.right)}
+    tensors = {f"{path}.lora_A.weight": update.right for path, update in modules.items()}
+    tensors |= {f"{path}.lora_B.weight": update.left for path, update in modules.items()}
+    by_length = sorted(modules, key=len, reverse=True)  # PEFT takes the first pattern that a name ends with
+    ranks = {path: len(modules[path].right) for path in by_length}
+    alphas = {path: modules[path].scale * ranks[path] for path in by_length}
     config = {
         "peft_type": "LORA",
-        "task_type": None,
-        "base_model_name_or_path": None,
         "r": ranks[by_length[0]],
         "lora_alpha": alphas[by_length[0]],
         "rank_pattern": ranks,
         "alpha_pattern": alphas,
-        "target_modules": sorted(merged),
+        "use_rslora": False,
+    }
+    return _save_peft(tensors, config, modules, owners, heads, folder)
+
+
+def _save_adalora(
+    variant: AdaLoRA, trial: int, owners: Mapping[str, nn.Module], heads: Mapping[str, Tensor], folder: Path
+) -> None:
+    """PEFT's AdaLoRA: one alpha for all modules, so what scales differ by goes into lora_E.
+
+    The scale is lora_alpha / (init_r + 1e-5), init_r the largest rank at the start; `rank_pattern` says how much
+    of it each module has left.
+    """
+    triplets = {name: layer.triplets(trial) for name, layer in variant.layers.items()}
+    modules = {path: _whole_triplets(parts, d_out) for path, parts, d_out in _by_module(triplets, owners)}
+    modules = {path: update for path, update in modules.items() if len(update.Lambda)}
+    at_start = {name: layer.initial_ranks[trial] for name, layer in variant.layers.items()}
+    init_r = max(sum(at_start[name] for name in parts) for _, parts, _ in _by_module(triplets, owners))
+    scale = next(iter(modules.values())).scale
+    tensors = {f"{path}.lora_A": update.Q for path, update in modules.items()}
+    tensors |= {f"{path}.lora_B": update.P for path, update in modules.items()}
+    tensors |= {f"{path}.lora_E": update.Lambda[:, None] * (update.scale / scale) for path, update in modules.items()}
+    left = {path: len(update.Lambda) for path, update in modules.items()}
+    target = sum(layer.ranks[trial] for layer in variant.layers.values())
+    config = {
+        "peft_type": "ADALORA",
+        "init_r": init_r,
+        "target_r": max(1, round(target / len(modules))),
+        "lora_alpha": scale * (init_r + 1e-5),
+        "rank_pattern": {f"{path}.lora_E": [i < rank for i in range(init_r)] for path, rank in left.items()},
+        **_schedule(variant.configs[trial], variant.pack.total_steps[trial]),
+    }
+    folder.mkdir(exist_ok=True)
+    _save_peft(tensors, config, modules, owners, heads, folder)
+
+
+def _schedule(config: AdaLoRAConfig, steps: int) -> dict[str, Any]:
+    """The run's schedule in PEFT's words; the shortest it accepts where nothing is pruned between start and end."""
+    first, last = round(config.initial_fraction * steps), last_pruning(steps, config)
+    total, first, last = (steps, first, last) if first < last <= steps else (1, 0, 1)
+    knobs = {"beta1": config.beta1, "beta2": config.beta2, "orth_reg_weight": config.orthogonality}
+    return {"total_step": total, "tinit": first, "tfinal": total - last, "deltaT": config.prune_every, **knobs}
+
+
+def _save_peft(
+    tensors: Mapping[str, Tensor],
+    config: Mapping[str, Any],
+    modules: Iterable[str],
+    owners: Mapping[str, nn.Module],
+    heads: Mapping[str, Tensor],
+    folder: Path,
+) -> list[Path]:
+    shared = {
+        "task_type": None,
+        "base_model_name_or_path": None,
+        "target_modules": sorted(modules),
         "modules_to_save": sorted({name.rpartition(".")[0] for name in heads}) or None,
         "fan_in_fan_out": any(is_conv1d(owner) for owner in owners.values()),
         "bias": "none",
         "lora_dropout": 0.0,
-        "use_rslora": False,
         "inference_mode": True,
     }
-    files = [_save(tensors, folder / WEIGHTS), folder / CONFIG]
-    write_atomically(folder / CONFIG, as_json(config))
+    named = {f"{PREFIX}{name}": tensor for name, tensor in {**heads, **tensors}.items()}
+    files = [_save(named, folder / WEIGHTS), folder / CONFIG]
+    write_atomically(folder / CONFIG, as_json({**config, **shared}))
     return files
 
 
-def _whole_modules(updates: Mapping[str, Factors | Tensor], owners: Mapping[str, nn.Module]) -> dict[str, Factors]:
-    """One pair of factors a module: slices of a fused projection stacked, each in the rows that it owns."""
-    by_module: dict[str, list[tuple[str, Factors]]] = defaultdict(list)
+def _by_module(updates: Mapping[str, T], owners: Mapping[str, nn.Module]) -> list[tuple[str, dict[str, T], int]]:
+    """(path, its updates by name, its d_out) of every module; slices of a fused projection are in one."""
+    found: dict[str, dict[str, T]] = defaultdict(dict)
     for name, update in updates.items():
-        assert isinstance(update, Factors)
-        by_module[split_slice(name)[0]].append((name, update))
-    merged = {}
-    for module, parts in by_module.items():
-        d_out = LinearMap(owners[parts[0][0]]).d_out
-        if len(parts) == 1 and len(parts[0][1].left) == d_out:
-            merged[module] = parts[0][1]
-            continue
-        rank = sum(len(update.right) for _, update in parts)
-        left, start = parts[0][1].left.new_zeros(d_out, rank), 0
-        for name, update in parts:
-            rows = slice_rows(name, d_out) or (0, d_out)
-            left[rows[0] : rows[1], start : start + len(update.right)] = update.left * update.scale
-            start += len(update.right)
-        merged[module] = Factors(left, torch.cat([update.right for _, update in parts]), 1.0)
-    return {module: update for module, update in merged.items() if len(update.right)}
+        found[split_slice(name)[0]][name] = update
+    return [(path, parts, LinearMap(owners[next(iter(parts))]).d_out) for path, parts in found.items()]
+
+
+def _whole_factors(parts: Mapping[str, Factors], d_out: int) -> Factors:
+    """One pair of factors for a module."""
+    first = next(iter(parts.values()))
+    if len(parts) == 1 and len(first.left) == d_out:
+        return first
+    left = _in_rows({name: update.left * update.scale for name, update in parts.items()}, d_out)
+    return Factors(left, torch.cat([update.right for update in parts.values()]), 1.0)
+
+
+def _whole_triplets(parts: Mapping[str, Triplets], d_out: int) -> Triplets:
+    """One set of triplets for a module."""
+    first = next(iter(parts.values()))
+    if len(parts) == 1 and len(first.P) == d_out:
+        return first
+    values = torch.cat([update.Lambda * update.scale for update in parts.values()])
+    P = _in_rows({name: update.P for name, update in parts.items()}, d_out)
+    return Triplets(P, values, torch.cat([update.Q for update in parts.values()]), 1.0)
+
+
+def _in_rows(lefts: Mapping[str, Tensor], d_out: int) -> Tensor:
+    """The left factors of slices side by side, each in the rows that it owns, zeros in the others."""
+    widths = [left.shape[1] for left in lefts.values()]
+    whole = next(iter(lefts.values())).new_zeros(d_out, sum(widths))
+    for (name, left), columns in zip(lefts.items(), whole.split(widths, dim=1), strict=True):
+        columns[slice(*(slice_rows(name, d_out) or (0, d_out)))] = left
+    return whole
 
 
 def _save(tensors: Mapping[str, Tensor], path: Path) -> Path:
@@ -119,31 +180,8 @@ def _save(tensors: Mapping[str, Tensor], path: Path) -> Path:
 @torch.no_grad()
 def load_update(model: nn.Module, folder: Path) -> None:
     """Add what `save_update` wrote to a plain model's own weights; the model is then the tuned one."""
-    if (folder / WEIGHTS).exists():
-        config: dict[str, Any] = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
-        tensors = {name.removeprefix(PREFIX): tensor for name, tensor in load_file(folder / WEIGHTS).items()}
-        for module, rank in config["rank_pattern"].items():
-            right, left = tensors.pop(f"{module}.lora_A.weight"), tensors.pop(f"{module}.lora_B.weight")
-            scale = config["alpha_pattern"][module] / rank
-            _add(model, module, (scale * left.double()) @ right.double())
-        _put(model, tensors)
-    if (folder / DELTA).exists():
-        for name, update in load_file(folder / DELTA).items():
-            _add(model, name, update)
-    if (folder / HEAD).exists():
-        _put(model, load_file(folder / HEAD))
-
-
-def _add(model: nn.Module, name: str, update: Tensor) -> None:
-    """Add an update to the linear map of this name, to a slice of it, or to a parameter."""
-    from lora_variants.attach import select_maps
-
+    adapter = read_folder(folder)
+    add_updates(model, adapter.updates)
     parameters = dict(model.named_parameters())
-    weight = parameters[name] if name in parameters else select_maps(model, [name])[name][1].base_weight()
-    weight += update.to(weight)
-
-
-def _put(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
-    parameters = dict(model.named_parameters())
-    for name, tensor in tensors.items():
+    for name, tensor in adapter.others.items():
         parameters[name].copy_(tensor)

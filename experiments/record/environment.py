@@ -14,7 +14,9 @@ import torch
 PACKAGES = ("torch", "numpy", "scipy", "transformers", "safetensors", "pydantic", "wandb", "optuna")
 
 
-def describe(*, device: torch.device, base_sha256: str, data_sha256: Mapping[str, str]) -> dict[str, Any]:
+def describe(
+    *, device: torch.device, base_sha256: str, data_sha256: Mapping[str, str], start_sha256: str | None = None
+) -> dict[str, Any]:
     """The content of `environment.json`."""
     return {
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -28,6 +30,7 @@ def describe(*, device: torch.device, base_sha256: str, data_sha256: Mapping[str
         "threads": torch.get_num_threads(),
         "base_sha256": base_sha256,
         "data_sha256": dict(data_sha256),
+        "start_sha256": start_sha256,
     }
 
 
