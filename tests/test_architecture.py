@@ -12,12 +12,20 @@ PACKAGES = ("lora_variants", "experiments", "analysis")
 OWNERS = {
     "wandb": {"experiments/record/wandb_mirror.py"},
     "yaml": {"experiments/configuration.py"},
-    "seaborn": {"analysis/figures.py"},
+    "seaborn": {"analysis/figures.py", "analysis/benchmark_figure.py"},
+    "transformers": {"experiments/benchmarking/workload.py"},
+    "peft": {"experiments/benchmarking/contenders.py"},
+    "loralib": {"experiments/benchmarking/contenders.py"},
     "platformdirs": {"experiments/bases/weights.py"},
     "filelock": {"experiments/record/folder.py"},
-    "rich": {"experiments/display.py", "analysis/spectrum_tables.py", "analysis/spectra.py"},
+    "rich": {
+        "experiments/display.py",
+        "experiments/benchmarking/terminal.py",
+        "analysis/spectrum_tables.py",
+        "analysis/spectra.py",
+    },
 }
-PURE = {"analysis.singular_values"}  # functions of arrays: anyone may use them
+PURE = {"analysis.singular_values", "analysis.benchmark_figure"}  # functions of arrays and tables: anyone may use them
 
 
 def sources() -> list[Path]:
@@ -95,14 +103,15 @@ def test_the_variants_do_no_input_or_output_and_know_no_clock() -> None:
         assert not forbidden & {name.partition(".")[0] for name in imports(path)}, path
 
 
-@pytest.mark.parametrize("script", ["experiments/run.py", "analysis/spectra.py"])
+@pytest.mark.parametrize("script", ["experiments/run.py", "experiments/benchmark.py", "analysis/spectra.py"])
 def test_help_imports_nothing_heavy(script: str) -> None:
+    heavy = {"torch", "numpy", "pandas", "wandb", "pydantic", "seaborn", "transformers", "peft"}
     code = (
         "import runpy, sys\n"
         f"sys.argv = [{str(ROOT / script)!r}, '--help']\n"
         "try: runpy.run_path(sys.argv[0], run_name='__main__')\n"
         "except SystemExit: pass\n"
-        "print(sorted({'torch', 'numpy', 'wandb', 'pydantic', 'seaborn', 'transformers'} & set(sys.modules)))"
+        f"print(sorted({heavy} & set(sys.modules)))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd="/")
     assert done.stdout.splitlines()[-1] == "[]"

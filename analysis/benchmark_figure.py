@@ -1,0 +1,90 @@
+"""The figure of a benchmark: what each contender's training step costs as a part of PEFT's."""
+
+from pathlib import Path
+from typing import Any
+
+import matplotlib as mpl
+import numpy as np
+import pandas as pd
+import seaborn as sns
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+
+WIDTH_INCHES = 6.75  # the text width of a two-column page
+MARKERS = ("o", "s", "D", "^", "v", "P")
+SPREAD = 0.62  # of the height of a case, for its contenders
+
+
+def save_benchmark_figure(ratios: pd.DataFrame, folder: Path, name: str) -> list[Path]:
+    """Saves `name`.png (300 dpi) and `name`.pdf, without dates; returns their paths."""
+    figure = benchmark_figure(ratios)
+    png, pdf = folder / f"{name}.png", folder / f"{name}.pdf"
+    with mpl.rc_context(_style()):
+        figure.savefig(png, dpi=300)
+        figure.savefig(pdf, metadata={"CreationDate": None, "ModDate": None})
+    return [png, pdf]
+
+
+def benchmark_figure(ratios: pd.DataFrame) -> Figure:
+    """A panel a quantity, a row a case: the median of each contender as a dot, its quartiles as a bar, PEFT at 1.
+
+    `ratios` has a row for each number that was measured: case, contender, quantity, ratio (to PEFT's; PEFT itself
+    is the line). Cases, contenders and quantities are drawn in their order there.
+    """
+    contenders = list(dict.fromkeys(ratios["contender"]))
+    colours = dict(zip(contenders, sns.color_palette("colorblind", len(contenders)), strict=True))
+    panels = {quantity: ratios[ratios["quantity"] == quantity] for quantity in dict.fromkeys(ratios["quantity"])}
+    cases = {quantity: list(dict.fromkeys(part["case"])) for quantity, part in panels.items()}
+    heights = [0.42 * len(of_panel) + 0.4 for of_panel in cases.values()]
+    with mpl.rc_context(_style()):
+        figure = Figure(figsize=(WIDTH_INCHES, sum(heights) + 0.3), layout="constrained")
+        grid = figure.subplots(len(panels), 1, sharex=True, squeeze=False, height_ratios=heights)
+        for axes, (quantity, part) in zip(grid[:, 0], panels.items(), strict=True):
+            _draw(axes, part, cases[quantity], colours)
+            axes.set_xlabel(f"{quantity} of a training step, PEFT = 1")
+            axes.tick_params(axis="x", labelbottom=True)
+        left, right = grid[0, 0].get_xlim()
+        grid[0, 0].set_xlim(max(0, np.floor(10 * left) / 10), max(1.05, right))  # shared by all panels
+        grid[0, 0].annotate("PEFT", (1, 1), xycoords=("data", "axes fraction"), ha="center", va="bottom", fontsize=7.5)
+        handles = [
+            Line2D([], [], color=colour, marker=marker, linestyle="", markersize=4, label=name)
+            for (name, colour), marker in zip(colours.items(), MARKERS, strict=False)
+        ]
+        figure.legend(handles=handles, loc="outside upper center", ncols=len(handles), frameon=False, handletextpad=0.1)
+    return figure
+
+
+def _draw(axes: Axes, part: pd.DataFrame, cases: list[str], colours: dict[str, Any]) -> None:
+    offsets = np.linspace(-SPREAD / 2, SPREAD / 2, len(colours)) if len(colours) > 1 else np.zeros(1)
+    for (name, colour), marker, offset in zip(colours.items(), MARKERS, offsets, strict=False):
+        for place, case in enumerate(cases):
+            found = part.loc[(part["contender"] == name) & (part["case"] == case), "ratio"]
+            if found.empty:
+                continue
+            lower, middle, upper = found.quantile([0.25, 0.5, 0.75])
+            axes.plot([lower, upper], [place + offset] * 2, color=colour, linewidth=1.4, solid_capstyle="butt")
+            axes.plot(middle, place + offset, marker, color=colour, markersize=3.6, markeredgewidth=0)
+    axes.axvline(1, color="0.35", linewidth=0.8, zorder=0)
+    for boundary in range(1, len(cases)):
+        axes.axhline(boundary - 0.5, color="0.9", linewidth=0.5, zorder=0)
+    axes.set_yticks(range(len(cases)), [case.replace(", ", "\n", 1) for case in cases])
+    axes.set_ylim(len(cases) - 0.5, -0.5)
+    axes.tick_params(axis="y", length=0)
+    sns.despine(ax=axes, left=True)
+
+
+def _style() -> dict[Any, Any]:
+    """Paper context, ticks, 8 pt, editable text in the PDF."""
+    sizes = ("font.size", "axes.labelsize", "axes.titlesize", "legend.fontsize")
+    return {
+        **sns.axes_style("ticks"),
+        **sns.plotting_context("paper"),
+        **dict.fromkeys(sizes, 8),
+        **dict.fromkeys(("xtick.labelsize", "ytick.labelsize"), 7.5),
+        "axes.linewidth": 0.6,
+        "xtick.major.width": 0.6,
+        "xtick.major.size": 3,
+        "pdf.fonttype": 42,
+        "svg.fonttype": "none",
+    }

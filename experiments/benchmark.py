@@ -1,0 +1,118 @@
+"""What one training step costs, in time and memory: ours, PEFT, loralib, and the frozen model without adapters."""
+
+import argparse
+import io
+import sys
+from dataclasses import replace
+from datetime import datetime
+from pathlib import Path
+from typing import NoReturn
+
+ROOT = Path(__file__).resolve().parent.parent
+if not __package__:  # run as a script: the project belongs on the path, this folder does not
+    sys.path[:] = [str(ROOT), *(entry for entry in sys.path if entry != str(ROOT / "experiments"))]
+
+from experiments.benchmarking.cases import MODELS, PRECISIONS, TARGETS, Case, standard_cases  # noqa: E402
+
+SHAPE = ("model", "width", "layers", "heads", "rows", "length", "rank", "targets")
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"error: {message}\n")
+
+
+def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
+    """The command line; nothing heavy is imported for it."""
+    usual = Case()
+    parser = _Parser(
+        prog="benchmark.py",
+        description=f"{__doc__} Every contender has the same base model, batch, A, B and AdamW. On CPU time is "
+        "processor time at one thread; what counts is the ratio to PEFT within each round.",
+        epilog="Without an option of the shape the standard cases are measured, with memory in the largest; with one, "
+        "that case alone. An interrupted benchmark goes on when the same command names its folder as --output.",
+        allow_abbrev=False,
+    )
+    shape = parser.add_argument_group("the shape of one case")
+    shape.add_argument("--model", choices=MODELS, help=f"default: {usual.model}; nothing is downloaded")
+    for knob, text in (
+        ("width", "width of the model, d"), ("layers", "transformer blocks"), ("heads", "attention heads"),
+        ("rows", "sequences in the batch"), ("length", "tokens in a sequence"), ("rank", "rank of every ΔW"),
+    ):  # fmt: skip
+        shape.add_argument(f"--{knob}", type=int, metavar="N", help=f"{text} (default: {getattr(usual, knob)})")
+    shape.add_argument("--targets", choices=TARGETS, help="all linear layers of the blocks, or queries and values")
+    parser.add_argument("--precision", choices=PRECISIONS, default="float32", help="bfloat16: under autocast")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    parser.add_argument("--rounds", type=int, default=15, metavar="N", help="timings of every contender (default: 15)")
+    parser.add_argument(
+        "--processes", type=int, default=3, metavar="N",
+        help="fresh processes in which the memory of every contender is measured; 0: not at all (default: 3)",
+    )  # fmt: skip
+    parser.add_argument("--output", type=Path, metavar="FOLDER", help="default: a new folder in ./benchmarks")
+    return parser.parse_args(arguments)
+
+
+def asked_cases(asked: argparse.Namespace) -> list[Case]:
+    """The case of the shape that was given, or the standard ones. Raises: ValueError for what cannot be measured."""
+    for knob, least in (("rounds", 1), ("processes", 0)):
+        if getattr(asked, knob) < least:
+            raise ValueError(f"{knob} is at least {least}; got {getattr(asked, knob)}")
+    shape = {knob: value for knob in SHAPE if (value := getattr(asked, knob)) is not None}
+    cases = [Case(**shape, precision=asked.precision, memory=True)] if shape else standard_cases(asked.precision)
+    return [replace(case, memory=case.memory and asked.processes > 0) for case in cases]
+
+
+def benchmark(cases: list[Case], *, device_name: str, rounds: int, processes: int, folder: Path) -> None:
+    """Measure, print the table, write benchmark.json and the figure; what is there is shown when interrupted too.
+
+    Raises: ValueError for what cannot be measured here, RuntimeError where a measurement failed.
+    """
+    import torch
+
+    from experiments.benchmarking.measurement import measure_all
+    from experiments.benchmarking.results import FILE, Benchmark, conditions
+    from experiments.benchmarking.terminal import bars, draw_results, show_results
+    from experiments.display import Display
+
+    if device_name == "cuda" and not torch.cuda.is_available():
+        raise ValueError("device 'cuda' is not available to this installation of torch; use cpu")
+    display, device = Display(), torch.device(device_name)
+    measured = Benchmark(folder, conditions(device, rounds=rounds, processes=processes), cases)
+    measured.go_on()
+    try:
+        with bars(display) as report:
+            measure_all(measured, device, rounds=rounds, processes=processes, report=report)
+    finally:
+        if measured.results:
+            show_results(display, measured.results)
+            for path in (folder / FILE, *draw_results(measured.results, folder)):
+                display.say(f"wrote {path}")
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """0: measured; 1: a measurement failed; 2: the request is faulty; 130: interrupted."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")  # a pipe may not have the letter Δ
+    asked = parse_arguments(arguments)
+    folder = asked.output or Path("benchmarks") / datetime.now().strftime("%Y-%m-%d-%H%M%S")
+    try:
+        benchmark(
+            asked_cases(asked), device_name=asked.device, rounds=asked.rounds, processes=asked.processes, folder=folder
+        )
+    except (ValueError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except RuntimeError as error:
+        print(f"failed: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print(f"interrupted; the same command with --output {folder} goes on", file=sys.stderr)
+        return 130
+    return 0
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(main())
+    except KeyboardInterrupt:  # before there was anything to finish
+        sys.exit(130)

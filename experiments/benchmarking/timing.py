@@ -1,0 +1,79 @@
+"""The time of a training step: contenders in turn, round after round, so that what disturbs one disturbs all."""
+
+import gc
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+
+import torch
+
+from experiments.benchmarking.contenders import Contender
+from experiments.benchmarking.workload import Workload, in_place
+
+WARM_UP_STEPS = 3
+PROBE_STEPS = 3
+ROUND_SECONDS = 0.3  # of one contender: long beside the clock's grain, short beside what else a machine does
+
+
+def time_rounds(
+    workload: Workload, contenders: Mapping[str, Contender], *, rounds: int, on_round: Callable[[], None]
+) -> dict[str, list[float]]:
+    """Seconds a step of each contender, one number a round: on CPU of processor time at one thread, on CUDA by events.
+
+    The order rotates from round to round; `on_round` is called after each contender's part, outside of any timing.
+    """
+    names = list(contenders)
+    device = workload.tokens.device
+    seconds: dict[str, list[float]] = {name: [] for name in names}
+    with one_thread(), still_garbage():
+        steps = {name: _steps_a_round(workload, contender, device) for name, contender in contenders.items()}
+        for turn in range(rounds):
+            first = turn % len(names)
+            for name in (*names[first:], *names[:first]):
+                with in_place(workload.base, contenders[name].modules):
+                    seconds[name].append(_seconds_a_step(contenders[name], steps[name], device))
+                on_round()
+    return seconds
+
+
+def _steps_a_round(workload: Workload, contender: Contender, device: torch.device) -> int:
+    with in_place(workload.base, contender.modules):
+        _seconds_a_step(contender, WARM_UP_STEPS, device)
+        return max(1, round(ROUND_SECONDS / _seconds_a_step(contender, PROBE_STEPS, device)))
+
+
+def _seconds_a_step(contender: Contender, steps: int, device: torch.device) -> float:
+    if device.type == "cuda":
+        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        torch.cuda.synchronize()
+        start.record()
+        for _ in range(steps):
+            contender.step()
+        end.record()
+        torch.cuda.synchronize()
+        return start.elapsed_time(end) / 1000 / steps
+    since = time.process_time()
+    for _ in range(steps):
+        contender.step()
+    return (time.process_time() - since) / steps
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+@contextmanager
+def still_garbage() -> Iterator[None]:
+    """What exists now is not looked through by the collector inside; it would fall on one contender by chance."""
+    gc.collect()
+    gc.freeze()
+    try:
+        yield
+    finally:
+        gc.unfreeze()

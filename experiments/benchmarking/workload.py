@@ -1,0 +1,97 @@
+"""A case's frozen base model and its one batch: the same for every contender."""
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from experiments.bases.byte_transformer import VOCABULARY, ByteTransformer
+from experiments.benchmarking.cases import Case
+from experiments.training import autocast
+
+WORDS, CLASSES = 1000, 2
+BLOCKS = {"bert": "bert.encoder.layer.", "byte_transformer": "layers."}
+
+
+@dataclass(frozen=True)
+class Workload:
+    """A frozen model, the paths of its linear layers that are adapted, and a batch.
+
+    `start` has A (r, d_in) and B (d_out, r) of each path: what every contender's training starts from.
+    """
+
+    case: Case
+    base: nn.Module
+    paths: tuple[str, ...]
+    tokens: Tensor
+    labels: Tensor
+    start: Mapping[str, tuple[Tensor, Tensor]]
+
+    def loss(self, model: nn.Module) -> Tensor:
+        """The mean cross-entropy of the batch; `model` is the base, or what a library has wrapped around it."""
+        with autocast(self.tokens.device, self.case.precision):
+            output = model(self.tokens)
+            logits = getattr(output, "logits", output)
+        return F.cross_entropy(logits.float().flatten(0, -2), self.labels.flatten())
+
+    def linear(self, path: str) -> nn.Linear:
+        """The base's own layer at a path; only while no contender stands there."""
+        layer = self.base.get_submodule(path)
+        assert isinstance(layer, nn.Linear)
+        return layer
+
+
+def build_workload(case: Case, device: torch.device) -> Workload:
+    """A random model and a random batch, the same at every call."""
+    torch.manual_seed(0)
+    base = _model(case).requires_grad_(False).train()
+    linears = {path: m for path, m in base.named_modules() if isinstance(m, nn.Linear)}
+    wanted = ("query", "value") if case.targets == "qv" else ("",)
+    paths = tuple(path for path in linears if path.startswith(BLOCKS[case.model]) and path.endswith(wanted))
+    words = WORDS if case.model == "bert" else VOCABULARY
+    tokens = torch.randint(words, (case.rows, case.length))
+    labels = torch.randint(CLASSES, (case.rows,)) if case.model == "bert" else tokens.roll(-1, dims=1)
+    start = {path: _factors(linears[path], case.rank, device) for path in paths}
+    return Workload(case, base.to(device), paths, tokens.to(device), labels.to(device), start)
+
+
+def _model(case: Case) -> nn.Module:
+    if case.model == "byte_transformer":
+        return ByteTransformer(width=case.width, depth=case.layers, heads=case.heads, context=case.length)
+    from transformers import BertConfig, BertForSequenceClassification
+
+    shape: dict[str, Any] = {
+        "vocab_size": WORDS, "num_labels": CLASSES, "max_position_embeddings": case.length,
+        "hidden_size": case.width, "intermediate_size": 4 * case.width,
+        "num_hidden_layers": case.layers, "num_attention_heads": case.heads,
+        "hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0,
+    }  # fmt: skip
+    return BertForSequenceClassification(BertConfig(**shape))
+
+
+def _factors(linear: nn.Linear, rank: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """A as LoRA draws it; B as in the middle of a training, since with B = 0 half of the gradients are zero."""
+    A = torch.empty(rank, linear.in_features).uniform_(-1, 1) * linear.in_features**-0.5
+    B = torch.randn(linear.out_features, rank) * 0.01
+    return A.to(device), B.to(device)
+
+
+@contextmanager
+def in_place(base: nn.Module, modules: Mapping[str, nn.Module]) -> Iterator[None]:
+    """These modules stand in the places of the base's own; afterwards its own are back."""
+    own = {path: base.get_submodule(path) for path in modules}
+    put(base, modules)
+    try:
+        yield
+    finally:
+        put(base, own)
+
+
+def put(base: nn.Module, modules: Mapping[str, nn.Module]) -> None:
+    for path, module in modules.items():
+        parent, _, attribute = path.rpartition(".")
+        setattr(base.get_submodule(parent), attribute, module)
