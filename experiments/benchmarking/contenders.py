@@ -5,7 +5,7 @@ All have the same base model, the same batch, A, B and scale alpha / r = 2, and 
 
 import warnings
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from typing import Any
 
@@ -54,7 +54,13 @@ def build_ours_with_torch(workload: Workload) -> Contender:
     """Our LoRA with torch's fused AdamW, so that layer and optimizer can be told apart."""
     variant, modules, factors = _attached(workload)
     trained = variant.trainable_parameters(0)
-    return Contender(modules, factors, trained, lambda: workload.loss(workload.base), _fused(factors))
+    return Contender(modules, factors, trained, lambda: workload.loss(workload.base), _torchs(factors, fused=True))
+
+
+def build_peft_with_default(workload: Workload) -> Contender:
+    """PEFT's LoRA with AdamW as torch gives it to who asks for nothing, not fused: what most users run."""
+    peft = build_peft(workload)
+    return replace(peft, update=_torchs(peft.factors, fused=None))
 
 
 def build_peft(workload: Workload) -> Contender:
@@ -71,9 +77,10 @@ def build_peft(workload: Workload) -> Contender:
         wrapped = get_peft_model(base, config).train()
     modules: dict[str, Any] = {path: base.get_submodule(path) for path in workload.paths}
     put(base, own)
+    del base.peft_config  # PEFT's mark on the base, that the next one would take for an adapter
     factors = {path: (m.lora_A["default"].weight, m.lora_B["default"].weight) for path, m in modules.items()}
     _set(factors, workload)
-    return Contender(modules, factors, _trained(modules), lambda: workload.loss(wrapped), _fused(factors))
+    return Contender(modules, factors, _trained(modules), lambda: workload.loss(wrapped), _torchs(factors, fused=True))
 
 
 def build_loralib(workload: Workload) -> Contender:
@@ -92,7 +99,9 @@ def build_loralib(workload: Workload) -> Contender:
         modules[path] = module
     factors = {path: (module.lora_A, module.lora_B) for path, module in modules.items()}
     _set(factors, workload)
-    return Contender(modules, factors, _trained(modules), lambda: workload.loss(workload.base), _fused(factors))
+    return Contender(
+        modules, factors, _trained(modules), lambda: workload.loss(workload.base), _torchs(factors, fused=True)
+    )
 
 
 def build_frozen(workload: Workload) -> Contender:
@@ -114,15 +123,17 @@ class FrozenLinear(nn.Module):
 
 
 PEFT = "PEFT"
+DEFAULT = "PEFT, AdamW not fused"
 FROZEN = "frozen, no adapters"
 BUILDERS: dict[str, Callable[[Workload], Contender]] = {
     PEFT: build_peft,
+    DEFAULT: build_peft_with_default,
     "loralib": build_loralib,
     "ours": build_ours,
     "ours, torch's AdamW": build_ours_with_torch,
     FROZEN: build_frozen,
 }
-LIBRARIES = {PEFT: "peft", "loralib": "loralib"}
+LIBRARIES = {PEFT: "peft", DEFAULT: "peft", "loralib": "loralib"}
 
 
 def missing_contenders() -> dict[str, str]:
@@ -216,9 +227,9 @@ def _update_of_the_loop(variant: Variant) -> Callable[[], None]:
     return update
 
 
-def _fused(factors: Mapping[str, tuple[nn.Parameter, nn.Parameter]]) -> Callable[[], None]:
+def _torchs(factors: Mapping[str, tuple[nn.Parameter, nn.Parameter]], *, fused: bool | None) -> Callable[[], None]:
     parameters = [parameter for pair in factors.values() for parameter in pair]
-    optimizer = torch.optim.AdamW(parameters, lr=RATE, weight_decay=0.0, fused=True)
+    optimizer = torch.optim.AdamW(parameters, lr=RATE, weight_decay=0.0, fused=fused)
 
     def update() -> None:
         optimizer.step()
