@@ -33,7 +33,9 @@ class TrainingConfig(Section):
     clip: float | None = Field(1.0, gt=0, description="largest norm of a trial's gradient; null for no limit")
     accumulation: int = Field(1, ge=1, description="parts that a step's batch goes through in; must divide rows")
     checkpointing: bool = Field(False, description="compute activations again in backward instead of keeping them")
-    precision: Literal["float32", "bfloat16"] = Field("float32", description="bfloat16: autocast, weights in float32")
+    precision: Literal["float32", "bfloat16", "float16"] = Field(
+        "float32", description="bfloat16, float16: autocast, weights in float32; float16 scales each trial's loss"
+    )
     checkpoint_every: int = Field(100, ge=0, description="steps between checkpoints; 0: none. Changes no result")
     evaluate_every: int = Field(250, ge=0, description="steps between evaluations on validation; 0: at the end only")
     threads: int | None = Field(

@@ -45,12 +45,17 @@ def clip_gradients(groups: Sequence[ParameterGroup], norms: Tensor, limits: Sequ
     """Scale each trial's gradient down to its limit, as torch.nn.utils.clip_grad_norm_ does; None is no limit."""
     limit = norms.new_tensor([math.inf if limit is None else limit for limit in limits])
     factor = (limit / (norms + 1e-6)).clamp(max=1.0)  # 1e-6: torch's own
-    if bool((factor == 1).all()):
-        return
+    if not bool((factor == 1).all()):
+        multiply_gradients(groups, factor)
+
+
+@torch.no_grad()
+def multiply_gradients(groups: Sequence[ParameterGroup], factors: Float[Tensor, " trials"]) -> None:
+    """Multiply each trial's gradient by its own number, in place."""
     for group in groups:
         for _, gradient in group.by_trial():
             if gradient is not None:
-                gradient.mul_(spread(factor, gradient))
+                gradient.mul_(spread(factors, gradient))
 
 
 class AdamW:

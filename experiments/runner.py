@@ -16,7 +16,7 @@ from experiments.config import RunConfig
 from experiments.display import Display
 from experiments.record.adapter_files import load_update, save_update
 from experiments.record.checkpoint import Checkpoints
-from experiments.record.environment import choose_device, describe
+from experiments.record.environment import choose_device, describe, refuse_precision
 from experiments.record.folder import RunFolder, folder_name
 from experiments.record.ledger import note_test_read
 from experiments.record.recorder import Recorder
@@ -99,6 +99,7 @@ def execute(config: RunConfig, *, runs_dir: Path, test: bool, display: Display) 
     if config.training.threads is not None:
         torch.set_num_threads(config.training.threads)
     device, task = choose_device(config.training.device), load_task(config)
+    refuse_precision(config.training.precision, device)
     start = read_start(config.start)
     plan = _planned(config, task, start, display)
     runs_dir.mkdir(parents=True, exist_ok=True)  # so that a folder that cannot be written is known first

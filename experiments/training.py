@@ -15,8 +15,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from experiments.gradient_scaler import GradientScaler
 from experiments.optimizer import AdamW, clip_gradients, gradient_norms, schedule_factor
 from experiments.tasks.task import Batch, Split, Task
+from lora_variants.pack import Pack
 from lora_variants.variant import Variant
 
 
@@ -72,9 +74,9 @@ Listener = Callable[[int, dict[str, list[float]]], None]
 class Keeper(Protocol):
     """What keeps a run's state: it says where to go on from, and hears of every step."""
 
-    def restore(self, variant: Variant, optimizer: AdamW) -> int: ...
+    def restore(self, variant: Variant, optimizer: AdamW, scaler: GradientScaler | None) -> int: ...
 
-    def after_step(self, step: int, variant: Variant, optimizer: AdamW) -> None: ...
+    def after_step(self, step: int, variant: Variant, optimizer: AdamW, scaler: GradientScaler | None) -> None: ...
 
 
 def train(
@@ -90,54 +92,48 @@ def train(
     """Train all trials of the attached variant's pack; `on_step(step, metrics)` hears one number a trial.
 
     A trial whose loss or gradient is not finite stops as it was before that step and counts as failed;
-    the others go on.
+    the others go on. In float16 it skips the step instead, as long as a smaller loss scale may help.
     """
-    pack, outcomes = variant.pack, [Outcome() for _ in trials]
+    outcomes = [Outcome() for _ in trials]
     variant.prepare(_stacked(task, trials, regime, variant.model))
     groups = variant.parameter_groups(_per_trial(trials, "learning_rate"), _per_trial(trials, "weight_decay"))
     if not any(group.parameters for group in groups):
         return outcomes
     optimizer = AdamW(groups, trials=len(trials))
-    start = keeper.restore(variant, optimizer) if keeper else 0
+    scaler = GradientScaler(groups, trials=len(trials)) if regime.precision == "float16" else None
+    start = keeper.restore(variant, optimizer, scaler) if keeper else 0
     batches = [islice(task.training_batches(trial.seed, regime.rows), start, None) for trial in trials]
-    moving = torch.ones(len(trials), dtype=torch.bool)
     for step in range(start, regime.steps):
         with clock.running():
-            losses, penalties = compute_gradients(variant, task, [next(b) for b in batches], regime)
+            losses, penalties = compute_gradients(variant, task, [next(b) for b in batches], regime, scaler)
             norms = gradient_norms(groups, len(trials))
-            moving &= _finite(outcomes, step, losses + penalties, norms)
-            pack.moving = moving.tolist()
-            if not moving.any():
+            settle(variant.pack, outcomes, step, losses + penalties, norms, scaler)
+            if not any(variant.pack.running):
                 break
-            clip_gradients(groups, norms, [trial.clip for trial in trials])
-            variant.before_step()
             factors = [schedule_factor(t.schedule, step, total=regime.steps, warmup=t.warmup) for t in trials]
-            optimizer.step(torch.tensor(factors, dtype=torch.float64), moving)
-            for k in torch.nonzero(moving).flatten().tolist():
-                pack.steps[k] += 1
-                outcomes[k].steps_executed += 1
-            variant.after_step()
-            optimizer.zero_gradients()
+            clip_gradients(groups, norms, [trial.clip for trial in trials])
+            move(variant, optimizer, factors)
         metrics = {
             "train/task_loss": losses.tolist(),
             "train/penalty": penalties.tolist(),
             "train/gradient_norm": norms.tolist(),
             "train/learning_rate": [t.learning_rate * f for t, f in zip(trials, factors, strict=True)],
-        }
+        } | (scaler.metrics() if scaler else {})
         if regime.evaluate_every and (step + 1) % regime.evaluate_every == 0 and step + 1 < regime.steps:
             metrics |= by_split("validation", evaluate(variant, task, "validation", regime))
         on_step(step + 1, metrics)
         if keeper:
-            keeper.after_step(step + 1, variant, optimizer)
+            keeper.after_step(step + 1, variant, optimizer, scaler)
     return outcomes
 
 
 def compute_gradients(
-    variant: Variant, task: Task, batches: Sequence[Batch], regime: Regime
+    variant: Variant, task: Task, batches: Sequence[Batch], regime: Regime, scaler: GradientScaler | None = None
 ) -> tuple[Float[Tensor, " trials"], Float[Tensor, " trials"]]:
     """Backward through one step's batch of every trial; returns each trial's mean task loss and its penalty.
 
-    With accumulation the batch goes through in parts; every part is divided by the whole batch's count.
+    With accumulation the batch goes through in parts; every part is divided by the whole batch's count. With a
+    scaler the task's gradient is unscaled before the penalty's is added, which never was in float16.
     """
     pack, model = variant.pack, variant.model
     device = next(model.parameters()).device
@@ -151,13 +147,42 @@ def compute_gradients(
         with autocast(device, regime.precision):
             rows = task.row_losses(model, stack(part, device))
         sums = sums_by_trial(rows.to(torch.promote_types(rows.dtype, torch.float32)), pack.trials)
-        (sums / counts).sum().backward()
-        losses = losses + sums.detach() / counts
+        means = sums / counts
+        (means if scaler is None else scaler.scaled(means)).sum().backward()
+        losses = losses + means.detach()
+    if scaler is not None:
+        scaler.unscale_gradients()
     penalty = variant.penalty()
     if penalty is None:
         return losses, torch.zeros_like(losses)
     penalty.sum().backward()
     return losses, penalty.detach()
+
+
+def settle(
+    pack: Pack, outcomes: Sequence[Outcome], step: int, losses: Tensor, norms: Tensor, scaler: GradientScaler | None
+) -> None:
+    """Say which trials run on and which of them this step moves; those that failed are recorded, once."""
+    finite = (torch.isfinite(losses) & torch.isfinite(norms)).cpu()
+    running = torch.tensor([outcome.failure is None for outcome in outcomes])
+    going_on = finite if scaler is None else scaler.update(finite, running)
+    for k, outcome in enumerate(outcomes):
+        if running[k] and not going_on[k]:
+            what = f"loss {float(losses[k])}, gradient norm {float(norms[k])}"
+            outcome.failure = f"not finite at step {step + 1}: {what}; a lower learning rate may help"
+        outcome.steps_executed += outcome.failure is None
+    pack.running = (running & going_on).tolist()
+    pack.moving = (running & finite).tolist()
+
+
+def move(variant: Variant, optimizer: AdamW, factors: Sequence[float]) -> None:
+    """One step of the trials that move; it counts for all that run."""
+    pack = variant.pack
+    variant.before_step()
+    optimizer.step(torch.tensor(factors, dtype=torch.float64), torch.tensor(pack.moving))
+    pack.steps = [done + runs for done, runs in zip(pack.steps, pack.running, strict=True)]
+    variant.after_step()
+    optimizer.zero_gradients()
 
 
 def evaluate(variant: Variant, task: Task, split: Split, regime: Regime) -> list[dict[str, float]]:
@@ -206,7 +231,8 @@ def micro_batches(batches: Sequence[Batch], parts: int) -> Iterator[list[Batch]]
 
 
 def autocast(device: torch.device, precision: str) -> AbstractContextManager[None]:
-    return torch.autocast(device.type, dtype=torch.bfloat16) if precision == "bfloat16" else nullcontext()
+    """What a forward runs in; what is trained stays in float32."""
+    return nullcontext() if precision == "float32" else torch.autocast(device.type, dtype=getattr(torch, precision))
 
 
 def by_split(split: str, scores: Sequence[dict[str, float]]) -> dict[str, list[float]]:
@@ -228,13 +254,3 @@ def sums_by_trial(rows: Float[Tensor, " rows"], trials: int) -> Float[Tensor, " 
 
 def _per_trial(trials: Sequence[Trial], knob: str) -> Tensor:
     return torch.tensor([getattr(trial, knob) for trial in trials], dtype=torch.float64)
-
-
-def _finite(outcomes: Sequence[Outcome], step: int, losses: Tensor, norms: Tensor) -> Tensor:
-    """Which trials may take this step; the others are recorded as failed, once."""
-    finite = (torch.isfinite(losses) & torch.isfinite(norms)).cpu()
-    for k, outcome in enumerate(outcomes):
-        if not finite[k] and outcome.failure is None:
-            what = f"loss {float(losses[k])}, gradient norm {float(norms[k])}"
-            outcome.failure = f"not finite at step {step + 1}: {what}; a lower learning rate may help"
-    return finite

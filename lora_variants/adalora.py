@@ -139,7 +139,7 @@ class AdaLoRALayer(FactoredLayer):
         return self.initial_ranks[trial]
 
     def factors(self) -> tuple[Tensor, Tensor, Tensor]:
-        return self.P, self.scale[:, None] * self.Lambda, self.Q
+        return self.P, (self.scale[:, None] * self.Lambda).unsqueeze(2), self.Q
 
     @torch.no_grad()
     def triplets(self, trial: int) -> Triplets:
@@ -209,7 +209,7 @@ class AdaLoRA(LoRA):
     def after_step(self) -> None:
         self._observe("after_step", step_ahead=0)
         for trial, config in enumerate(self.configs):
-            if self.pack.moving[trial]:
+            if self.pack.running[trial]:  # a skipped step counts: the budget is kept, with the scores there are
                 self._prune(trial, config)
 
     def _observe(self, when: str, *, step_ahead: int) -> None:

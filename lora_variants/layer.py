@@ -2,7 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import ClassVar, Literal, NamedTuple
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import torch
 from jaxtyping import Float
@@ -172,7 +172,8 @@ class AdaptedLayer(TrialLayer, ABC):
 class FactoredLayer(AdaptedLayer):
     """An update of two factors with weights between them: ΔW x = left (weights ∘ (right x)), in this order.
 
-    So no d_out x d_in tensor is made, forward or backward. The scale s is part of the weights.
+    The scale s is part of the weights. A d_out x d_in tensor is made only where that is the cheaper way, and never
+    one of gradients.
     """
 
     def __init__(
@@ -192,11 +193,11 @@ class FactoredLayer(AdaptedLayer):
 
     @abstractmethod
     def factors(self) -> tuple[Float[Tensor, "trials d_out r"], Tensor, Float[Tensor, "trials r d_in"]]:
-        """Left, weights and right; the weights are (trials, r), or (trials, 1) where all are the scale."""
+        """Left, weights and right; the weights are (trials, r, 1), or (trials, 1, 1) where all are the scale."""
 
     def adapted(self, x: Float[Tensor, "*rows d_in"]) -> Float[Tensor, "*rows d_out"]:
         left, weights, right = self.factors()
-        base = self.base
+        base: Any = self._modules["base"]  # past nn.Module's slow look-up
         mask = self.dropout_mask(self.pack.by_trial(x)) if self.training and any(self.dropout) else None
         weight = base.base_weight()
         if base.is_product and (weight.dtype == right.dtype or torch.is_autocast_enabled(x.device.type)):
@@ -210,7 +211,7 @@ class FactoredLayer(AdaptedLayer):
                 [factored_linear(x, weight, bias, B, w, A, m if p else None) for x, B, w, A, m, p in chunks]
             )
         wide = self.pack.by_trial(x).to(right.dtype)  # a narrow base, or one of its own kind: the update apart, float32
-        h = torch.bmm(wide if mask is None else wide * mask, right.mT) * weights[:, None, :]
+        h = torch.bmm(wide if mask is None else wide * mask, right.mT) * weights.mT
         y = base(x)
         return y + torch.bmm(h, left.mT).reshape(y.shape).to(y.dtype)
 

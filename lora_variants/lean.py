@@ -25,11 +25,11 @@ def factored_linear_plain(
 ) -> Float[Tensor, "*rows d_out"]:
     """y = W0 x + b + left (weights ∘ (right (mask ∘ x))), as one reads it: what the lean form is tested against.
 
-    x is trial-major. `weights` are (trials, r), or (trials, 1) where all are the scale; `mask` is a dropout
-    mask with its factor.
+    x is trial-major. `weights` are (trials, r, 1), or (trials, 1, 1) where all are the scale; `mask` is a
+    dropout mask with its factor.
     """
     by_trial = x.reshape(left.shape[0], -1, x.shape[-1])
-    h = torch.bmm(by_trial if mask is None else by_trial * mask, right.mT) * weights[:, None, :]  # (trials, n, r)
+    h = torch.bmm(by_trial if mask is None else by_trial * mask, right.mT) * weights.mT  # (trials, n, r)
     y = F.linear(x, weight, bias)
     return y + torch.bmm(h, left.mT).reshape(y.shape)
 
@@ -61,8 +61,8 @@ def merging_pays(x: Tensor, weight: Tensor, right: Tensor) -> bool:
     W0 would be lost.
     """
     d_out, d_in = weight.shape
-    rows = x.numel() // (d_in * right.shape[0])
-    return weight.dtype.itemsize >= 4 and 2 * d_out * d_in <= rows * (d_out + d_in)
+    rows = x.numel() // (d_in * right.size(0))
+    return weight.itemsize >= 4 and 2 * d_out * d_in <= rows * (d_out + d_in)
 
 
 class _Thin(torch.autograd.Function):
@@ -79,32 +79,26 @@ class _Thin(torch.autograd.Function):
         right: Tensor,
         mask: Tensor | None,
     ) -> Tensor:
-        trials, ctx.shape = right.shape[0], x.shape
-        rows, wide = x.reshape(-1, x.shape[-1]), weights.unsqueeze(2)
-        y, x = F.linear(rows, weight, bias), rows.view(trials, -1, x.shape[-1])
-        h = torch.bmm(right, (x if mask is None else x * mask).mT)  # (trials, r, n)
-        weighted = h * wide if weights.requires_grad else h.mul_(wide)
-        ctx.save_for_backward(x, weight, left, wide, right, mask, h)
-        y.view(trials, -1, y.shape[-1]).baddbmm_(weighted.mT, left.mT)
-        return y.view(*ctx.shape[:-1], -1)
+        trials, d_out, ctx.shape = right.size(0), weight.size(0), x.shape
+        rows = x.reshape(-1, x.size(-1))
+        y, x, weighted = F.linear(rows, weight, bias), rows.view(trials, -1, rows.size(1)), right * weights
+        h = torch.bmm(weighted, (x if mask is None else x * mask).mT)  # (trials, r, n)
+        ctx.save_for_backward(x, weight, left, weights, right, weighted, mask, h)
+        y.view(trials, -1, d_out).baddbmm_(h.mT, left.mT)
+        return y.view(*ctx.shape[:-1], d_out)
 
     @staticmethod
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
-        _refuse_second_derivatives()
-        x, weight, left, weights, right, mask, h = ctx.saved_tensors
-        rows, g_x, g_weights = g.reshape(-1, g.shape[-1]), None, None
-        g = rows.view(x.shape[0], -1, g.shape[-1])
-        g_h = torch.bmm(left.mT, g.mT)  # (trials, r, n), of weights ∘ h
-        if ctx.needs_input_grad[4]:
-            g_weights = (g_h * h).sum(dim=2)
-            h = h * weights
-        g_h.mul_(weights)
-        g_right = torch.bmm(g_h, x if mask is None else x * mask)
-        if ctx.needs_input_grad[0]:
-            g_x = torch.mm(rows, weight).view(x.shape)
-            g_x = g_x.baddbmm_(g_h.mT, right) if mask is None else g_x.addcmul_(torch.bmm(g_h.mT, right), mask)
-            g_x = g_x.view(ctx.shape)
-        return g_x, None, None, torch.bmm(h, g).mT, g_weights, g_right, None
+        x, weight, left, weights, right, weighted, mask, h = ctx.saved_tensors
+        rows = g.reshape(-1, g.size(-1))
+        g = rows.view(x.size(0), -1, rows.size(1))
+        g_left, g_h = torch.bmm(h, g).mT, torch.bmm(left.mT, g.mT)
+        g_weights, g_right = _of_right(ctx, torch.bmm(g_h, x if mask is None else x * mask), weights, right)
+        if not ctx.needs_input_grad[0]:
+            return None, None, None, g_left, g_weights, g_right, None
+        g_x = torch.mm(rows, weight).view(x.shape)
+        g_x = g_x.baddbmm_(g_h.mT, weighted) if mask is None else g_x.addcmul_(torch.bmm(g_h.mT, weighted), mask)
+        return g_x.view(ctx.shape), None, None, g_left, g_weights, g_right, None
 
 
 class _Merged(torch.autograd.Function):
@@ -122,28 +116,29 @@ class _Merged(torch.autograd.Function):
         mask: None,
     ) -> Tensor:
         ctx.shape = x.shape
-        x = x.reshape(right.shape[0], -1, x.shape[-1])
-        moved = torch.baddbmm(weight, left * weights.unsqueeze(1), right)  # (trials, d_out, d_in)
-        ctx.save_for_backward(x, moved, left, weights, right)
+        x, weighted = x.reshape(right.size(0), -1, x.size(-1)), right * weights
+        moved = torch.baddbmm(weight, left, weighted)  # (trials, d_out, d_in)
+        ctx.save_for_backward(x, moved, left, weights, right, weighted)
         y = torch.bmm(x, moved.mT) if bias is None else torch.baddbmm(bias, x, moved.mT)
-        return y.view(*ctx.shape[:-1], -1)
+        return y.view(*ctx.shape[:-1], moved.size(1))
 
     @staticmethod
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
-        _refuse_second_derivatives()
-        x, moved, left, weights, right = ctx.saved_tensors
-        g, wide, g_weights = g.reshape(x.shape[0], -1, g.shape[-1]), weights.unsqueeze(2), None
-        h, g_h = torch.bmm(right, x.mT), torch.bmm(left.mT, g.mT)  # (trials, r, n)
-        if ctx.needs_input_grad[4]:
-            g_weights = (g_h * h).sum(dim=2)
-        g_left, g_right = torch.bmm(h.mul_(wide), g).mT, torch.bmm(g_h.mul_(wide), x)
+        x, moved, left, weights, right, weighted = ctx.saved_tensors
+        g = g.reshape(x.size(0), -1, moved.size(1))
+        g_left = torch.bmm(torch.bmm(weighted, x.mT), g).mT
+        g_weights, g_right = _of_right(ctx, torch.bmm(torch.bmm(left.mT, g.mT), x), weights, right)
         g_x = torch.bmm(g, moved).view(ctx.shape) if ctx.needs_input_grad[0] else None
         return g_x, None, None, g_left, g_weights, g_right, None
 
 
-def _refuse_second_derivatives() -> None:
+def _of_right(ctx: Any, g: Tensor, weights: Tensor, right: Tensor) -> tuple[Tensor | None, Tensor]:
+    """The gradients of the weights and of right, given that of both together, (trials, r, d_in)."""
     if torch.is_grad_enabled():
         raise RuntimeError("a factored layer has no second derivatives; take the gradient without create_graph")
+    if not ctx.needs_input_grad[4]:
+        return None, g.mul_(weights)
+    return (g * right).sum(dim=2, keepdim=True), g.mul_(weights)
 
 
 # Function.apply itself prepares for torch.func, for which there is no rule here: torch refuses that either way

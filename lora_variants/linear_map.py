@@ -32,6 +32,7 @@ class LinearMap(nn.Module):
     ) -> None:
         super().__init__()
         self.owner = owner
+        self._held = (owner,)  # the same, past nn.Module's slow look-up: every step asks each layer for its tensors
         self.weight_name, self.bias_name = weight_name, bias_name
         self.transposed = is_conv1d(owner)  # stored (d_in, d_out)
         if weight_name not in owner._parameters:
@@ -50,13 +51,13 @@ class LinearMap(nn.Module):
 
     def base_weight(self) -> Float[Tensor, "d_out d_in"]:
         """W0 as a view of the model's own tensor; never write to it."""
-        stored = self.owner._parameters[self.weight_name]  # quicker than getattr, and every step asks
+        stored = self._held[0]._parameters[self.weight_name]
         assert stored is not None
         weight = stored.mT if self.transposed else stored
         return weight if self.all_rows else weight[slice(*self.rows)]
 
     def base_bias(self) -> Float[Tensor, " d_out"] | None:
-        bias = self.owner._parameters.get(self.bias_name)
+        bias = self._held[0]._parameters.get(self.bias_name)
         return bias if bias is None or self.all_bias else bias[slice(*self.bias_rows)]
 
     def forward(self, x: Float[Tensor, "*rows d_in"]) -> Float[Tensor, "*rows d_out"]:

@@ -53,7 +53,9 @@ class LoRALayer(FactoredLayer):
             self.draw("A", trial, law=config.init, deviation=(3 * base.d_in) ** -0.5)
 
     def factors(self) -> tuple[Tensor, Tensor, Tensor]:
-        return self.B, self.scale.unsqueeze(1), self.A
+        own: dict[str, Any] = self._parameters  # past nn.Module's slow look-up
+        scale: Any = self._buffers["scale"]
+        return own["B"], scale.view(-1, 1, 1), own["A"]
 
     def delta(self, trial: int) -> Factors:
         rank = self.ranks[trial]

@@ -13,7 +13,8 @@ class Pack:
     """Seeds, step counters and the present batch's rows of all trials; a single run is a pack of one.
 
     The model sees `trials * rows` rows, trial-major. Whoever calls the model sets `rows` first.
-    A trial that is not `moving` has stopped: whatever a step does, it does not do to this trial.
+    A trial that is not `running` has stopped: whatever a step does, it does not do to this trial. One that runs but
+    is not `moving` skips this step, whose gradient is of no use: its step counts, but no gradient is read.
     """
 
     seeds: tuple[int, ...]
@@ -22,6 +23,7 @@ class Pack:
     micro_step: int = 0
     enabled: bool = True
     steps: list[int] = field(default_factory=list)
+    running: list[bool] = field(default_factory=list)
     moving: list[bool] = field(default_factory=list)
 
     def __post_init__(self) -> None:
@@ -32,8 +34,8 @@ class Pack:
             )
         if not self.steps:
             self.steps = [0] * len(self.seeds)
-        if not self.moving:
-            self.moving = [True] * len(self.seeds)
+        self.running = self.running or [True] * len(self.seeds)
+        self.moving = self.moving or [True] * len(self.seeds)
 
     @property
     def trials(self) -> int:

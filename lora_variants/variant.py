@@ -118,7 +118,7 @@ class Variant(ABC):
         return None
 
     def before_step(self) -> None:
-        """After backward and clipping, before the optimizer moves the weights."""
+        """After backward and clipping, before the optimizer moves the weights of the trials that are `pack.moving`."""
 
     def after_step(self) -> None:
         """After the optimizer moved the weights, gradients still there; `pack.steps` counts this step."""

@@ -383,9 +383,10 @@ def movement(name: str, precision: str) -> tuple[list[list[float]], Tensor, Vari
     return heard, torch.cat(moved), variant
 
 
+@pytest.mark.parametrize("precision", ["bfloat16", "float16"])
 @every_variant
-def test_bfloat16_autocast_trains_in_the_direction_of_float32(name: str) -> None:
-    losses, moved, variant = movement(name, "bfloat16")
+def test_autocast_trains_in_the_direction_of_float32(name: str, precision: str) -> None:
+    losses, moved, variant = movement(name, precision)
     assert bool(torch.isfinite(torch.tensor(losses)).all())
     assert all(last < first for first, last in zip(losses[0], losses[-1], strict=True))
     assert {p.dtype for p in variant.model.parameters() if p.requires_grad} == {torch.float32}
@@ -393,19 +394,20 @@ def test_bfloat16_autocast_trains_in_the_direction_of_float32(name: str) -> None
     assert float(nn.functional.cosine_similarity(moved, expected, dim=0)) > 0.9
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @every_kind
 @every_variant
-def test_every_kind_of_layer_runs_forward_and_backward_under_autocast(name: str, kind: str) -> None:
+def test_every_kind_of_layer_runs_forward_and_backward_under_autocast(name: str, kind: str, dtype: torch.dtype) -> None:
     model = built(kind).float()
     trials = 1 if name in ALONE else 2
     variant = attached(name, model, targets=KINDS[kind].targets, configs=[knobs(name, rank=2)] * trials)
     x = inputs(trials).float()
-    with torch.autocast("cpu", dtype=torch.bfloat16):
+    with torch.autocast("cpu", dtype=dtype):
         loss = model(x).float().square().mean()
     loss.backward()
     gradients = [p.grad for p in model.parameters() if p.requires_grad]
     assert {g.dtype for g in gradients if g is not None} == {torch.float32}
-    with torch.autocast("cpu", dtype=torch.bfloat16), torch.inference_mode():
+    with torch.autocast("cpu", dtype=dtype), torch.inference_mode():
         torch.testing.assert_close(model.eval()(x).float(), model(x.float()).float())
     variant.detach()
 

@@ -26,7 +26,7 @@ def inputs(
         "weight": draw(D_OUT, D_IN, grad=False),
         "bias": draw(D_OUT, grad=False) if bias else None,
         "left": draw(K, D_OUT, R),
-        "weights": draw(K, R if per_rank else 1, grad=per_rank),
+        "weights": draw(K, R if per_rank else 1, 1, grad=per_rank),
         "right": draw(K, R, D_IN),
         "mask": (draw(K, N, D_IN, grad=False) > 0).double() * 2 if dropout else None,
     }

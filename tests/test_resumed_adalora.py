@@ -19,6 +19,7 @@ from lora_variants.adalora import AdaLoRA, AdaLoRAConfig
 from lora_variants.attach import attach
 from lora_variants.pack import Pack
 from lora_variants.streams import stream
+from lora_variants.variant import Variant
 
 WIDTH, LAYERS, ROWS, STEPS = 24, 4, 8, 40
 INITIAL, RANK = 12, 8
@@ -94,9 +95,9 @@ class StopAt(Checkpoints):
 
     at = 0
 
-    def after_step(self, step, variant, optimizer) -> None:  # type: ignore[no-untyped-def]
+    def after_step(self, step: int, *holders: Any) -> None:
         self.stop_asked = step == self.at
-        super().after_step(step, variant, optimizer)
+        super().after_step(step, *holders)
 
 
 def checkpoints(folder: Path, at: int) -> StopAt:
@@ -170,8 +171,8 @@ def test_the_averages_that_triplets_are_scored_by_are_in_the_checkpoint(tmp_path
     heard: list[dict[str, Tensor]] = []
 
     class Listening(StopAt):
-        def restore(self, variant, optimizer) -> int:  # type: ignore[no-untyped-def]
-            start = super().restore(variant, optimizer)
+        def restore(self, variant: Variant, *others: Any) -> int:
+            start = super().restore(variant, *others)
             heard.append(variant.trial_state(0))
             return start
 

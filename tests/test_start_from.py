@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -95,9 +96,9 @@ def test_what_a_run_is_depends_on_what_its_start_holds_and_not_on_where_it_lies(
 class StopAfter(Checkpoints):
     """Checkpoints that stop the run after its fifth step."""
 
-    def after_step(self, step, variant, optimizer) -> None:  # type: ignore[no-untyped-def]
+    def after_step(self, step: int, *holders: Any) -> None:
         self.stop_asked = step == 5
-        super().after_step(step, variant, optimizer)
+        super().after_step(step, *holders)
 
 
 @pytest.mark.parametrize("variant", ["lora", "adalora", "full"])

@@ -8,13 +8,14 @@ import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from experiments.gradient_scaler import GradientScaler
 from experiments.optimizer import AdamW
 from experiments.record.folder import RunFolder, as_json, write_atomically
 from experiments.training import Clock
@@ -29,6 +30,14 @@ class CheckpointError(ValueError):
 
 class Interrupted(KeyboardInterrupt):
     """Ctrl-C, after the step was finished and a checkpoint written."""
+
+
+class Holder(Protocol):
+    """What holds a part of each trial's state."""
+
+    def trial_state(self, trial: int) -> dict[str, Tensor]: ...
+
+    def load_trial_state(self, trial: int, state: Mapping[str, Tensor]) -> None: ...
 
 
 class Checkpoints:
@@ -64,22 +73,22 @@ class Checkpoints:
         tree = {"executed": self.executed_before, "resumed_from": self.resumed_from}
         write_atomically(self.folder.path / PROGRESS, as_json(tree))
 
-    def restore(self, variant: Variant, optimizer: AdamW) -> int:
+    def restore(self, variant: Variant, optimizer: AdamW, scaler: GradientScaler | None) -> int:
         """Put the checkpoint's state where it was; returns the step to go on from, 0 without a checkpoint."""
         if self.start:
-            variant.load_trial_state(self.trial, _part(self._tensors, "variant/"))
-            optimizer.load_trial_state(self.trial, _part(self._tensors, "optimizer/"))
+            for name, holder in _holders(variant, optimizer, scaler).items():
+                holder.load_trial_state(self.trial, _part(self._tensors, f"{name}/"))
             variant.pack.steps[self.trial] = self.start
             torch.set_rng_state(self._tensors["random"])
         return self.start
 
-    def after_step(self, step: int, variant: Variant, optimizer: AdamW) -> None:
+    def after_step(self, step: int, variant: Variant, optimizer: AdamW, scaler: GradientScaler | None) -> None:
         """Write a checkpoint where one is due.
 
         Raises: Interrupted if Ctrl-C asked for a stop, after the checkpoint.
         """
         if self.stop_asked or (self.every and step % self.every == 0):
-            self._save(step, variant, optimizer)
+            self._save(step, _holders(variant, optimizer, scaler))
         if self.stop_asked:
             raise Interrupted(f"stopped after step {step}, with a checkpoint; the same command goes on from there")
 
@@ -105,9 +114,12 @@ class Checkpoints:
         for name in (CHECKPOINT, PROGRESS):
             (self.folder.path / name).unlink(missing_ok=True)
 
-    def _save(self, step: int, variant: Variant, optimizer: AdamW) -> None:
-        tensors = {f"variant/{key}": value for key, value in variant.trial_state(self.trial).items()}
-        tensors |= {f"optimizer/{key}": value for key, value in optimizer.trial_state(self.trial).items()}
+    def _save(self, step: int, holders: Mapping[str, Holder]) -> None:
+        tensors = {
+            f"{name}/{key}": value
+            for name, holder in holders.items()
+            for key, value in holder.trial_state(self.trial).items()
+        }
         tensors["random"] = torch.get_rng_state()
         meta = {
             "identity": self.identity,
@@ -148,6 +160,12 @@ class Checkpoints:
         path = self.folder.path / "metrics.jsonl"
         lines = path.read_bytes().split(b"\n")[:-1] if path.exists() else []
         return int(json.loads(lines[-1])["step"]) if lines else 0
+
+
+def _holders(variant: Variant, optimizer: AdamW, scaler: GradientScaler | None) -> dict[str, Holder]:
+    """What a trial is spread over, by the name it has in a checkpoint."""
+    holders: dict[str, Holder] = {"variant": variant, "optimizer": optimizer}
+    return holders if scaler is None else holders | {"scaler": scaler}
 
 
 def _part(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:

@@ -47,6 +47,14 @@ def choose_device(asked: str) -> torch.device:
     return torch.device(asked)
 
 
+def refuse_precision(precision: str, device: torch.device) -> None:
+    """Raises: ValueError for a precision that is not trained in on this device."""
+    if precision == "float16" and device.type == "mps":
+        raise ValueError(
+            "training.precision: float16 is not supported on MPS; use bfloat16 or float32, or training.device=cpu"
+        )
+
+
 def peak_bytes(device: torch.device) -> int | None:
     """Most memory in use so far: on CUDA of its allocator, elsewhere of the whole process; None where unknown."""
     if device.type == "cuda":
