@@ -11,19 +11,15 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-WIDTH_INCHES = 6.75  # the text width of a two-column page
+from analysis.figure_style import WIDTH_INCHES, figure_style, save_figure
+
 MARKERS = ("o", "s", "D", "^", "v", "P")
 SPREAD = 0.62  # of the height of a case, for its contenders
 
 
 def save_benchmark_figure(ratios: pd.DataFrame, folder: Path, name: str) -> list[Path]:
-    """Saves `name`.png (300 dpi) and `name`.pdf, without dates; returns their paths."""
-    figure = benchmark_figure(ratios)
-    png, pdf = folder / f"{name}.png", folder / f"{name}.pdf"
-    with mpl.rc_context(_style()):
-        figure.savefig(png, dpi=300)
-        figure.savefig(pdf, metadata={"CreationDate": None, "ModDate": None})
-    return [png, pdf]
+    """Saves the figure as `name`.png and `name`.pdf; returns their paths."""
+    return save_figure(benchmark_figure(ratios), folder, name)
 
 
 def benchmark_figure(ratios: pd.DataFrame) -> Figure:
@@ -37,7 +33,7 @@ def benchmark_figure(ratios: pd.DataFrame) -> Figure:
     panels = {quantity: ratios[ratios["quantity"] == quantity] for quantity in dict.fromkeys(ratios["quantity"])}
     cases = {quantity: list(dict.fromkeys(part["case"])) for quantity, part in panels.items()}
     heights = [0.42 * len(of_panel) + 0.4 for of_panel in cases.values()]
-    with mpl.rc_context(_style()):
+    with mpl.rc_context(figure_style()):
         figure = Figure(figsize=(WIDTH_INCHES, sum(heights) + 0.3), layout="constrained")
         grid = figure.subplots(len(panels), 1, sharex=True, squeeze=False, height_ratios=heights)
         for axes, (quantity, part) in zip(grid[:, 0], panels.items(), strict=True):
@@ -72,19 +68,3 @@ def _draw(axes: Axes, part: pd.DataFrame, cases: list[str], colours: dict[str, A
     axes.set_ylim(len(cases) - 0.5, -0.5)
     axes.tick_params(axis="y", length=0)
     sns.despine(ax=axes, left=True)
-
-
-def _style() -> dict[Any, Any]:
-    """Paper context, ticks, 8 pt, editable text in the PDF."""
-    sizes = ("font.size", "axes.labelsize", "axes.titlesize", "legend.fontsize")
-    return {
-        **sns.axes_style("ticks"),
-        **sns.plotting_context("paper"),
-        **dict.fromkeys(sizes, 8),
-        **dict.fromkeys(("xtick.labelsize", "ytick.labelsize"), 7.5),
-        "axes.linewidth": 0.6,
-        "xtick.major.width": 0.6,
-        "xtick.major.size": 3,
-        "pdf.fonttype": 42,
-        "svg.fonttype": "none",
-    }

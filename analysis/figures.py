@@ -1,7 +1,6 @@
-"""The figures: one function each, drawn from tidy tables, saved so that equal data give equal bytes."""
+"""The figures of spectra: one function each, drawn from tidy tables."""
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import matplotlib as mpl
@@ -14,46 +13,15 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
+from analysis.figure_style import WIDTH_INCHES, figure_style
 from analysis.matrix_names import NO_LAYER, WHOLE
 
-WIDTH_INCHES = 6.75  # the text width of a two-column page
 FLOOR = 1e-8  # float32 factors carry nothing below this part of sigma_1
 DASHES: tuple[Any, ...] = ("", (4, 1.5), (1, 1), (5, 1, 1, 1), (3, 1, 1, 1, 1, 1), (8, 2), (2, 2), (6, 1, 2, 1))
 LAYERS_ANNOTATED = 16  # more rows than this leave no room for a number in a cell
 LINES_UNCROWDED = 48
 LABEL_LETTERS = 24
 GREY = (0.5, 0.5, 0.5)
-
-
-def figure_style() -> dict[Any, Any]:
-    """Settings for `matplotlib.rc_context`: paper context, ticks, 8 pt, editable text in the PDF."""
-    sizes = ("font.size", "axes.labelsize", "axes.titlesize", "legend.title_fontsize")
-    return {
-        **sns.axes_style("ticks"),
-        **sns.plotting_context("paper"),
-        **dict.fromkeys(sizes, 8),
-        **dict.fromkeys(("xtick.labelsize", "ytick.labelsize", "legend.fontsize"), 7),
-        "axes.linewidth": 0.6,
-        "xtick.major.width": 0.6,
-        "ytick.major.width": 0.6,
-        "xtick.major.size": 3,
-        "ytick.major.size": 3,
-        "ytick.minor.width": 0.4,
-        "ytick.minor.size": 1.5,
-        "lines.linewidth": 0.9,
-        "pdf.fonttype": 42,
-        "svg.fonttype": "none",
-        "svg.hashsalt": "analysis",
-    }
-
-
-def save_figure(figure: Figure, folder: Path, name: str) -> list[Path]:
-    """Saves `name`.png (300 dpi) and `name`.pdf, without dates; returns their paths."""
-    png, pdf = folder / f"{name}.png", folder / f"{name}.pdf"
-    with mpl.rc_context(figure_style()):
-        figure.savefig(png, dpi=300)
-        figure.savefig(pdf, metadata={"CreationDate": None, "ModDate": None})
-    return [png, pdf]
 
 
 def spectra_figure(summary: pd.DataFrame, values: pd.DataFrame) -> Figure:

@@ -39,7 +39,8 @@ def report_spectra(runs: Sequence[Path], out: Path) -> list[Path]:
     """
     from rich.console import Console
 
-    from analysis.figures import save_figure, spectra_figure
+    from analysis.figure_style import save_figure
+    from analysis.figures import spectra_figure
     from analysis.spectrum_tables import print_tables, spectrum_tables
 
     tables = spectrum_tables(runs)

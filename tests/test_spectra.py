@@ -380,7 +380,8 @@ def test_the_tables_hold_every_singular_value_of_every_matrix(tmp_path: Path) ->
 def test_the_figure_drawn_again_from_its_csv_has_the_same_bytes(tmp_path: Path) -> None:
     import matplotlib as mpl
 
-    from analysis.figures import save_figure, spectra_figure
+    from analysis.figure_style import save_figure
+    from analysis.figures import spectra_figure
 
     settings = dict(mpl.rcParams)
     report_spectra([dense_run(tmp_path / "full"), adapter(tmp_path / "lora")], tmp_path / "out")
