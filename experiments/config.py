@@ -2,11 +2,13 @@
 
 import hashlib
 import json
+from functools import reduce
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, SerializeAsAny, field_validator, model_validator
 
+from experiments.bases.model_config import ModelConfig
 from experiments.tasks.task import TaskConfig
 from lora_variants.config import Config
 
@@ -26,6 +28,9 @@ class TrainingConfig(Section):
     rows: int = Field(4, ge=1, description="rows of a step's batch; multiples of 8 in all shapes keep packs bit-exact")
     learning_rate: Rate | dict[str, Rate] = Field(
         5e-3, description="peak learning rate: a number, or a map from variant to number"
+    )
+    head_learning_rate: Rate | None = Field(
+        None, description="peak learning rate of the task's head under every variant; null: the variant's own"
     )
     weight_decay: float = Field(0.0, ge=0, description="decoupled weight decay of matrices (AdamW)")
     schedule: Literal["linear", "cosine", "constant"] = Field("linear", description="learning rate after the warm-up")
@@ -82,6 +87,7 @@ class RunConfig(Section):
 
     study: str = Field("single", pattern=r"^\w[\w.-]*$", description="folder and W&B group of the run")
     task: SerializeAsAny[TaskConfig]
+    model: ModelConfig | None = Field(None, description="the base model, of tasks that bring none of their own")
     targets: list[str] = Field(min_length=1, description="patterns of the layers to adapt")
     variant: SerializeAsAny[Config]
     seed: int = Field(0, ge=0, description="seed of data order, initialisation, dropout and head")
@@ -99,11 +105,19 @@ class RunConfig(Section):
         return self.model_dump(mode="json")
 
     def essence(self) -> dict[str, Any]:
-        """The tree without what changes no result: W&B, how often a checkpoint is written, where the start lies.
+        """The tree without what changes no result: W&B, how often a checkpoint is written, where things lie.
 
-        What the start holds changes it: a content hash for `identity`.
+        What start, data and base model hold changes it: content hashes for `identity`.
         """
         tree = self.tree()
+        for place in self.task.places:
+            *parts, last = place.split(".")
+            section = reduce(lambda found, part: found.get(part) or {}, parts, tree["task"])
+            section.pop(last, None)
+        if tree["model"] is None:
+            del tree["model"]
+        else:
+            tree["model"] = {knob: tree["model"][knob] for knob in ("dtype", "dropout", "pooling")}
         del tree["wandb"], tree["training"]["checkpoint_every"], tree["start"]
         return tree
 

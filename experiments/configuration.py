@@ -10,6 +10,7 @@ import yaml
 from pydantic import BaseModel, ValidationError, create_model
 from pydantic_core import ErrorDetails
 
+from experiments.bases.model_config import ModelConfig
 from experiments.config import RunConfig
 from experiments.tasks.table import TASKS
 from lora_variants import VARIANTS
@@ -90,6 +91,9 @@ def resolve(tree: Mapping[str, Any], faults: Sequence[str] = ()) -> RunConfig:
     """Validate a tree against the schema that its task and variant make, and settle the learning rate."""
     found = list(faults)
     schema = _schema(tree, found)
+    if tree.get("model") is not None and schema.model_fields["task"].is_required() and not _needs_model(schema):
+        found.append(f"model: task {_name(tree['task'])!r} brings its own base model; leave the section out")
+        tree = {**tree, "model": None}
     try:
         config = schema.model_validate(tree)
     except ValidationError as error:
@@ -111,7 +115,14 @@ def _schema(tree: Mapping[str, Any], faults: list[str]) -> type[RunConfig]:
             given = "missing" if name is None else f"{name!r} is not known{_nearest(name, table)}"
             faults.append(f"{key}.name: {given}; one of {', '.join(table)}")
             fields[key] = (Any, None)
+    task = TASKS.get(str(_name(tree.get("task"))))
+    if task and task.load().needs_model:
+        fields["model"] = (ModelConfig, ...)
     return create_model("RunConfig", __base__=RunConfig, **fields)
+
+
+def _needs_model(schema: type[RunConfig]) -> bool:
+    return schema.model_fields["model"].is_required()
 
 
 def _with_own_rate(config: RunConfig, faults: list[str]) -> RunConfig:
@@ -193,7 +204,8 @@ def _rule(schema: type[BaseModel], detail: ErrorDetails, tree: Mapping[str, Any]
         near = _nearest(key, known) or _nearest_last(key, below)
         return f"unknown key{near}; known: {', '.join(known)}"
     if detail["type"] == "missing":
-        return "missing"
+        way_out = "; give the base model, e.g. model.name=FOLDER or a name on the Hub" if key == "model" else ""
+        return f"missing{way_out}"
     message = detail["msg"].removeprefix("Value error, ").removeprefix("Input ")
     return message if detail["type"] == "value_error" else f"{message}, got {detail['input']!r}"
 

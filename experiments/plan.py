@@ -9,6 +9,8 @@ from experiments.display import Display
 from experiments.record.starting_point import read_start
 from experiments.runner import attached, load_task
 from lora_variants import RankWarning
+from lora_variants.attach import outside_heads
+from lora_variants.target_names import patterns_of
 
 
 def show_plan(config: RunConfig, display: Display) -> None:
@@ -16,12 +18,15 @@ def show_plan(config: RunConfig, display: Display) -> None:
     task, start = load_task(config), read_start(config.start)
     model = task.architecture()
     base_parameters = sum(p.numel() for p in model.parameters())
+    named = patterns_of(config.targets, outside_heads(model, task.head_names(model)))
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", RankWarning)
         variant = attached(config, task, model, start)
     display.say(yaml_text(config.tree()))
     if start is not None:
         display.say(start.in_words())
+    for target, patterns in named.items():
+        display.say(f"{target} stands for {', '.join(patterns)}")
     rows = [_row(name, layer, variant.scales().get(name)) for name, layer in variant.layers.items()]
     if rows:
         display.layers(rows)

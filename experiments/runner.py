@@ -69,7 +69,7 @@ def regime_of(config: RunConfig) -> Regime:
 
 
 def load_task(config: RunConfig) -> Task:
-    return TASKS[config.task.name].load()(config.task)
+    return TASKS[config.task.name].load()(config.task, config.model)
 
 
 def attached(config: RunConfig, task: Task, model: nn.Module, start: StartingPoint | None = None) -> Variant:
@@ -82,10 +82,12 @@ def attached(config: RunConfig, task: Task, model: nn.Module, start: StartingPoi
         variant_class,
         model,
         targets=config.targets,
-        head_modules=task.head_modules,
+        head_modules=task.head_names(model),
         pack=pack,
         configs=[config.variant],
     )
+    if config.training.head_learning_rate is not None:
+        variant.head_rates = (config.training.head_learning_rate,)
     if start is not None:
         start.put_into(variant)
     return variant
@@ -103,9 +105,10 @@ def execute(config: RunConfig, *, runs_dir: Path, test: bool, display: Display) 
     start = read_start(config.start)
     plan = _planned(config, task, start, display)
     runs_dir.mkdir(parents=True, exist_ok=True)  # so that a folder that cannot be written is known first
+    data_sha256 = task.data_sha256()  # what is wrong with the data is known before anything is computed
     with display.live():
         base = task.base_model(display.report)
-    base_sha256, data_sha256 = fingerprint(base.state_dict()), task.data_sha256()
+    base_sha256 = fingerprint(base.state_dict())
     start_sha256 = {} if start is None else {"start_sha256": start.sha256}
     identity = config.identity(base=base_sha256, **data_sha256, **start_sha256)
     rank_total = sum(layer.ranks[0] for layer in plan.layers.values())
@@ -181,6 +184,8 @@ def _carry_out(
     recorder.on_step(variant.pack.steps[0], by_split("validation", scores))
     seconds = {"training": clock.seconds, "besides": time.perf_counter() - since - clock.seconds}
     result = recorder.result(checkpoints, seconds=seconds, steps_executed=outcome.steps_executed)
+    if task.has_forgetting_split:
+        result["forgetting"] = _forgetting(variant, task, regime)
     files = save_update(variant, 0, folder.path)
     if test:
         result["test"] = _test(config, task, variant.detach(), folder, runs_dir)
@@ -190,10 +195,20 @@ def _carry_out(
     return result
 
 
+def _forgetting(variant: Variant, task: Task, regime: Regime) -> dict[str, float]:
+    """The loss on text of the base's own domain: of the untouched base, of the adapted model, and the difference."""
+    with variant.disabled():
+        before = evaluate(variant, task, "forgetting", regime)[0]["loss"]
+    after = evaluate(variant, task, "forgetting", regime)[0]["loss"]
+    return {"before": before, "after": after, "change": after - before}
+
+
 def _test(config: RunConfig, task: Task, base: nn.Module, folder: RunFolder, runs_dir: Path) -> dict[str, float]:
     """The score on the test split of what is on disk, now or later the same; the read goes into the ledger."""
     note_test_read(runs_dir, data=task.data_sha256()["test"], study=config.study, run=folder.path.name)
     base = copy.deepcopy(base)
+    if next(base.parameters()).dtype.itemsize < 4:
+        base.float()  # in a narrow W0 + ΔW most of ΔW would be rounded away
     load_update(base, folder.path)
     plain = VARIANTS["head"].load()
     pack = Pack(seeds=(config.seed,), total_steps=(0,))

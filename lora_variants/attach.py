@@ -10,6 +10,7 @@ from lora_variants.layer import AdaptedLayer, HeadLayer, TrialLayer
 from lora_variants.linear_map import LinearMap, find_linear_maps, matches, names_of, slice_rows, split_slice
 from lora_variants.pack import Pack
 from lora_variants.sites import Site, site_module
+from lora_variants.target_names import spelled_out
 from lora_variants.variant import Variant
 
 
@@ -24,8 +25,9 @@ def attach(
 ) -> Variant:
     """Freeze the model and put a variant's layers where the targets say, one configuration a trial.
 
-    `targets` are patterns of layer names ('layers.*.query'); '[1/3]' or '[0:64]' behind a name means
-    rows of a fused projection. `head_modules` are trained whole by every variant alike.
+    `targets` are patterns of layer names ('layers.*.query'), or names that mean the same layers in every known
+    architecture ('attention-qv', see `target_names`); '[1/3]' or '[0:64]' behind a name means rows of a fused
+    projection. `head_modules` are trained whole by every variant alike.
     Raises: ValueError for a pattern that matches nothing, overlapping slices, a model whose rows are
     not independent, a rank that does not fit. Nothing is changed then.
     """
@@ -65,14 +67,10 @@ def select_maps(
     model: nn.Module, targets: Sequence[str], head_modules: Sequence[str] = ()
 ) -> dict[str, tuple[str, LinearMap]]:
     """The targeted linear maps in the model's order: name -> (path of the module to replace, map)."""
-    there = {
-        name: found
-        for name, found in find_linear_maps(model).items()
-        if not any(name == head or name.startswith(f"{head}.") for head in head_modules)
-    }
+    there = outside_heads(model, head_modules)
     chosen: dict[str, tuple[str, LinearMap]] = {}
     unmatched = []
-    for target in targets:
+    for target in spelled_out(targets, there):
         path_pattern, rows_text = split_slice(target)
         names = [name for name in there if matches(path_pattern, name)]
         if not names:
@@ -91,6 +89,15 @@ def select_maps(
     _refuse_overlaps(chosen)
     order = list(there)
     return dict(sorted(chosen.items(), key=lambda item: (order.index(split_slice(item[0])[0]), item[1][1].rows)))
+
+
+def outside_heads(model: nn.Module, head_modules: Sequence[str]) -> dict[str, tuple[str, LinearMap]]:
+    """The linear maps that may be adapted: all but the heads', with the path of the module to replace."""
+    return {
+        name: found
+        for name, found in find_linear_maps(model).items()
+        if not any(name == head or name.startswith(f"{head}.") for head in head_modules)
+    }
 
 
 def _refuse_overlaps(chosen: Mapping[str, tuple[str, LinearMap]]) -> None:

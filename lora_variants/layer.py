@@ -246,7 +246,7 @@ class HeadLayer(TrialLayer):
         by_trial = self.pack.by_trial(x).to(self.weight.dtype)
         y = torch.bmm(by_trial, self.weight.mT)
         y = y if self.bias is None else y + self.bias[:, None, :]
-        return y.reshape(*x.shape[:-1], -1).to(x.dtype)
+        return y.reshape(*x.shape[:-1], -1)  # logits of a narrow base stay in the head's precision
 
     def merged_weight(self, trial: int) -> Float[Tensor, "d_out d_in"]:
         return self.weight.detach()[trial]

@@ -51,6 +51,7 @@ class Variant(ABC):
         self.layers: dict[str, AdaptedLayer] = {}
         self.heads: dict[str, HeadLayer] = {}
         self.sites: list[Site] = []
+        self.head_rates: tuple[float, ...] | None = None  # of each trial, where heads have a rate of their own
         self.is_detached = False
         self.settings_before: list[tuple[Any, str, Any]] = []
 
@@ -93,8 +94,12 @@ class Variant(ABC):
     def parameter_groups(
         self, rates: Float[Tensor, " trials"], weight_decay: Float[Tensor, " trials"]
     ) -> list[ParameterGroup]:
-        """Each trained parameter in exactly one group; rates and decay are one number a trial."""
+        """Each trained parameter in exactly one group; rates and decay are one number a trial.
+
+        Heads learn at `head_rates` where there are any, at `rates` otherwise.
+        """
         ratio = torch.tensor([getattr(c, "learning_rate_ratio", 1.0) for c in self.configs], dtype=rates.dtype)
+        own = {"head": rates if self.head_rates is None else torch.tensor(self.head_rates, dtype=rates.dtype)}
         by_role: dict[tuple[Role, bool], list[nn.Parameter]] = {}
         for layer in (*self.layers.values(), *self.heads.values()):
             for key, trained in layer.trained.items():
@@ -107,7 +112,7 @@ class Variant(ABC):
             ParameterGroup(
                 role=role,
                 parameters=tuple(parameters),
-                rates=rates * ratio if role == "B" and is_matrix else rates,
+                rates=rates * ratio if role == "B" and is_matrix else own.get(role, rates),
                 weight_decay=weight_decay if is_matrix else torch.zeros_like(weight_decay),
             )
             for (role, is_matrix), parameters in by_role.items()

@@ -7,6 +7,7 @@ import peft
 import pytest
 import torch
 from safetensors.torch import load_file
+from tiny_transformers import tiny
 from torch import Tensor, nn
 from transformers import BertConfig, BertForSequenceClassification, GPT2Config, GPT2LMHeadModel
 
@@ -39,6 +40,18 @@ CASES = {
         {"*": 4, "*.0.*.query": 0, "*.value": 2},
     ),
     "gpt2": (gpt2, ["*.c_attn", "*.c_fc", "*.mlp.c_proj"], (), {"*": 4, "*.0.mlp.c_fc": 0, "*.c_attn": 2}),
+    "roberta": (
+        lambda: tiny("roberta", "AutoModelForSequenceClassification", num_labels=3),
+        ["attention-qv", "mlp"],
+        ("classifier",),
+        {"*": 4, "*.0.*.query": 0, "*.value": 2},
+    ),
+    "llama": (
+        lambda: tiny("llama", "AutoModelForCausalLM"),
+        ["all-linear"],
+        (),
+        {"*": 4, "*.0.*.q_proj": 0, "*.v_proj": 2},
+    ),
     "gpt2 q and v": (gpt2, ["*.c_attn[1/3]", "*.c_attn[3/3]"], (), {"*[1/3]": 3, "*[3/3]": 5}),
 }
 

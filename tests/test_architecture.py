@@ -13,7 +13,10 @@ OWNERS = {
     "wandb": {"experiments/record/wandb_mirror.py"},
     "yaml": {"experiments/configuration.py"},
     "seaborn": {"analysis/figures.py", "analysis/figure_style.py", "analysis/benchmark_figure.py"},
-    "transformers": {"experiments/benchmarking/workload.py"},
+    "transformers": {"experiments/bases/huggingface.py", "experiments/benchmarking/workload.py"},
+    "huggingface_hub": {"experiments/bases/model_files.py"},
+    "datasets": {"experiments/text/hub.py"},
+    "pyarrow": {"experiments/text/tables.py"},
     "peft": {"experiments/benchmarking/contenders.py"},
     "loralib": {"experiments/benchmarking/contenders.py"},
     "platformdirs": {"experiments/bases/weights.py"},
@@ -25,7 +28,11 @@ OWNERS = {
         "analysis/spectra.py",
     },
 }
-PURE = {"analysis.singular_values", "analysis.figure_style", "analysis.benchmark_figure"}  # anyone may use them
+PURE = {
+    "analysis.singular_values",
+    "analysis.figure_style",
+    "analysis.benchmark_figure",
+}  # functions of arrays and tables: anyone may use them
 
 
 def sources() -> list[Path]:

@@ -1,6 +1,7 @@
 """The optimizer of a pack is torch's own, run for each trial by itself."""
 
 import math
+from pathlib import Path
 
 import pytest
 import torch
@@ -181,3 +182,22 @@ def test_linear_and_cosine_are_at_one_half_when_half_of_the_rest_has_passed() ->
 @pytest.mark.parametrize("kind", SCHEDULES)
 def test_a_run_that_is_all_warm_up_has_positive_rates(kind: str) -> None:
     assert all(schedule_factor(kind, step, total=3, warmup=5) > 0 for step in range(3))
+
+
+def test_a_head_with_a_rate_of_its_own_learns_at_it_and_nothing_else_does() -> None:
+    from experiments.configuration import load
+    from experiments.runner import attached, load_task
+
+    config = Path(__file__).resolve().parents[1] / "configs" / "digits.yaml"
+    for name in ("lora_plus", "full_all", "adalora"):
+        by_role = []
+        for settings in ([], ["head_learning_rate=0.5"]):
+            resolved = load(config, variant=name, settings=settings)
+            task = load_task(resolved)
+            groups = attached(resolved, task, task.architecture()).parameter_groups(
+                torch.tensor([0.25]), torch.zeros(1)
+            )
+            by_role.append([(group.role, float(group.rates)) for group in groups])
+        assert [pair for pair in by_role[0] if pair[0] != "head"] == [pair for pair in by_role[1] if pair[0] != "head"]
+        assert {rate for role, rate in by_role[0] if role == "head"} == {0.25}
+        assert {rate for role, rate in by_role[1] if role == "head"} == {0.5}

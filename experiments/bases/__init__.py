@@ -1,1 +1,1 @@
-"""The base models that need no download."""
+"""The base models: small ones that are built in, and transformers that were pretrained elsewhere."""

@@ -102,6 +102,7 @@ class Recorder:
             "validation": self.validation[-1][1],
             "best": {"step": best[0], "score": best[1][name]},
             "diagnostics": task.diagnostics(variant, self.trial),
+            "data": task.data_facts(),
             "trainable_parameters": trainable,
             "trainable_share": trainable / base_parameters,
             "update_parameters": sum(_size(update) for update in variant.deltas(self.trial).values()),

@@ -34,7 +34,7 @@ class BytesConfig(TaskConfig):
 class Bytes(Task):
     """Batches are {"tokens": (rows, context + 1)} windows of bytes."""
 
-    score_name: ClassVar[str] = "bits_per_byte"
+    score_name = "bits_per_byte"
     higher_is_better: ClassVar[bool] = False
     config_class: ClassVar[type[TaskConfig]] = BytesConfig
     config: BytesConfig

@@ -29,7 +29,7 @@ class Digits(Task):
     """Batches are {"images": (rows, 8, 8), "labels": (rows,)} with labels 0 .. 4 for the digits 5 .. 9."""
 
     config_class: ClassVar[type[TaskConfig]] = DigitsConfig
-    score_name: ClassVar[str] = "accuracy"
+    score_name = "accuracy"
     higher_is_better: ClassVar[bool] = True
     head_modules: tuple[str, ...] = ("head",)
     config: DigitsConfig

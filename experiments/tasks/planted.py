@@ -83,7 +83,7 @@ def linear_weight(model: PlantedModel, i: int) -> Tensor:
 class Planted(Task):
     """Batches are {"x": (rows, d_in), "y": (rows, d_out)}, drawn afresh at every step."""
 
-    score_name: ClassVar[str] = "squared_error"
+    score_name = "squared_error"
     higher_is_better: ClassVar[bool] = False
     config_class: ClassVar[type[TaskConfig]] = PlantedConfig
     config: PlantedConfig

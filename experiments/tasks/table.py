@@ -25,5 +25,11 @@ class TaskEntry:
 TASKS: dict[str, TaskEntry] = {
     "bytes": TaskEntry("experiments.tasks.bytes", "Bytes", "Python source to documentation prose, bits per byte"),
     "digits": TaskEntry("experiments.tasks.digits", "Digits", "digits 0-4 to 5-9, 8 x 8 images, accuracy"),
+    "text_classification": TaskEntry(
+        "experiments.tasks.text_classification", "TextClassification", "labels of texts, or numbers: your own data"
+    ),
+    "language_modeling": TaskEntry(
+        "experiments.tasks.language_modeling", "LanguageModeling", "a text of your own, perplexity"
+    ),
     "planted": TaskEntry("experiments.tasks.planted", "Planted", "matrices whose right update is known"),
 }

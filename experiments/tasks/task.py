@@ -8,10 +8,11 @@ from jaxtyping import Float
 from pydantic import BaseModel, ConfigDict
 from torch import Tensor, nn
 
+from experiments.bases.model_config import ModelConfig
 from experiments.bases.weights import Report, silent
 from lora_variants.variant import Variant
 
-Split = Literal["validation", "test"]
+Split = Literal["validation", "test", "forgetting"]
 Batch = dict[str, Tensor]
 
 
@@ -21,27 +22,42 @@ class TaskConfig(BaseModel):
     model_config = ConfigDict(strict=True, frozen=True, extra="forbid", allow_inf_nan=False)
 
     name: str
+    places: ClassVar[tuple[str, ...]] = ()  # knobs that say where data lie: their content is what a run depends on
 
 
 class Task(ABC):
     """Rows are independent. The loop stacks the rows of several trials, so every tensor has rows first."""
 
-    score_name: ClassVar[str]
+    score_name: str
     higher_is_better: ClassVar[bool]
     head_modules: tuple[str, ...] = ()
+    needs_model: ClassVar[bool] = False  # whether the base is the user's choice, the section `model`
 
     config_class: ClassVar[type[TaskConfig]]
 
-    def __init__(self, config: Any) -> None:
-        self.config = config
+    def __init__(self, config: Any, model_config: ModelConfig | None = None) -> None:
+        self.config, self.model_config = config, model_config
 
     @abstractmethod
     def data_sha256(self) -> dict[str, str]:
         """What the data are, by content: split or source -> hash."""
 
+    def data_facts(self) -> dict[str, Any]:
+        """What the record says of the data besides their hashes: rows, what was left out, what was cut."""
+        return {}
+
+    @property
+    def has_forgetting_split(self) -> bool:
+        """Whether there are data of the base's own domain, on which it is scored before and after."""
+        return False
+
     @abstractmethod
     def architecture(self) -> nn.Module:
         """The base model with arbitrary weights: enough to plan with."""
+
+    def head_names(self, model: nn.Module) -> tuple[str, ...]:
+        """The modules of the base model that every variant trains alike."""
+        return self.head_modules
 
     @abstractmethod
     def base_model(self, report: Report = silent) -> nn.Module:
@@ -70,6 +86,11 @@ class Task(ABC):
     @abstractmethod
     def metrics(self, means: Mapping[str, float]) -> dict[str, float]:
         """What an evaluation reports, `score_name` among it, from the means of a split's `row_quantities`."""
+
+    def split_metrics(self, rows: Mapping[str, Tensor], counts: Tensor) -> dict[str, float]:
+        """`metrics` from the `row_quantities` (rows,) of a whole split; to override where means do not do: ranks."""
+        total = float(counts.sum())
+        return self.metrics({name: float(values.sum()) / total for name, values in rows.items()})
 
     def diagnostics(self, variant: Variant, trial: int) -> dict[str, float]:
         """What the task knows of ΔW itself at the end; empty where it knows nothing."""

@@ -1,0 +1,194 @@
+"""The `language_modeling` task: a causal language model of the user's choice learns a text of the user's choice."""
+
+import math
+from collections.abc import Iterator, Mapping
+from functools import cached_property
+from typing import Any, ClassVar, Literal, Self
+
+import torch
+import torch.nn.functional as F
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from torch import Tensor, nn
+
+from experiments.bases.weights import Report, silent
+from experiments.tasks.task import Batch, Split, Task, TaskConfig
+from experiments.text.batching import evaluation_order, padded_length, training_order
+from experiments.text.encoding import encode_lines, encode_stream
+from experiments.text.model import TextModel
+from experiments.text.passages import Layout, Passage, passages_sha256, read_passages, read_plain
+from experiments.text.reading import DataError
+from experiments.text.settings import TextDataConfig, location
+from experiments.text.sources import whole
+from experiments.text.tables import Form
+from experiments.text.tables_of_splits import read_splits
+from experiments.text.tokens import Tokens, cached_tokens
+from lora_variants.streams import stream
+
+LARGEST_EXPONENT = 700.0  # of a float64
+
+
+class ForgettingConfig(BaseModel):
+    """Text of the base's own domain, on which the model is scored before and after."""
+
+    model_config = ConfigDict(strict=True, frozen=True, extra="forbid")
+
+    path: str = Field(min_length=1, description="a text file, or a folder of .txt files")
+    windows: int = Field(64, ge=1, description="most windows of it, spread evenly")
+
+    @field_validator("path")
+    @classmethod
+    def _whole(cls, path: str) -> str:
+        return whole(path)
+
+
+class LanguageModelingConfig(TextDataConfig):
+    places: ClassVar[tuple[str, ...]] = (*TextDataConfig.places, "forgetting.path")
+
+    name: Literal["language_modeling"] = "language_modeling"
+    context: int = Field(256, ge=8, multiple_of=8, description="most tokens before the one that is predicted")
+    layout: Literal["stream", "lines"] = Field(
+        "stream", description="stream: all text, cut into windows; lines: every line or table row is a row"
+    )
+    split: Literal["contiguous", "documents"] = Field(
+        "contiguous", description="how shares are taken of the training text: its end, or documents drawn at random"
+    )
+    document_separator: str = Field("\n\n", min_length=1, description="what stands between the documents of a stream")
+    text: str = Field("text", description="column of the text, in tables")
+    prompt: str | None = Field(None, description="column of what stands before the text, in tables")
+    prompt_separator: str | None = Field(
+        None, min_length=1, description="what ends the prompt in the lines of text files"
+    )
+    score: Literal["all", "reference"] = Field("all", description="reference: prompts are read but not learned")
+    evaluation_rows: int | None = Field(None, ge=1, description="most rows of validation and of test; null: all")
+    forgetting: ForgettingConfig | None = Field(None, description="text of the base's own domain; null: none")
+
+    @model_validator(mode="after")
+    def _complete(self) -> Self:
+        if self.path is None:
+            raise ValueError("path: missing; give a file, a folder or a name on the Hub")
+        has_prompt = self.prompt is not None or self.prompt_separator is not None
+        if has_prompt and self.layout == "stream":
+            raise ValueError("layout: a stream has no prompts; say layout=lines")
+        if self.score == "reference" and not has_prompt:
+            raise ValueError("score: reference needs a prompt or a prompt_separator to end where the reference begins")
+        return self
+
+
+class LanguageModeling(Task):
+    """Batches are {"input_ids", "attention_mask", "marked": (rows, length + 1)}; marked tokens are predicted."""
+
+    config_class: ClassVar[type[TaskConfig]] = LanguageModelingConfig
+    needs_model: ClassVar[bool] = True
+    score_name = "perplexity"
+    higher_is_better: ClassVar[bool] = False
+    config: LanguageModelingConfig
+
+    def __init__(self, config: LanguageModelingConfig, model_config: Any = None) -> None:
+        super().__init__(config, model_config)
+        self.base = TextModel(model_config, "causal_lm")
+        self._tokens: dict[str, Tokens] = {}
+
+    @cached_property
+    def data(self) -> tuple[dict[str, list[Passage]], dict[str, int]]:
+        """The passages of every split, and how many rows of each were malformed."""
+        config, encoding = self.config, self.config.encoding or "utf-8"
+        where = location(config, str(config.path), {})
+        form = Form(config.format, encoding=encoding, of_txt="text")
+        layout = Layout(
+            config.layout, config.split, config.document_separator, config.prompt_separator, config.text, config.prompt
+        )
+        tables = read_splits(where, form, subset=config.subset, revision=config.revision)
+        shares = {split: at for split in ("validation", "test") if isinstance(at := getattr(where, split), float)}
+        passages, malformed = read_passages(
+            tables, layout, shares, seed=config.split_seed, skip_malformed=config.skip_malformed
+        )
+        if config.forgetting is not None:
+            passages["forgetting"] = read_plain(config.forgetting.path, encoding)
+        return passages, malformed
+
+    def tokens(self, split: str) -> Tokens:
+        """The rows of a split.
+
+        Raises: DataError where there is nothing to predict.
+        """
+        if split not in self._tokens:
+            passages, config, tokenizer = self.data[0][split], self.config, self.base.tokenizer
+            in_lines, all_scored = config.layout == "lines" and split != "forgetting", config.score == "all"
+
+            def encode() -> Tokens:
+                if in_lines:
+                    return encode_lines(tokenizer, passages, config.context, score_prompts=all_scored)
+                return encode_stream(tokenizer, passages, config.context)
+
+            found = cached_tokens(
+                encode, text=passages_sha256(passages), tokenizer=self.base.tokenizer_sha256, context=config.context,
+                lines=in_lines, all_scored=all_scored,
+            )  # fmt: skip
+            if int(found.lengths.max()) < 2:
+                raise DataError(f"the {split} split has too few tokens to predict one")
+            self._tokens[split] = found
+        return self._tokens[split]
+
+    def rows_of(self, split: str) -> Tensor:
+        """Places of the rows of a split that are used; limits are drawn by the split seed or spread evenly."""
+        rows, config = len(self.tokens(split).lengths), self.config
+        if split == "train":
+            limit = min(rows, config.train_rows or rows)
+            return torch.randperm(rows, generator=stream(config.split_seed, "limit"))[:limit].sort().values
+        most = config.forgetting.windows if split == "forgetting" and config.forgetting else config.evaluation_rows
+        return torch.arange(min(rows, most or rows)) * rows // min(rows, most or rows)
+
+    def data_sha256(self) -> dict[str, str]:
+        hashes = {split: passages_sha256(passages) for split, passages in self.data[0].items()}
+        return hashes | self.base.sha256(self.architecture())
+
+    def data_facts(self) -> dict[str, Any]:
+        return {
+            split: {
+                "rows": len(self.rows_of(split)),
+                "tokens": int((self.tokens(split).lengths[self.rows_of(split)] - 1).sum()),
+                "malformed": self.data[1].get(split, 0),
+                "truncated": int(self.tokens(split).truncated[self.rows_of(split)].sum()),
+            }
+            for split in self.data[0]
+        }
+
+    @property
+    def has_forgetting_split(self) -> bool:
+        return self.config.forgetting is not None
+
+    def architecture(self) -> nn.Module:
+        return self.base.build(0, length=self.config.context, weights=False)
+
+    def base_model(self, report: Report = silent) -> nn.Module:
+        return self.base.build(0, length=self.config.context, weights=True)
+
+    def training_batches(self, seed: int, rows: int) -> Iterator[Batch]:
+        """Rows of like length together, every row once an epoch; at each step all seeds have the same length."""
+        used = self.rows_of("train")
+        for places, longest in training_order(self.tokens("train").lengths[used], rows, seed):
+            yield self._batch("train", used[places], longest)
+
+    def evaluation_batches(self, split: Split) -> Iterator[Batch]:
+        used = self.rows_of(split)
+        rows = max(1, 8192 // self.config.context)  # about as many tokens in any context
+        for places, longest in evaluation_order(self.tokens(split).lengths[used], rows):
+            yield self._batch(split, used[places], longest)
+
+    def _batch(self, split: str, places: Tensor, longest: int) -> Batch:
+        return self.tokens(split).padded(places, padded_length(longest - 1) + 1, self.base.pad)
+
+    def row_losses(self, model: nn.Module, batch: Batch) -> Tensor:
+        ids, seen, scored = batch["input_ids"], batch["attention_mask"][:, :-1], batch["marked"][:, 1:]
+        logits = model(input_ids=ids[:, :-1], attention_mask=seen).logits.float()
+        losses = F.cross_entropy(logits.flatten(0, 1), ids[:, 1:].flatten(), reduction="none")
+        return (losses.view(scored.shape) * scored).sum(dim=1)
+
+    def row_counts(self, batch: Batch) -> Tensor:
+        return batch["marked"][:, 1:].sum(dim=1).float()
+
+    def metrics(self, means: Mapping[str, float]) -> dict[str, float]:
+        return {"loss": means["loss"], "perplexity": math.exp(min(means["loss"], LARGEST_EXPONENT))}
+
+    def use_checkpointing(self, model: nn.Module) -> None:
+        self.base.use_checkpointing(model)

@@ -1,0 +1,193 @@
+"""The `text_classification` task: a pretrained model of the user's choice learns the labels of texts, or a number."""
+
+import hashlib
+from collections.abc import Iterator, Mapping
+from functools import cached_property
+from typing import Any, ClassVar, Literal, Self
+
+import torch
+import torch.nn.functional as F
+from pydantic import Field, model_validator
+from torch import Tensor, nn
+
+from experiments.bases.weights import Report, silent
+from experiments.tasks.task import Batch, Split, Task, TaskConfig
+from experiments.text.batching import evaluation_order, padded_length, training_order
+from experiments.text.encoding import encode_texts
+from experiments.text.examples import Columns, Labelled, read_examples
+from experiments.text.model import TextModel
+from experiments.text.presets import PRESETS
+from experiments.text.scores import OF_CLASSES, OF_NUMBERS, Metric, class_counts, products, score, spearman
+from experiments.text.settings import TextDataConfig, location
+from experiments.text.tables import Form
+from experiments.text.tables_of_splits import read_splits
+from experiments.text.tokens import Tokens, cached_tokens
+
+EVALUATION_ROWS = 64
+
+
+class TextClassificationConfig(TextDataConfig):
+    name: Literal["text_classification"] = "text_classification"
+    preset: str | None = Field(None, description=f"columns, labels, splits and metrics of: {', '.join(PRESETS)}")
+    text: list[str | int] | None = Field(
+        None, min_length=1, max_length=2, description="column of the text, or two of a pair; numbers without a header"
+    )
+    label: str | int | None = Field(None, description="column of the label")
+    labels: list[str] | None = Field(
+        None, min_length=2, description="the labels in the order of their numbers; null: those of the training rows"
+    )
+    regression: bool | None = Field(None, description="the label is a number to predict")
+    metrics: list[Metric] | None = Field(None, min_length=1, description="what is recorded; the first is the score")
+    header: bool | None = Field(None, description="csv and tsv: the first row names the columns; null: yes")
+    quoted: bool | None = Field(None, description='csv and tsv: "..." holds a field; null: in csv, not in tsv')
+    max_length: int = Field(128, ge=8, multiple_of=8, description="most tokens of a text; longer ones are cut")
+
+    @model_validator(mode="after")
+    def _complete(self) -> Self:
+        if self.preset is not None and self.preset not in PRESETS:
+            raise ValueError(f"preset: {self.preset!r} is not known; one of {', '.join(PRESETS)}")
+        if self.path is None and "path" not in self.knobs():
+            raise ValueError("path: missing; give a file, a folder or a name on the Hub")
+        kind, fitting = ("regression", OF_NUMBERS) if self.knobs()["regression"] else ("labels", OF_CLASSES)
+        if unfit := [metric for metric in self.knobs()["metrics"] if metric not in fitting]:
+            raise ValueError(f"metrics: {', '.join(unfit)} is not for {kind}; choose from {', '.join(fitting)}")
+        return self
+
+    def knobs(self) -> dict[str, Any]:
+        """The preset's knobs for these data with those that are given on top."""
+        local = self.path is not None and location(self, self.path, {}).is_local
+        preset = PRESETS[self.preset].knobs(local=local) if self.preset else {}
+        found = {"text": ["text"], "label": "label", "labels": None, "regression": False, "header": True}
+        found |= {"quoted": None, "encoding": "utf-8"} | preset
+        found |= {knob: value for knob in type(self).model_fields if (value := getattr(self, knob)) is not None}
+        if self.path is not None and "path" in preset and self.path != preset["path"]:
+            found |= {"subset": self.subset, "revision": self.revision}  # the preset's are those of its own data set
+        default = ["pearson", "spearman"] if found["regression"] else ["accuracy"]
+        return {"metrics": default} | found
+
+
+class TextClassification(Task):
+    """Batches are {"input_ids", "attention_mask": (rows, length), "labels": (rows,)}."""
+
+    config_class: ClassVar[type[TaskConfig]] = TextClassificationConfig
+    needs_model: ClassVar[bool] = True
+    higher_is_better: ClassVar[bool] = True
+    config: TextClassificationConfig
+
+    def __init__(self, config: TextClassificationConfig, model_config: Any = None) -> None:
+        super().__init__(config, model_config)
+        self.knobs = config.knobs()
+        self.metric_names: list[Metric] = self.knobs["metrics"]
+        self.score_name = self.metric_names[0]
+        self.base = TextModel(model_config, "classification")
+
+    @cached_property
+    def columns(self) -> Columns:
+        labels, regression = self.knobs["labels"], self.knobs["regression"]
+        text = tuple(str(column) for column in self.knobs["text"])
+        return Columns(text, str(self.knobs["label"]), tuple(labels) if labels else None, regression)
+
+    @cached_property
+    def data(self) -> Labelled:
+        knobs, config = self.knobs, self.config
+        where = location(config, knobs["path"], knobs)
+        form = Form(config.format, header=knobs["header"], quoted=knobs["quoted"], encoding=knobs["encoding"])
+        tables = read_splits(
+            where, form, subset=knobs.get("subset"), revision=knobs.get("revision"), labels=self.columns.labels or ()
+        )
+        shares = {split: at for split in ("validation", "test") if isinstance(at := getattr(where, split), float)}
+        return read_examples(
+            tables, self.columns, shares,
+            seed=config.split_seed, limit=config.train_rows, skip_malformed=config.skip_malformed,
+        )  # fmt: skip
+
+    @cached_property
+    def outputs(self) -> int:
+        """Logits of a row; known without the data where the labels are."""
+        return 1 if self.columns.regression else len(self.columns.labels or self.data.labels)
+
+    def tokens(self, split: str) -> Tokens:
+        """The texts of a split, with the model's special tokens, at most `max_length` long."""
+        if split not in self._tokens:
+            examples, length = self.data.splits[split], self.config.max_length
+            self._tokens[split] = cached_tokens(
+                lambda: encode_texts(self.base.tokenizer, examples.texts, length),
+                text=examples.sha256(), tokenizer=self.base.tokenizer_sha256, max_length=length,
+            )  # fmt: skip
+        return self._tokens[split]
+
+    @cached_property
+    def _tokens(self) -> dict[str, Tokens]:
+        return {}
+
+    def data_sha256(self) -> dict[str, str]:
+        labels = ",".join(self.data.labels)
+        hashes = {
+            split: hashlib.sha256(f"{labels} {examples.sha256()}".encode()).hexdigest()
+            for split, examples in self.data.splits.items()
+        }
+        return hashes | self.base.sha256(self.architecture())
+
+    def data_facts(self) -> dict[str, Any]:
+        facts: dict[str, Any] = {
+            split: {
+                "rows": len(examples.labels),
+                "malformed": examples.malformed,
+                "truncated": int(self.tokens(split).truncated.sum()),
+            }
+            for split, examples in self.data.splits.items()
+        }
+        return facts | {"labels": len(self.data.labels)}
+
+    def architecture(self) -> nn.Module:
+        return self.base.build(self.outputs, length=self.config.max_length, weights=False)
+
+    def base_model(self, report: Report = silent) -> nn.Module:
+        return self.base.build(self.outputs, length=self.config.max_length, weights=True)
+
+    def head_names(self, model: nn.Module) -> tuple[str, ...]:
+        return self.base.heads(model)
+
+    def training_batches(self, seed: int, rows: int) -> Iterator[Batch]:
+        """Rows of like length together, every row once an epoch; at each step all seeds have the same length."""
+        for places, longest in training_order(self.tokens("train").lengths, rows, seed):
+            yield self._batch("train", places, longest)
+
+    def evaluation_batches(self, split: Split) -> Iterator[Batch]:
+        for places, longest in evaluation_order(self.tokens(split).lengths, EVALUATION_ROWS):
+            yield self._batch(split, places, longest)
+
+    def _batch(self, split: str, places: Tensor, longest: int) -> Batch:
+        batch = self.tokens(split).padded(places, padded_length(longest), self.base.pad)
+        del batch["marked"]
+        return batch | {"labels": self.data.targets(split)[places]}
+
+    def row_losses(self, model: nn.Module, batch: Batch) -> Tensor:
+        return self._losses(self._logits(model, batch), batch["labels"])
+
+    def row_counts(self, batch: Batch) -> Tensor:
+        return torch.ones(len(batch["labels"]), device=batch["labels"].device)
+
+    def row_quantities(self, model: nn.Module, batch: Batch) -> dict[str, Tensor]:
+        logits, labels = self._logits(model, batch), batch["labels"]
+        found = products(logits[:, 0], labels) if self.columns.regression else class_counts(logits, labels)
+        return {"loss": self._losses(logits, labels)} | found
+
+    def metrics(self, means: Mapping[str, float]) -> dict[str, float]:
+        return {"loss": means["loss"]} | {name: score(name, means) for name in self.metric_names if name != "spearman"}
+
+    def split_metrics(self, rows: Mapping[str, Tensor], counts: Tensor) -> dict[str, float]:
+        found = super().split_metrics(rows, counts)
+        return found | {"spearman": spearman(rows["x"], rows["y"])} if "spearman" in self.metric_names else found
+
+    def use_checkpointing(self, model: nn.Module) -> None:
+        self.base.use_checkpointing(model)
+
+    def _logits(self, model: nn.Module, batch: Batch) -> Tensor:
+        return model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits.float()
+
+    def _losses(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """Surprise at the label; in regression the squared error."""
+        if self.columns.regression:
+            return (logits[:, 0] - labels).square()
+        return F.cross_entropy(logits, labels, reduction="none")
