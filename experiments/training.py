@@ -193,30 +193,32 @@ def evaluate(variant: Variant, task: Task, split: Split, regime: Regime) -> list
     found: list[dict[str, float]] = [{} for _ in range(variant.pack.trials)]
     for mode, holds in variant.evaluation_modes().items():
         with holds:
-            means = split_means(variant, task, split, regime)
+            rows, counts = split_rows(variant, task, split, regime)
         for k, metrics in enumerate(found):
-            of_trial = task.metrics({name: values[k] for name, values in means.items()})
+            of_trial = task.split_metrics({name: values[k] for name, values in rows.items()}, counts[k])
             metrics |= {f"{mode}/{name}" if mode else name: value for name, value in of_trial.items()}
     return found
 
 
 @torch.no_grad()
-def split_means(variant: Variant, task: Task, split: Split, regime: Regime) -> dict[str, list[float]]:
-    """The mean of each of the task's quantities on a whole split, one number a trial."""
+def split_rows(
+    variant: Variant, task: Task, split: Split, regime: Regime
+) -> tuple[dict[str, Float[Tensor, "trials rows"]], Float[Tensor, "trials rows"]]:
+    """Each of the task's quantities for every row of a split, and the rows' counts, in float64."""
     pack, model = variant.pack, variant.model
     device = next(model.parameters()).device
     model.eval()
-    sums: dict[str, Tensor] = {}
-    counts = torch.zeros(pack.trials, dtype=torch.float64)
+    found: dict[str, list[Tensor]] = {}
+    counts: list[Tensor] = []
     for batch in task.evaluation_batches(split):
         everyone = stack([batch] * pack.trials, device)
         pack.rows = len(next(iter(batch.values())))
         with autocast(device, regime.precision):
             quantities = task.row_quantities(model, everyone)
         for name, rows in quantities.items():
-            sums[name] = sums.get(name, 0) + sums_by_trial(rows.cpu().double(), pack.trials)
-        counts = counts + sums_by_trial(task.row_counts(everyone).cpu().double(), pack.trials)
-    return {name: (total / counts).tolist() for name, total in sums.items()}
+            found.setdefault(name, []).append(rows.cpu().double().view(pack.trials, -1))
+        counts.append(task.row_counts(everyone).cpu().double().view(pack.trials, -1))
+    return {name: torch.cat(parts, dim=1) for name, parts in found.items()}, torch.cat(counts, dim=1)
 
 
 def stack(batches: Sequence[Batch], device: torch.device) -> Batch:
