@@ -71,7 +71,12 @@ class Display:
         """The adapted layers of a plan: layer, shape, rank, scale, parameters and extra FLOPs of each."""
         table = Table(title="adapted layers")
         for name in ("layer", "shape", "rank", "scale", "parameters", "extra FLOPs"):
-            table.add_column(name, justify="left" if name in ("layer", "shape") else "right", no_wrap=name == "layer")
+            table.add_column(
+                name,
+                justify="left" if name in ("layer", "shape") else "right",
+                no_wrap=name != "layer",
+                overflow="fold",
+            )
         for row in rows:
             table.add_row(*row.values())
         self.console.print(table)
