@@ -5,6 +5,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from experiments.bases.digit_transformer import DigitRecipe, DigitTransformer, _pretrain
+from experiments.bases.weights import fingerprint, silent
 from experiments.configuration import load
 from experiments.display import Display
 from experiments.runner import attached, execute, load_task, regime_of
@@ -67,3 +69,14 @@ def test_lora_and_full_training_beat_the_head_alone(tmp_path: Path) -> None:
     assert scores["head"] + 0.03 < scores["lora"]
     assert scores["lora"] > 0.8
     assert scores["full"] > 0.85
+
+
+def test_the_pretrained_base_does_not_depend_on_the_process_s_random_numbers() -> None:
+    images, labels = torch.rand(8, 8, 8, generator=torch.Generator().manual_seed(0)), torch.arange(8) % 5
+    states = []
+    for seed in (1, 2):
+        torch.manual_seed(seed)
+        model = DigitTransformer()
+        _pretrain(model, images, labels, DigitRecipe(steps=2, rows=4), silent)
+        states.append(fingerprint(model.state_dict()))
+    assert states[0] == states[1]

@@ -54,7 +54,7 @@ def pretrained_digits(images: Tensor, labels: Tensor, recipe: DigitRecipe, repor
     """The transformer after pretraining on these images, from the cache where it is there."""
     model = DigitTransformer(width=recipe.width, depth=recipe.depth, heads=recipe.heads)
     content = images.numpy().tobytes() + labels.numpy().tobytes() + repr(sorted(asdict(recipe).items())).encode()
-    key = f"digits-{hashlib.sha256(content).hexdigest()[:16]}"
+    key = f"digits-zero-biases-{hashlib.sha256(content).hexdigest()[:16]}"
     cached(model, key=key, build=lambda: _pretrain(model, images, labels, recipe, report), report=report)
     return model
 
@@ -66,6 +66,8 @@ def _pretrain(model: DigitTransformer, images: Tensor, labels: Tensor, recipe: D
         if parameter.ndim > 1:
             drawn = torch.randn(parameter.shape, generator=stream(recipe.seed, "weights", name))
             parameter.detach().copy_(drawn * min(0.1, parameter.shape[-1] ** -0.5))
+        elif name.endswith("bias"):
+            parameter.detach().zero_()  # torch draws them from the process's own stream
     optimizer = torch.optim.AdamW(model.parameters(), lr=recipe.learning_rate, weight_decay=0.01)
     for step in range(recipe.steps):
         rate = min((step + 1) / recipe.warmup, 1 - step / recipe.steps)
