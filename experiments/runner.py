@@ -118,7 +118,13 @@ def execute(config: RunConfig, *, runs_dir: Path, test: bool, display: Display) 
         if folder.finished:
             folder.refuse_other(config)
             return Finished(folder.path, _found(config, task, base.to(device), folder, runs_dir, test), found=True)
-        environment = describe(device=device, base_sha256=base_sha256, data_sha256=data_sha256, **start_sha256)
+        environment = describe(
+            device=device,
+            base_sha256=base_sha256,
+            base_facts=task.base_facts(),
+            data_sha256=data_sha256,
+            **start_sha256,
+        )
         clock = Clock()
         checkpoints = Checkpoints(folder, identity=identity, every=config.training.checkpoint_every, clock=clock)
         with folder:

@@ -16,6 +16,7 @@ from experiments.text.presets import PRESETS
 from experiments.text.reading import DataError
 from experiments.training import evaluate
 from tests.text_data import SENTENCES, write_labelled, write_model
+from tests.tiny_transformers import saved
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -63,6 +64,7 @@ def test_a_run_on_files_records_data_tokenizer_and_model_by_content(tmp_path: Pa
     assert result["data"]["train"] == {"rows": 80, "malformed": 0, "truncated": 0}
     environment = json.loads((finished.folder / "environment.json").read_text())
     assert set(environment["data_sha256"]) == {"train", "validation", "test", "tokenizer", "model_settings"}
+    assert environment["base_facts"] == {"model_type": "bert"}
     assert resolve(parse_yaml((finished.folder / "config.yaml").read_text())).tree() == config.tree()
 
 
@@ -141,6 +143,12 @@ def test_texts_that_are_cut_are_counted_and_texts_longer_than_the_model_refused(
     assert task.data_facts()["train"]["truncated"] == cut > 0
     with pytest.raises(DataError, match="rows of 128 tokens are longer than the 64 places"):
         load_task(configured(tmp_path, model, data, max_length=128)).architecture()
+
+
+def test_positions_that_roberta_gives_to_no_token_do_not_count(tmp_path: Path, data: str) -> None:
+    saved(tmp_path / "roberta", "roberta", "AutoModel", max_position_embeddings=32)
+    with pytest.raises(DataError, match="rows of 32 tokens are longer than the 31 places"):
+        load_task(configured(tmp_path, str(tmp_path / "roberta"), data, max_length=32)).architecture()
 
 
 def test_a_text_task_without_a_model_and_another_task_with_one_are_faults(tmp_path: Path, data: str) -> None:

@@ -15,7 +15,12 @@ PACKAGES = ("torch", "numpy", "scipy", "transformers", "safetensors", "pydantic"
 
 
 def describe(
-    *, device: torch.device, base_sha256: str, data_sha256: Mapping[str, str], start_sha256: str | None = None
+    *,
+    device: torch.device,
+    base_sha256: str,
+    data_sha256: Mapping[str, str],
+    base_facts: Mapping[str, str] | None = None,
+    start_sha256: str | None = None,
 ) -> dict[str, Any]:
     """The content of `environment.json`."""
     return {
@@ -29,6 +34,7 @@ def describe(
         "device": _device_name(device),
         "threads": torch.get_num_threads(),
         "base_sha256": base_sha256,
+        "base_facts": dict(base_facts or {}),
         "data_sha256": dict(data_sha256),
         "start_sha256": start_sha256,
     }

@@ -163,6 +163,9 @@ class LanguageModeling(Task):
     def base_model(self, report: Report = silent) -> nn.Module:
         return self.base.build(0, length=self.config.context, weights=True)
 
+    def base_facts(self) -> dict[str, str]:
+        return self.base.facts()
+
     def training_batches(self, seed: int, rows: int) -> Iterator[Batch]:
         """Rows of like length together, every row once an epoch; at each step all seeds have the same length."""
         used = self.rows_of("train")

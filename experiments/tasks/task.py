@@ -55,6 +55,10 @@ class Task(ABC):
     def architecture(self) -> nn.Module:
         """The base model with arbitrary weights: enough to plan with."""
 
+    def base_facts(self) -> dict[str, str]:
+        """What the record says of the base model besides the fingerprint of its weights."""
+        return {}
+
     def head_names(self, model: nn.Module) -> tuple[str, ...]:
         """The modules of the base model that every variant trains alike."""
         return self.head_modules

@@ -180,6 +180,9 @@ class TextClassification(Task):
         found = super().split_metrics(rows, counts)
         return found | {"spearman": spearman(rows["x"], rows["y"])} if "spearman" in self.metric_names else found
 
+    def base_facts(self) -> dict[str, str]:
+        return self.base.facts()
+
     def use_checkpointing(self, model: nn.Module) -> None:
         self.base.use_checkpointing(model)
 

@@ -44,9 +44,10 @@ class TextModel:
         pad = self.pad if weights else 0  # any: what is planned pads nothing
         model = build_model(self.config, self.kind, labels=labels, pad_token_id=pad, weights=weights)
         places = getattr(_settings(model), "max_position_embeddings", None)
-        if isinstance(places, int) and length > places:
+        if isinstance(places, int) and length > places - _places_apart(model):
             raise DataError(
-                f"rows of {length} tokens are longer than the {places} places of model {self.config.name!r}"
+                f"rows of {length} tokens are longer than the {places - _places_apart(model)} places of model "
+                f"{self.config.name!r}"
             )
         return model
 
@@ -54,6 +55,11 @@ class TextModel:
         from experiments.bases.huggingface import head_modules
 
         return head_modules(model, self.kind)
+
+    def facts(self) -> dict[str, str]:
+        from experiments.bases.huggingface import content_of
+
+        return content_of(self.config)
 
     def use_checkpointing(self, model: nn.Module) -> None:
         from experiments.bases.huggingface import use_checkpointing
@@ -65,6 +71,12 @@ class TextModel:
         settings = {key: value for key, value in _settings(model).to_dict().items() if key not in NOT_CONTENT}
         text = json.dumps(settings, sort_keys=True, default=str)
         return {"tokenizer": self.tokenizer_sha256, "model_settings": hashlib.sha256(text.encode()).hexdigest()}
+
+
+def _places_apart(model: nn.Module) -> int:
+    """Learned positions that no token gets: RoBERTa counts from the one behind its padding's."""
+    positions = [m for name, m in model.named_modules() if name.endswith("position_embeddings")]
+    return next((m.padding_idx + 1 for m in positions if isinstance(m, nn.Embedding) and m.padding_idx is not None), 0)
 
 
 def _settings(model: Any) -> Any:
