@@ -1,6 +1,7 @@
 """From a file and a command line to a configuration: defaults < file < command line, and every fault at once."""
 
 import difflib
+import functools
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -66,18 +67,19 @@ def load(
     Raises: ConfigError with every fault.
     """
     faults: list[str] = []
-    tree = _read(path) if path else {}
-    if variant is not None and _name(tree.get("variant")) != variant:
-        tree["variant"] = {"name": variant}
+    tree = read_tree(path) if path else {}
+    if variant is not None:
+        choose_variant(tree, variant)
     if start_from is not None:
         tree["start"] = {"path": str(start_from)}
     flags = {"rank": rank, "seed": seed}
     for setting in (*(f"{key}={value}" for key, value in flags.items() if value is not None), *settings):
-        _apply(tree, setting, faults)
+        for key, given in parse_setting(setting, faults).items():
+            put(tree, key, given, faults)
     return resolve(tree, faults)
 
 
-def _read(path: Path) -> dict[str, Any]:
+def read_tree(path: Path) -> dict[str, Any]:
     try:
         tree = parse_yaml(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
@@ -85,6 +87,12 @@ def _read(path: Path) -> dict[str, Any]:
     if not isinstance(tree, dict):
         raise ConfigError([f"{path}: a configuration is a map of keys to values, this is a {type(tree).__name__}"])
     return tree
+
+
+def choose_variant(tree: dict[str, Any], name: str) -> None:
+    """The tree's variant is the named one, without the knobs of another."""
+    if _name(tree.get("variant")) != name:
+        tree["variant"] = {"name": name}
 
 
 def resolve(tree: Mapping[str, Any], faults: Sequence[str] = ()) -> RunConfig:
@@ -97,7 +105,7 @@ def resolve(tree: Mapping[str, Any], faults: Sequence[str] = ()) -> RunConfig:
     try:
         config = schema.model_validate(tree)
     except ValidationError as error:
-        raise ConfigError(found + _explained(schema, error, tree)) from None
+        raise ConfigError(found + explained(schema, error, tree)) from None
     config = _with_own_rate(config, found)
     if found:
         raise ConfigError(found)
@@ -106,17 +114,24 @@ def resolve(tree: Mapping[str, Any], faults: Sequence[str] = ()) -> RunConfig:
 
 def _schema(tree: Mapping[str, Any], faults: list[str]) -> type[RunConfig]:
     """RunConfig with the sections of the named task and variant; faulty names leave their section unchecked."""
-    fields: dict[str, Any] = {}
+    sections: list[type[BaseModel] | None] = []
     for key, table in (("task", TASKS), ("variant", VARIANTS)):
         name = _name(tree.get(key))
-        if name in table:
-            fields[key] = (table[name].load().config_class, ...)  # type: ignore[index]
-        else:
-            given = "missing" if name is None else f"{name!r} is not known{_nearest(name, table)}"
+        sections.append(table[name].load().config_class if name in table else None)  # type: ignore[index]
+        if name not in table:
+            given = "missing" if name is None else f"{name!r} is not known{nearest(name, table)}"
             faults.append(f"{key}.name: {given}; one of {', '.join(table)}")
-            fields[key] = (Any, None)
     task = TASKS.get(str(_name(tree.get("task"))))
-    if task and task.load().needs_model:
+    return _schema_with(*sections, needs_model=task is not None and task.load().needs_model)
+
+
+@functools.cache  # making a schema takes milliseconds, and a study resolves one tree for each arm
+def _schema_with(
+    task: type[BaseModel] | None, variant: type[BaseModel] | None, *, needs_model: bool
+) -> type[RunConfig]:
+    sections = {"task": task, "variant": variant}
+    fields: dict[str, Any] = {key: (Any, None) if found is None else (found, ...) for key, found in sections.items()}
+    if needs_model:
         fields["model"] = (ModelConfig, ...)
     return create_model("RunConfig", __base__=RunConfig, **fields)
 
@@ -130,7 +145,7 @@ def _with_own_rate(config: RunConfig, faults: list[str]) -> RunConfig:
     rates, name = config.training.learning_rate, _name(config.variant)
     if isinstance(rates, dict):
         faults += [
-            f"training.learning_rate.{key}: no such variant{_nearest(key, VARIANTS)}"
+            f"training.learning_rate.{key}: no such variant{nearest(key, VARIANTS)}"
             for key in rates
             if key not in VARIANTS
         ]
@@ -141,18 +156,23 @@ def _with_own_rate(config: RunConfig, faults: list[str]) -> RunConfig:
     return config.model_copy(update={"training": training})
 
 
-def _apply(tree: dict[str, Any], setting: str, faults: list[str]) -> None:
-    """Put one 'key=value' into the tree; a key without a dot may name a knob of any section."""
+def parse_setting(setting: str, faults: list[str]) -> dict[str, Any]:
+    """{key: value} of one 'key=value' with a YAML value; empty, with a fault, where it is none."""
     key, equals, text = setting.partition("=")
     try:
         value = parse_yaml(text)
     except yaml.YAMLError as error:
         faults.append(f"{key}: {text!r} is not YAML: {error}")
-        return
+        return {}
     if not equals or not key:
         faults.append(f"{setting}: a setting is key=value")
-        return
-    path = _full_path(tree, key, faults)
+        return {}
+    return {key: value}
+
+
+def put(tree: dict[str, Any], key: str, value: Any, faults: list[str]) -> None:
+    """Put a value into the tree; a key without a dot may name a knob of any section."""
+    path = full_path(tree, key, faults)
     section = tree
     for part in path[:-1]:
         if not isinstance(section.setdefault(part, {}), dict):
@@ -161,7 +181,8 @@ def _apply(tree: dict[str, Any], setting: str, faults: list[str]) -> None:
     section[path[-1]] = value
 
 
-def _full_path(tree: Mapping[str, Any], key: str, faults: list[str]) -> list[str]:
+def full_path(tree: Mapping[str, Any], key: str, faults: list[str]) -> list[str]:
+    """The parts of a key's path in the tree; of one that is not known, the key itself."""
     if "." in key or key in RunConfig.model_fields:
         return key.split(".")
     schema = _schema(tree, [])
@@ -174,7 +195,7 @@ def _full_path(tree: Mapping[str, Any], key: str, faults: list[str]) -> list[str
     return [sections[0], key] if sections else [key]
 
 
-def _explained(schema: type[BaseModel], error: ValidationError, tree: Mapping[str, Any]) -> list[str]:
+def explained(schema: type[BaseModel], error: ValidationError, tree: Mapping[str, Any]) -> list[str]:
     """One line a faulty path: the rules it breaks, the value, and the nearest known key."""
     rules: dict[str, list[str]] = {}
     for detail in error.errors():
@@ -201,7 +222,7 @@ def _rule(schema: type[BaseModel], detail: ErrorDetails, tree: Mapping[str, Any]
         if key == "rank" and detail["loc"][0] == "variant":
             return f"{variant!r} has no rank: it trains no low-rank factors; leave rank out or choose another variant"
         below = [f"{section}.{name}" for section in known for name in _fields(schema, (*detail["loc"][:-1], section))]
-        near = _nearest(key, known) or _nearest_last(key, below)
+        near = nearest(key, known) or _nearest_last(key, below)
         return f"unknown key{near}; known: {', '.join(known)}"
     if detail["type"] == "missing":
         way_out = "; give the base model, e.g. model.name=FOLDER or a name on the Hub" if key == "model" else ""
@@ -229,7 +250,8 @@ def _name(section: object) -> str | None:
     return name if isinstance(name, str) else None
 
 
-def _nearest(key: str, known: Iterable[str]) -> str:
+def nearest(key: str, known: Iterable[str]) -> str:
+    """' (did you mean ...?)', or nothing."""
     close = difflib.get_close_matches(key, list(known), n=1)
     return f" (did you mean {close[0]!r}?)" if close else ""
 

@@ -27,6 +27,11 @@ class Display:
         self.progress: Progress | None = None
         self.tasks: dict[str, TaskID] = {}
 
+    @classmethod
+    def silent(cls) -> "Display":
+        """One that shows nothing: of a trial among many."""
+        return cls(_Console(quiet=True))
+
     @contextmanager
     def live(self) -> Iterator[None]:
         """A live line for each piece of work that reports inside."""

@@ -4,9 +4,10 @@ Each trial's loss is a mean over its own rows and the losses are summed, so that
 The loop asks the variant what to do and never what it is called.
 """
 
+import math
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
 from typing import Protocol
@@ -15,9 +16,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from experiments.evaluation import autocast, by_split, evaluate, stack
 from experiments.gradient_scaler import GradientScaler
 from experiments.optimizer import AdamW, clip_gradients, gradient_norms, schedule_factor
-from experiments.tasks.task import Batch, Split, Task
+from experiments.tasks.task import Batch, Task
 from lora_variants.pack import Pack
 from lora_variants.variant import Variant
 
@@ -79,6 +81,69 @@ class Keeper(Protocol):
     def after_step(self, step: int, variant: Variant, optimizer: AdamW, scaler: GradientScaler | None) -> None: ...
 
 
+class Training:
+    """The trials of one pack while they train: batches, optimizer and loss scales, and what became of each.
+
+    A trial trains from its own step on, `variant.pack.steps`, to `regime.steps`.
+    """
+
+    def __init__(self, variant: Variant, task: Task, trials: Sequence[Trial], regime: Regime) -> None:
+        self.variant, self.task, self.trials, self.regime = variant, task, tuple(trials), regime
+        self.outcomes = [Outcome() for _ in trials]
+        variant.prepare(_stacked(task, trials, regime, variant.model))
+        self.groups = variant.parameter_groups(_per_trial(trials, "learning_rate"), _per_trial(trials, "weight_decay"))
+        self.optimizer = AdamW(self.groups, trials=len(trials))
+        self.scaler = GradientScaler(self.groups, trials=len(trials)) if regime.precision == "float16" else None
+        self._batches: list[Iterator[Batch]] = []
+
+    @property
+    def trains(self) -> bool:
+        """Whether there is anything to train."""
+        return any(group.parameters for group in self.groups)
+
+    def step(self) -> list[dict[str, float]]:
+        """One step of every trial that runs; returns what each trial reports of it.
+
+        A trial whose loss or gradient is not finite stays as it was before the step, and has failed.
+        """
+        pack, steps = self.variant.pack, list(self.variant.pack.steps)
+        if not self._batches:
+            self._batches = [
+                islice(self.task.training_batches(trial.seed, self.regime.rows), step, None)
+                for trial, step in zip(self.trials, steps, strict=True)
+            ]
+        batches = [next(batches) for batches in self._batches]
+        losses, penalties = compute_gradients(self.variant, self.task, batches, self.regime, self.scaler)
+        norms = gradient_norms(self.groups, pack.trials)
+        settle(pack, self.outcomes, losses + penalties, norms, self.scaler)
+        factors = [
+            schedule_factor(trial.schedule, step, total=self.regime.steps, warmup=trial.warmup)
+            for trial, step in zip(self.trials, steps, strict=True)
+        ]
+        if any(pack.running):
+            clip_gradients(self.groups, norms, [trial.clip for trial in self.trials])
+            move(self.variant, self.optimizer, factors)
+        columns = {
+            "train/task_loss": losses.tolist(),
+            "train/penalty": penalties.tolist(),
+            "train/gradient_norm": norms.tolist(),
+            "train/learning_rate": [t.learning_rate * f for t, f in zip(self.trials, factors, strict=True)],
+        } | (self.scaler.metrics() if self.scaler else {})
+        return [{name: values[k] for name, values in columns.items()} for k in range(pack.trials)]
+
+    def evaluate(self) -> list[dict[str, float]]:
+        """What each trial reports of the validation split, where it is due for one on its way; empty elsewhere."""
+        pack, every, total = self.variant.pack, self.regime.evaluate_every, self.regime.steps
+        due = [
+            every > 0 and runs and step % every == 0 and step < total
+            for step, runs in zip(pack.steps, pack.running, strict=True)
+        ]
+        if not any(due):
+            return [{} for _ in due]
+        scores = by_split("validation", evaluate(self.variant, self.task, "validation", self.regime.precision))
+        return [row if wanted else {} for row, wanted in zip(scores, due, strict=True)]
+
+
 def train(
     variant: Variant,
     task: Task,
@@ -94,37 +159,18 @@ def train(
     A trial whose loss or gradient is not finite stops as it was before that step and counts as failed;
     the others go on. In float16 it skips the step instead, as long as a smaller loss scale may help.
     """
-    outcomes = [Outcome() for _ in trials]
-    variant.prepare(_stacked(task, trials, regime, variant.model))
-    groups = variant.parameter_groups(_per_trial(trials, "learning_rate"), _per_trial(trials, "weight_decay"))
-    if not any(group.parameters for group in groups):
-        return outcomes
-    optimizer = AdamW(groups, trials=len(trials))
-    scaler = GradientScaler(groups, trials=len(trials)) if regime.precision == "float16" else None
-    start = keeper.restore(variant, optimizer, scaler) if keeper else 0
-    batches = [islice(task.training_batches(trial.seed, regime.rows), start, None) for trial in trials]
-    for step in range(start, regime.steps):
+    training = Training(variant, task, trials, regime)
+    start = keeper.restore(variant, training.optimizer, training.scaler) if keeper and training.trains else 0
+    for step in range(start, regime.steps if training.trains else 0):
         with clock.running():
-            losses, penalties = compute_gradients(variant, task, [next(b) for b in batches], regime, scaler)
-            norms = gradient_norms(groups, len(trials))
-            settle(variant.pack, outcomes, step, losses + penalties, norms, scaler)
-            if not any(variant.pack.running):
-                break
-            factors = [schedule_factor(t.schedule, step, total=regime.steps, warmup=t.warmup) for t in trials]
-            clip_gradients(groups, norms, [trial.clip for trial in trials])
-            move(variant, optimizer, factors)
-        metrics = {
-            "train/task_loss": losses.tolist(),
-            "train/penalty": penalties.tolist(),
-            "train/gradient_norm": norms.tolist(),
-            "train/learning_rate": [t.learning_rate * f for t, f in zip(trials, factors, strict=True)],
-        } | (scaler.metrics() if scaler else {})
-        if regime.evaluate_every and (step + 1) % regime.evaluate_every == 0 and step + 1 < regime.steps:
-            metrics |= by_split("validation", evaluate(variant, task, "validation", regime))
-        on_step(step + 1, metrics)
+            rows = training.step()
+        if not any(variant.pack.running):
+            break
+        rows = [row | scores for row, scores in zip(rows, training.evaluate(), strict=True)]
+        on_step(step + 1, {name: [row.get(name, math.nan) for row in rows] for name in rows[0]})
         if keeper:
-            keeper.after_step(step + 1, variant, optimizer, scaler)
-    return outcomes
+            keeper.after_step(step + 1, variant, training.optimizer, training.scaler)
+    return training.outcomes
 
 
 def compute_gradients(
@@ -160,7 +206,7 @@ def compute_gradients(
 
 
 def settle(
-    pack: Pack, outcomes: Sequence[Outcome], step: int, losses: Tensor, norms: Tensor, scaler: GradientScaler | None
+    pack: Pack, outcomes: Sequence[Outcome], losses: Tensor, norms: Tensor, scaler: GradientScaler | None
 ) -> None:
     """Say which trials run on and which of them this step moves; those that failed are recorded, once."""
     finite = (torch.isfinite(losses) & torch.isfinite(norms)).cpu()
@@ -169,7 +215,7 @@ def settle(
     for k, outcome in enumerate(outcomes):
         if running[k] and not going_on[k]:
             what = f"loss {float(losses[k])}, gradient norm {float(norms[k])}"
-            outcome.failure = f"not finite at step {step + 1}: {what}; a lower learning rate may help"
+            outcome.failure = f"not finite at step {pack.steps[k] + 1}: {what}; a lower learning rate may help"
         outcome.steps_executed += outcome.failure is None
     pack.running = (running & going_on).tolist()
     pack.moving = (running & finite).tolist()
@@ -185,61 +231,10 @@ def move(variant: Variant, optimizer: AdamW, factors: Sequence[float]) -> None:
     optimizer.zero_gradients()
 
 
-def evaluate(variant: Variant, task: Task, split: Split, regime: Regime) -> list[dict[str, float]]:
-    """The task's metrics of every trial on a whole split: task loss alone, no penalty, no dropout.
-
-    A variant that can be evaluated in several ways has each way's metrics under 'way/...'.
-    """
-    found: list[dict[str, float]] = [{} for _ in range(variant.pack.trials)]
-    for mode, holds in variant.evaluation_modes().items():
-        with holds:
-            rows, counts = split_rows(variant, task, split, regime)
-        for k, metrics in enumerate(found):
-            of_trial = task.split_metrics({name: values[k] for name, values in rows.items()}, counts[k])
-            metrics |= {f"{mode}/{name}" if mode else name: value for name, value in of_trial.items()}
-    return found
-
-
-@torch.no_grad()
-def split_rows(
-    variant: Variant, task: Task, split: Split, regime: Regime
-) -> tuple[dict[str, Float[Tensor, "trials rows"]], Float[Tensor, "trials rows"]]:
-    """Each of the task's quantities for every row of a split, and the rows' counts, in float64."""
-    pack, model = variant.pack, variant.model
-    device = next(model.parameters()).device
-    model.eval()
-    found: dict[str, list[Tensor]] = {}
-    counts: list[Tensor] = []
-    for batch in task.evaluation_batches(split):
-        everyone = stack([batch] * pack.trials, device)
-        pack.rows = len(next(iter(batch.values())))
-        with autocast(device, regime.precision):
-            quantities = task.row_quantities(model, everyone)
-        for name, rows in quantities.items():
-            found.setdefault(name, []).append(rows.cpu().double().view(pack.trials, -1))
-        counts.append(task.row_counts(everyone).cpu().double().view(pack.trials, -1))
-    return {name: torch.cat(parts, dim=1) for name, parts in found.items()}, torch.cat(counts, dim=1)
-
-
-def stack(batches: Sequence[Batch], device: torch.device) -> Batch:
-    """The rows of all trials, trial-major, where the model is."""
-    return {key: torch.cat([batch[key] for batch in batches]).to(device) for key in batches[0]}
-
-
 def micro_batches(batches: Sequence[Batch], parts: int) -> Iterator[list[Batch]]:
     """The same rows in `parts` equal parts, each with rows of every trial."""
     for part in range(parts):
         yield [{key: rows.chunk(parts)[part] for key, rows in batch.items()} for batch in batches]
-
-
-def autocast(device: torch.device, precision: str) -> AbstractContextManager[None]:
-    """What a forward runs in; what is trained stays in float32."""
-    return nullcontext() if precision == "float32" else torch.autocast(device.type, dtype=getattr(torch, precision))
-
-
-def by_split(split: str, scores: Sequence[dict[str, float]]) -> dict[str, list[float]]:
-    """Metrics of every trial under the names they are logged by: 'validation/loss' -> one number a trial."""
-    return {f"{split}/{name}": [score[name] for score in scores] for name in scores[0]}
 
 
 def _stacked(task: Task, trials: Sequence[Trial], regime: Regime, model: nn.Module) -> Iterator[Batch]:

@@ -105,7 +105,7 @@ KINDS = {
     "linear": Kind(lambda: Perceptron(nn.Linear, head_bias=True)),
     "linear_without_bias": Kind(lambda: Perceptron(lambda i, o: nn.Linear(i, o, bias=False), head_bias=False)),
     "linear_slice": Kind(lambda: Fused(nn.Linear), ("c_attn[0:16]",), whole=False),
-    "conv1d": Kind(lambda: Fused(lambda i, o: Conv1D(o, i))),
+    "conv1d": Kind(lambda: Fused(lambda i, o: Conv1D(o, i)), whole=False),  # our product is of the transposed view
     "conv1d_slices": Kind(
         lambda: Fused(lambda i, o: Conv1D(o, i), head_bias=False), ("c_attn[1/3]", "c_attn[3/3]"), whole=False
     ),

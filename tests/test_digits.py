@@ -9,9 +9,10 @@ from experiments.bases.digit_transformer import DigitRecipe, DigitTransformer, _
 from experiments.bases.weights import fingerprint, silent
 from experiments.configuration import load
 from experiments.display import Display
-from experiments.runner import attached, execute, load_task, regime_of
+from experiments.evaluation import evaluate
+from experiments.runner import execute
+from experiments.setting import attached, load_task
 from experiments.tasks.digits import Digits, DigitsConfig
-from experiments.training import evaluate
 
 CONFIG = Path(__file__).resolve().parents[1] / "configs" / "digits.yaml"
 
@@ -41,7 +42,7 @@ def test_accuracy_is_the_share_of_right_answers_and_the_loss_their_mean_surprise
     config = load(CONFIG, settings=["seed=5"])
     task = load_task(config)
     variant = attached(config, task, task.architecture())
-    (found,) = evaluate(variant, task, "validation", regime_of(config))
+    (found,) = evaluate(variant, task, "validation", config.training.precision)
     images, labels = task.splits["validation"]  # type: ignore[attr-defined]
     with torch.no_grad():
         logits = variant.model(images)

@@ -15,8 +15,9 @@ from experiments import gradient_scaler
 from experiments.configuration import load
 from experiments.display import Display
 from experiments.gradient_scaler import SMALLEST_SCALE, GradientScaler
+from experiments.interruption import Interrupted
 from experiments.optimizer import AdamW, gradient_norms, schedule_factor
-from experiments.record.checkpoint import Checkpoints, Interrupted
+from experiments.record.checkpoint import Checkpoints
 from experiments.record.folder import RunFolder
 from experiments.runner import execute
 from experiments.tasks.task import Batch
@@ -369,9 +370,10 @@ class StopAt(Checkpoints):
 
     at = 0
 
-    def after_step(self, step: int, *holders: Any) -> None:
-        self.stop_asked = step == self.at
-        super().after_step(step, *holders)
+    def after_step(self, step: int, *holders: Any, now: bool = False) -> None:
+        super().after_step(step, *holders, now=step == self.at)
+        if step == self.at:
+            raise Interrupted
 
 
 @pytest.mark.parametrize("at", [1, 5, 6, 9])

@@ -10,9 +10,10 @@ import torch.nn.functional as F
 from pydantic import ValidationError
 from torch import Tensor, nn
 
+from experiments.evaluation import evaluate
 from experiments.optimizer import AdamW
 from experiments.tasks.task import Batch, Split, Task, TaskConfig
-from experiments.training import Clock, Regime, Trial, evaluate, train
+from experiments.training import Clock, Regime, Trial, train
 from lora_variants import VARIANTS, RankWarning
 from lora_variants.adalora import AdaLoRA, AdaLoRAConfig
 from lora_variants.attach import attach
@@ -126,12 +127,12 @@ def test_the_orthogonality_penalty_is_in_no_evaluation_and_no_loss_with_adapters
     scores = []
     for gamma in (0.0, 100.0):
         variant = attached("adalora", rank=4, orthogonality=gamma)
-        scores.append(evaluate(variant, task, "validation", REGIME))
+        scores.append(evaluate(variant, task, "validation", "float32"))
         batch = next(task.evaluation_batches("validation"))
         loss = F.cross_entropy(variant.model(batch["x"]), batch["label"])
         assert scores[-1] == [{"loss": pytest.approx(float(loss.detach()), rel=1e-6)}]
         with variant.disabled():
-            scores.append(evaluate(variant, task, "validation", REGIME))
+            scores.append(evaluate(variant, task, "validation", "float32"))
     assert scores == [scores[0]] * 4  # Λ is zero at the start: enabled and disabled are the same function
 
     variant = attached("adalora", rank=4, orthogonality=0.1)
@@ -178,9 +179,9 @@ def test_attach_with_defaults_and_train_is_all_there_is_to_do(name: str) -> None
             variant = attached(name, small_outer())
     else:
         variant = attached(name, small_outer())
-    (before,) = evaluate(variant, Classification(), "validation", REGIME)
+    (before,) = evaluate(variant, Classification(), "validation", "float32")
     trained(variant)
-    (after,) = evaluate(variant, Classification(), "validation", REGIME)
+    (after,) = evaluate(variant, Classification(), "validation", "float32")
     assert after["loss"] < before["loss"]
 
 

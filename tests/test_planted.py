@@ -6,8 +6,9 @@ import pytest
 import torch
 
 from experiments.configuration import load
-from experiments.runner import attached, load_task, regime_of, trial_of
-from experiments.training import Clock, evaluate, train
+from experiments.evaluation import evaluate
+from experiments.setting import attached, load_task, regime_of, trial_of
+from experiments.training import Clock, train
 from lora_variants.layer import Factors
 
 CONFIG = Path(__file__).resolve().parents[1] / "configs" / "planted.yaml"
@@ -19,7 +20,7 @@ def trained(*settings: str, variant: str = "lora") -> tuple[dict[str, float], fl
     task = load_task(config)
     attachment = attached(config, task, task.base_model())
     train(attachment, task, [trial_of(config)], regime_of(config), clock=Clock(), on_step=lambda step, metrics: None)
-    loss = evaluate(attachment, task, "validation", regime_of(config))[0]["squared_error"]
+    loss = evaluate(attachment, task, "validation", config.training.precision)[0]["squared_error"]
     return task.diagnostics(attachment, 0), loss
 
 
@@ -63,14 +64,14 @@ def test_the_loss_is_the_squared_distance_of_the_update() -> None:
     config = load(CONFIG, settings=["task.matrices=[{rank: 2, d_out: 8, d_in: 8}]", "rank=2"])
     task = load_task(config)
     variant = attached(config, task, task.base_model())
-    untouched = evaluate(variant, task, "validation", regime_of(config))[0]["squared_error"]
+    untouched = evaluate(variant, task, "validation", config.training.precision)[0]["squared_error"]
     assert untouched == pytest.approx(task.diagnostics(variant, 0)["update_size"], rel=0.05)
     (layer,) = variant.layers.values()
     left, sigma, right = torch.linalg.svd(task.updates[0].float())  # type: ignore[attr-defined]
     layer.B.detach()[0, :, :2] = left[:, :2] * sigma[:2]  # type: ignore[union-attr]
     layer.A.detach()[0, :2] = right[:2] / float(layer.scale[0])  # type: ignore[union-attr, arg-type]
     assert isinstance(variant.deltas(0)["matrices.0"], Factors)
-    assert evaluate(variant, task, "validation", regime_of(config))[0]["squared_error"] < 1e-9
+    assert evaluate(variant, task, "validation", config.training.precision)[0]["squared_error"] < 1e-9
 
 
 def test_validation_and_test_are_different_rows() -> None:

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from experiments.config import StartConfig
-from experiments.record.checkpoint import Checkpoints, Interrupted
+from experiments.interruption import Interrupted
+from experiments.record.checkpoint import Checkpoints
 from experiments.record.folder import RunFolder
 from experiments.record.starting_point import read_start
 from experiments.tasks.task import Batch, Split, Task, TaskConfig
@@ -95,9 +96,10 @@ class StopAt(Checkpoints):
 
     at = 0
 
-    def after_step(self, step: int, *holders: Any) -> None:
-        self.stop_asked = step == self.at
-        super().after_step(step, *holders)
+    def after_step(self, step: int, *holders: Any, now: bool = False) -> None:
+        super().after_step(step, *holders, now=step == self.at)
+        if step == self.at:
+            raise Interrupted
 
 
 def checkpoints(folder: Path, at: int) -> StopAt:

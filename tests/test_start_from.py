@@ -14,7 +14,8 @@ from safetensors.torch import load_file
 
 from experiments.configuration import load
 from experiments.display import Display
-from experiments.record.checkpoint import Checkpoints, Interrupted
+from experiments.interruption import Interrupted
+from experiments.record.checkpoint import Checkpoints
 from experiments.record.folder import RunFolder
 from experiments.run import main
 from experiments.runner import execute
@@ -96,9 +97,10 @@ def test_what_a_run_is_depends_on_what_its_start_holds_and_not_on_where_it_lies(
 class StopAfter(Checkpoints):
     """Checkpoints that stop the run after its fifth step."""
 
-    def after_step(self, step: int, *holders: Any) -> None:
-        self.stop_asked = step == 5
-        super().after_step(step, *holders)
+    def after_step(self, step: int, *holders: Any, now: bool = False) -> None:
+        super().after_step(step, *holders, now=step == 5)
+        if step == 5:
+            raise Interrupted
 
 
 @pytest.mark.parametrize("variant", ["lora", "adalora", "full"])
@@ -108,7 +110,7 @@ def test_a_resumed_run_goes_on_from_its_checkpoint_and_not_from_its_start(
     rank = ["rank=4"] if variant in ADAPTERS else []
     whole = recorded(tmp_path / "whole", variant, *rank, start=earlier)
     with monkeypatch.context() as patched:
-        patched.setattr("experiments.runner.Checkpoints", StopAfter)
+        patched.setattr("experiments.member.Checkpoints", StopAfter)
         with pytest.raises(Interrupted):
             recorded(tmp_path / "cut", variant, *rank, start=earlier)
     resumed = recorded(tmp_path / "cut", variant, *rank, start=earlier)

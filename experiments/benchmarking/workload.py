@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from experiments.bases.byte_transformer import VOCABULARY, ByteTransformer
 from experiments.benchmarking.cases import Case
-from experiments.training import autocast
+from experiments.evaluation import autocast
 
 WORDS, CLASSES = 1000, 2
 BLOCKS = {"bert": "bert.encoder.layer.", "byte_transformer": "layers."}

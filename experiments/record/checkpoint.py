@@ -3,10 +3,7 @@
 import json
 import os
 import shutil
-import signal
-import threading
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -28,10 +25,6 @@ class CheckpointError(ValueError):
     """A checkpoint that this run must not go on from."""
 
 
-class Interrupted(KeyboardInterrupt):
-    """Ctrl-C, after the step was finished and a checkpoint written."""
-
-
 class Holder(Protocol):
     """What holds a part of each trial's state."""
 
@@ -50,7 +43,6 @@ class Checkpoints:
     def __init__(self, folder: RunFolder, *, identity: str, every: int, clock: Clock, trial: int = 0) -> None:
         self.folder, self.identity, self.every, self.clock, self.trial = folder, identity, every, clock, trial
         self.start = 0
-        self.stop_asked = False
         self._tensors: dict[str, Tensor] = {}
         progress = self._progress()
         self.resumed_from: list[int] = progress["resumed_from"]
@@ -74,53 +66,38 @@ class Checkpoints:
         write_atomically(self.folder.path / PROGRESS, as_json(tree))
 
     def restore(self, variant: Variant, optimizer: AdamW, scaler: GradientScaler | None) -> int:
-        """Put the checkpoint's state where it was; returns the step to go on from, 0 without a checkpoint."""
+        """Put the checkpoint's state into the trial's slot; returns the step to go on from, 0 without a checkpoint."""
         if self.start:
             for name, holder in _holders(variant, optimizer, scaler).items():
                 holder.load_trial_state(self.trial, _part(self._tensors, f"{name}/"))
             variant.pack.steps[self.trial] = self.start
             torch.set_rng_state(self._tensors["random"])
+            self._tensors = {}
         return self.start
 
-    def after_step(self, step: int, variant: Variant, optimizer: AdamW, scaler: GradientScaler | None) -> None:
-        """Write a checkpoint where one is due.
+    def hold(self, step: int, variant: Variant, optimizer: AdamW, scaler: GradientScaler | None) -> None:
+        """Keep the trial's state in memory, for `restore` into a slot of another pack."""
+        self.start, self._tensors = step, self._state(_holders(variant, optimizer, scaler))
 
-        Raises: Interrupted if Ctrl-C asked for a stop, after the checkpoint.
-        """
-        if self.stop_asked or (self.every and step % self.every == 0):
-            self._save(step, _holders(variant, optimizer, scaler))
-        if self.stop_asked:
-            raise Interrupted(f"stopped after step {step}, with a checkpoint; the same command goes on from there")
-
-    @contextmanager
-    def finishing_the_step(self) -> Iterator[None]:
-        """Inside, the first Ctrl-C asks to stop after the step that runs; the second stops at once."""
-
-        def ask(number: int, frame: Any) -> None:
-            self.stop_asked = True
-            signal.signal(signal.SIGINT, before)
-
-        if threading.current_thread() is not threading.main_thread():  # signals reach the main thread only
-            yield
-            return
-        before = signal.signal(signal.SIGINT, ask)
-        try:
-            yield
-        finally:
-            signal.signal(signal.SIGINT, before)
+    def after_step(
+        self, step: int, variant: Variant, optimizer: AdamW, scaler: GradientScaler | None, *, now: bool = False
+    ) -> None:
+        """Write a checkpoint where one is due, or `now`."""
+        if now or (self.every and step % self.every == 0):
+            self._save(step, self._state(_holders(variant, optimizer, scaler)))
 
     def remove(self) -> None:
         """A finished run needs no checkpoint."""
         for name in (CHECKPOINT, PROGRESS):
             (self.folder.path / name).unlink(missing_ok=True)
 
-    def _save(self, step: int, holders: Mapping[str, Holder]) -> None:
-        tensors = {
-            f"{name}/{key}": value
-            for name, holder in holders.items()
-            for key, value in holder.trial_state(self.trial).items()
-        }
-        tensors["random"] = torch.get_rng_state()
+    def _state(self, holders: Mapping[str, Holder]) -> dict[str, Tensor]:
+        """A copy of all that the trial is."""
+        states = {name: holder.trial_state(self.trial) for name, holder in holders.items()}
+        tensors = {f"{name}/{key}": value for name, state in states.items() for key, value in state.items()}
+        return tensors | {"random": torch.get_rng_state()}
+
+    def _save(self, step: int, tensors: Mapping[str, Tensor]) -> None:
         meta = {
             "identity": self.identity,
             "step": step,

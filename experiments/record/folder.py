@@ -94,6 +94,10 @@ class RunFolder:
         """Written last: its presence says that the run is finished."""
         write_atomically(self.path / "result.json", as_json(result))
 
+    def fail(self, reason: str) -> None:
+        """Say why there is no result."""
+        write_atomically(self.path / "error.txt", reason.rstrip() + "\n")
+
     def result(self) -> dict[str, Any]:
         found: dict[str, Any] = json.loads((self.path / "result.json").read_text(encoding="utf-8"))
         return found

@@ -27,16 +27,14 @@ REPORT_EVERY_SECONDS = 0.1
 class Recorder:
     """Listens to the training loop for one trial of its pack."""
 
-    def __init__(
-        self, config: RunConfig, task: Task, variant: Variant, folder: RunFolder, display: Display, *, trial: int = 0
-    ) -> None:
-        self.config, self.task, self.variant, self.trial = config, task, variant, trial
+    def __init__(self, config: RunConfig, task: Task, folder: RunFolder, display: Display, *, wandb_mode: str) -> None:
+        self.config, self.task = config, task
         self.folder, self.display = folder, display
         self.validation: list[tuple[int, dict[str, float]]] = []
         self._ranks: dict[str, int] | None = None
         self._reported = 0.0
         self.mirror = WandbMirror(
-            mode=config.wandb.mode,
+            mode=wandb_mode,
             project=config.wandb.project,
             group=config.study,
             name=folder.path.name,
@@ -55,15 +53,23 @@ class Recorder:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         if error is not None:
-            self.mirror.finish(summary={"failure": repr(error)}, spectra={}, ranks={}, files=[], failed=True)
+            self.abandon(repr(error))
+
+    def abandon(self, reason: str) -> None:
+        """Close the W&B run of a trial that has no result."""
+        self.mirror.finish(summary={"failure": reason}, spectra={}, ranks={}, files=[], failed=True)
+
+    def sit(self, variant: Variant, trial: int) -> None:
+        """Listen to this slot of a pack from now on."""
+        self.variant, self.trial = variant, trial
 
     def ranks(self) -> dict[str, int]:
         """The rank that each layer uses now."""
         return {name: alive[self.trial] for name, alive in self.variant.ranks_alive().items()}
 
-    def on_step(self, step: int, metrics: Mapping[str, Sequence[float]]) -> None:
+    def on_step(self, step: int, metrics: Mapping[str, float]) -> None:
         """Write one step down; ranks only when they changed."""
-        row: dict[str, float] = {name: values[self.trial] for name, values in metrics.items()}
+        row = dict(metrics)
         ranks = {f"rank/{name}": rank for name, rank in self.ranks().items()}
         if ranks != self._ranks:
             row |= ranks
@@ -83,14 +89,15 @@ class Recorder:
         self._ranks = {name: int(v) for name, v in row.items() if name.startswith("rank/")} or self._ranks
         self.mirror.log(step, row)
 
-    def result(self, checkpoints: Checkpoints, *, seconds: Mapping[str, float], steps_executed: int) -> dict[str, Any]:
+    def result(
+        self, checkpoints: Checkpoints, *, seconds: Mapping[str, float], steps_executed: int, base_parameters: int
+    ) -> dict[str, Any]:
         """The content of `result.json`, test apart; the score is that of the last evaluation."""
         task, variant = self.task, self.variant
         higher, name = task.higher_is_better, task.score_name
         finite = [at for at in self.validation if math.isfinite(at[1][name])]
         best = (max if higher else min)(finite, key=lambda at: at[1][name])
         trainable = variant.trainable_parameters(self.trial)
-        base_parameters = sum(p.numel() for p in task.architecture().parameters())
         return {
             "variant": self.config.variant.name,
             "task": self.config.task.name,

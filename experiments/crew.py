@@ -1,0 +1,83 @@
+"""A pack in training: its trials go on together until one of them ends; a single run is a pack of one."""
+
+import time
+from collections.abc import Callable, Sequence
+from typing import NoReturn
+
+from experiments.evaluation import evaluate
+from experiments.interruption import Interrupted, Interruption
+from experiments.member import Member
+from experiments.setting import Setting, regime_of, trial_of
+from experiments.training import Training
+from lora_variants.variant import Variant
+
+Heard = Callable[[int], None]
+
+
+def train_together(
+    setting: Setting, members: Sequence[Member], *, interruption: Interruption, heard: Heard = lambda trials: None
+) -> list[Member]:
+    """Train a pack until a trial of it ends, and close those that ended; returns the others, ready for another pack.
+
+    The pack is made anew whenever its trials change, and every trial brings its state: what a trial is does not
+    depend on its neighbours. `heard(n)` hears of every step of n trials.
+    Raises: Interrupted after a checkpoint of every trial, where somebody asked to stop.
+    """
+    configs = [member.config for member in members]
+    variant = setting.attached(configs, [member.start for member in members])
+    try:
+        training = Training(variant, setting.task, [trial_of(config) for config in configs], regime_of(configs[0]))
+        for slot, member in enumerate(members):
+            member.sit(training, slot)
+        while not any(member.ended for member in members):
+            _step(training, members)
+            heard(len(members))
+            if interruption.asked and not any(member.ended for member in members):
+                _stop(members)
+        ended, others = ([m for m in members if m.ended is so] for so in (True, False))
+        _conclude(setting, training, ended)
+        for member in others:
+            member.rise()
+    finally:
+        variant.detach()
+    for member in ended:
+        member.close()
+    return others
+
+
+def _step(training: Training, members: Sequence[Member]) -> None:
+    """One step, and what each trial that still runs reports of it."""
+    since = time.perf_counter()
+    rows = training.step()
+    seconds = (time.perf_counter() - since) / len(members)
+    scores = training.evaluate() if any(training.variant.pack.running) else rows
+    for member, row, score in zip(members, rows, scores, strict=True):
+        if member.failure is None:
+            member.report(row | score, seconds)
+
+
+def _stop(members: Sequence[Member]) -> NoReturn:
+    for member in members:
+        member.keep(now=True)
+    raise Interrupted(f"stopped after step {members[0].step}, with a checkpoint; the same command goes on from there")
+
+
+def _conclude(setting: Setting, training: Training, ended: Sequence[Member]) -> None:
+    """The last scores of the trials that have done all their steps."""
+    done = [member for member in ended if member.failure is None]
+    if not done:
+        return
+    precision = training.regime.precision
+    scores = evaluate(training.variant, setting.task, "validation", precision)
+    forgetting = _forgetting(setting, training.variant, precision) if setting.task.has_forgetting_split else None
+    for member in done:
+        member.conclude(scores[member.slot], None if forgetting is None else forgetting[member.slot])
+
+
+def _forgetting(setting: Setting, variant: Variant, precision: str) -> list[dict[str, float]]:
+    """The loss on text of the base's own domain: of the untouched base, of the adapted model, and the difference."""
+    with variant.disabled():
+        before = evaluate(variant, setting.task, "forgetting", precision)
+    after = evaluate(variant, setting.task, "forgetting", precision)
+    losses = [(b["loss"], a["loss"]) for b, a in zip(before, after, strict=True)]
+    return [{"before": b, "after": a, "change": a - b} for b, a in losses]

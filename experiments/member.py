@@ -1,0 +1,140 @@
+"""One trial on its way to a result: its configuration, its folder, and its state while it moves between packs."""
+
+import copy
+import math
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from experiments.config import RunConfig
+from experiments.display import Display
+from experiments.evaluation import by_split, evaluate
+from experiments.record.adapter_files import load_update, save_update
+from experiments.record.checkpoint import Checkpoints
+from experiments.record.folder import RunFolder
+from experiments.record.ledger import note_test_read
+from experiments.record.recorder import Recorder
+from experiments.record.starting_point import StartingPoint
+from experiments.setting import Setting
+from experiments.training import Clock, Training
+from lora_variants import VARIANTS
+from lora_variants.attach import attach
+from lora_variants.pack import Pack
+
+
+@dataclass(frozen=True)
+class Wishes:
+    """What is asked for besides training: the test score, the ledger's folder, the W&B mirror while it trains."""
+
+    test: bool
+    runs_dir: Path
+    wandb_mode: str
+
+
+class Member:
+    """A trial in its folder: it begins or goes on when made, and has a seat in one pack after another."""
+
+    def __init__(
+        self,
+        config: RunConfig,
+        setting: Setting,
+        folder: RunFolder,
+        wishes: Wishes,
+        display: Display,
+        *,
+        start: StartingPoint | None = None,
+    ) -> None:
+        self.config, self.setting, self.folder, self.wishes = config, setting, folder, wishes
+        self.clock, self.since = Clock(), time.perf_counter()
+        identity = setting.identity(config, start)
+        self.checkpoints = Checkpoints(
+            folder, identity=identity, every=config.training.checkpoint_every, clock=self.clock
+        )
+        self.executed = 0
+        if self.checkpoints.start:
+            folder.go_on()
+            display.say(f"going on from the checkpoint at step {self.checkpoints.start}")
+        else:
+            folder.start(config, setting.environment(start))
+        self.checkpoints.begin()
+        self.start = None if self.checkpoints.start else start
+        self.recorder = Recorder(config, setting.task, folder, display, wandb_mode=wishes.wandb_mode)
+
+    def sit(self, training: Training, slot: int) -> None:
+        """Take a slot of a pack, with the state that the trial has."""
+        self.training, self.slot, self.checkpoints.trial = training, slot, slot
+        self.recorder.sit(training.variant, slot)
+        if training.trains:
+            self.checkpoints.restore(training.variant, training.optimizer, training.scaler)
+
+    @property
+    def step(self) -> int:
+        return self.training.variant.pack.steps[self.slot]
+
+    @property
+    def failure(self) -> str | None:
+        return self.training.outcomes[self.slot].failure
+
+    @property
+    def ended(self) -> bool:
+        """Whether there is nothing more to train: all steps are done, nothing trains, or the trial failed."""
+        return not self.training.trains or self.failure is not None or self.step >= self.training.regime.steps
+
+    def report(self, row: dict[str, float], seconds: float) -> None:
+        """Take note of a step that the trial did; `seconds` is its share of the pack's time."""
+        self.clock.seconds += seconds
+        self.executed += 1
+        self.recorder.on_step(self.step, row)
+        self.keep()
+
+    def keep(self, *, now: bool = False) -> None:
+        """Write a checkpoint where one is due, or now."""
+        training = self.training
+        self.checkpoints.after_step(self.step, training.variant, training.optimizer, training.scaler, now=now)
+
+    def rise(self) -> None:
+        """Leave the pack with the state that the trial has."""
+        self.checkpoints.hold(self.step, self.training.variant, self.training.optimizer, self.training.scaler)
+        self.start = None
+
+    def conclude(self, scores: dict[str, float], forgetting: dict[str, float] | None) -> None:
+        """Write down what was learned and what it scored, while the pack stands; `close` comes after it."""
+        if not all(math.isfinite(value) for value in scores.values()):
+            self.training.outcomes[self.slot].failure = f"not finite on the validation split: {scores}"
+            return
+        self.recorder.on_step(self.step, by_split("validation", [scores])[0])
+        seconds = {"training": self.clock.seconds, "besides": time.perf_counter() - self.since - self.clock.seconds}
+        self.result: dict[str, Any] = self.recorder.result(
+            self.checkpoints,
+            seconds=seconds,
+            steps_executed=self.executed,
+            base_parameters=self.setting.base_parameters,
+        ) | ({} if forgetting is None else {"forgetting": forgetting})
+        self.files = save_update(self.training.variant, self.slot, self.folder.path)
+
+    def close(self) -> None:
+        """With the base free of adapters: the test score where it is asked for, then the result, last."""
+        if self.failure is not None:
+            self.folder.fail(self.failure)
+            self.recorder.abandon(self.failure)
+            return
+        if self.wishes.test:
+            self.result["test"] = score_on_test(self.config, self.setting, self.folder, self.wishes.runs_dir)
+        self.folder.finish(self.result)
+        self.checkpoints.remove()
+        self.recorder.finish(self.result, self.files)
+
+
+def score_on_test(config: RunConfig, setting: Setting, folder: RunFolder, runs_dir: Path) -> dict[str, float]:
+    """The score on the test split of what is on disk, now or later the same; the read goes into the ledger."""
+    task = setting.task
+    note_test_read(runs_dir, data=setting.data_sha256["test"], study=config.study, run=folder.path.name)
+    base = copy.deepcopy(setting.base)
+    if next(base.parameters()).dtype.itemsize < 4:
+        base.float()  # in a narrow W0 + ΔW most of ΔW would be rounded away
+    load_update(base, folder.path)
+    plain = VARIANTS["head"].load()
+    pack = Pack(seeds=(config.seed,), total_steps=(0,))
+    tuned = attach(plain, base, targets=config.targets, pack=pack, configs=[plain.config_class(name="head")])
+    return evaluate(tuned, task, "test", config.training.precision)[0]
