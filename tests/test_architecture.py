@@ -19,8 +19,16 @@ OWNERS = {
     "pyarrow": {"experiments/text/tables.py"},
     "peft": {"experiments/benchmarking/contenders.py"},
     "loralib": {"experiments/benchmarking/contenders.py"},
+    "optuna": {
+        "experiments/studies/storage.py",
+        "experiments/studies/journal_store.py",
+        "experiments/studies/postgres_store.py",
+        "experiments/studies/entries.py",
+        "experiments/studies/trial_queue.py",
+    },
+    "sqlalchemy": {"experiments/studies/storage.py", "experiments/studies/postgres_store.py"},
     "platformdirs": {"experiments/bases/weights.py"},
-    "filelock": {"experiments/record/folder.py"},
+    "filelock": {"experiments/record/folder.py", "experiments/studies/journal_store.py"},
     "rich": {
         "experiments/display.py",
         "experiments/benchmarking/terminal.py",
@@ -32,6 +40,11 @@ PURE = {
     "analysis.singular_values",
     "analysis.figure_style",
     "analysis.benchmark_figure",
+    "analysis.comparisons",
+    "analysis.intervals",
+    "analysis.multiplicity",
+    "analysis.paired_tests",
+    "analysis.power",
 }  # functions of arrays and tables: anyone may use them
 
 
