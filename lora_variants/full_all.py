@@ -26,6 +26,7 @@ class FullAllConfig(Config):
 
 class FullAll(Head):
     config_class: ClassVar[type[Config]] = FullAllConfig
+    trains_alone: ClassVar[bool] = True
 
     def layer_ranks(self, maps: Mapping[str, LinearMap]) -> dict[str, tuple[int, ...]]:
         if self.pack.trials != 1:

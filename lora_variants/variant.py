@@ -45,6 +45,7 @@ class Variant(ABC):
     """A method attached to a model, for all trials of a pack. The loop asks it; it never asks for its name."""
 
     config_class: ClassVar[type[Config]]
+    trains_alone: ClassVar[bool] = False  # whether a pack of one is all that it trains in
 
     def __init__(self, model: nn.Module, pack: Pack, configs: Sequence[Any]) -> None:
         self.model, self.pack, self.configs = model, pack, tuple(configs)

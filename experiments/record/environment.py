@@ -5,6 +5,7 @@ import subprocess
 import sys
 from collections.abc import Mapping
 from datetime import UTC, datetime
+from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -77,6 +78,7 @@ def _device_name(device: torch.device) -> str:
     return torch.cuda.get_device_name(device) if device.type == "cuda" else f"{device.type} ({platform.machine()})"
 
 
+@cache
 def _version(package: str) -> str | None:
     try:
         return version(package)
@@ -84,6 +86,7 @@ def _version(package: str) -> str | None:
         return None
 
 
+@cache
 def _git(*arguments: str) -> str | None:
     """What git says of the project's own folder; None where it is not a checkout."""
     root = Path(__file__).resolve().parents[2]

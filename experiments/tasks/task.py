@@ -32,6 +32,7 @@ class Task(ABC):
     higher_is_better: ClassVar[bool]
     head_modules: tuple[str, ...] = ()
     needs_model: ClassVar[bool] = False  # whether the base is the user's choice, the section `model`
+    steps_alike: ClassVar[bool] = True  # whether batches of different steps have the same shape
 
     config_class: ClassVar[type[TaskConfig]]
 
@@ -62,6 +63,10 @@ class Task(ABC):
     def head_names(self, model: nn.Module) -> tuple[str, ...]:
         """The modules of the base model that every variant trains alike."""
         return self.head_modules
+
+    def one_trial_reason(self, model: nn.Module) -> str | None:
+        """Why trials over this base cannot share a pack; None where they can."""
+        return None
 
     @abstractmethod
     def base_model(self, report: Report = silent) -> nn.Module:

@@ -1,0 +1,1 @@
+"""Studies: many trials over one frozen base, tuned alike, compared honestly."""

@@ -1,0 +1,62 @@
+"""Where a study stands: what its protocol wants, beside what its queue has."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from experiments.studies.entries import Entry, NewTrial
+from experiments.studies.protocol import ArmProgress, PlannedTrial, TrialResult, progress_of
+from experiments.studies.study import Study
+from experiments.studies.trial_queue import TrialQueue
+
+
+@dataclass(frozen=True)
+class Board:
+    """One look: the progress of every arm, the trials wanted so far by key, and the queue's entry of each."""
+
+    arms: tuple[ArmProgress, ...]
+    wanted: Mapping[str, PlannedTrial]
+    entries: Mapping[str, Entry]
+
+    @property
+    def complete(self) -> bool:
+        """Whether every trial that the study wants has ended."""
+        return all(arm.complete for arm in self.arms)
+
+    def state(self, key: str) -> str:
+        """'waiting', 'running', 'done' or 'failed'."""
+        return self.entries[key].state if key in self.entries else "waiting"
+
+
+def look(study: Study, queue: TrialQueue) -> Board:
+    """What is wanted now, by what has ended so far."""
+    entries = queue.latest()
+    results = {key: _result(entry) for key, entry in entries.items() if entry.state in ("done", "failed")}
+    arms = tuple(
+        progress_of(arm, study.protocol, results, higher_is_better=study.higher_is_better) for arm in study.arms
+    )
+    return Board(arms, {trial.key: trial for arm in arms for trial in arm.wanted}, entries)
+
+
+def fill(queue: TrialQueue, board: Board, *, at_most: int, retry_failed: bool = False) -> int:
+    """Have up to so many of the wanted trials that the queue lacks wait in it; how many were added."""
+    lacking = [
+        trial
+        for key, trial in board.wanted.items()
+        if key not in board.entries or (retry_failed and board.entries[key].state == "failed")
+    ]
+    return queue.add([_new(trial) for trial in lacking[:at_most]], retry_failed=retry_failed)
+
+
+def _result(entry: Entry) -> TrialResult:
+    if entry.state == "failed":
+        return TrialResult(failed=True, reason=str(entry.facts.get("failure")))
+    return TrialResult(failed=False, score=entry.score, loss=entry.facts.get("loss"))
+
+
+def _new(trial: PlannedTrial) -> NewTrial:
+    """What the queue and its dashboards are told of a trial."""
+    assert trial.learning_rate is not None  # wanted trials have one
+    rank = trial.arm.keys.get("rank")
+    ranks = {"rank": rank} if isinstance(rank, int) else {}
+    facts = {"arm": trial.arm.label, "stage": trial.stage, "variant": trial.arm.config.variant.name}
+    return NewTrial(trial.key, {"learning_rate": trial.learning_rate, "seed": trial.seed, **ranks}, facts)

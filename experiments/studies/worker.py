@@ -1,0 +1,241 @@
+"""A worker of a study: it claims trials that may share a pack, trains them together, and hands in what they scored."""
+
+import threading
+import time
+import traceback
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from experiments.crew import train_together
+from experiments.display import Display
+from experiments.interruption import Interrupted, Interruption
+from experiments.member import Member, Wishes, score_on_test
+from experiments.record.checkpoint import CheckpointError
+from experiments.record.folder import RunFolder
+from experiments.record.starting_point import read_start
+from experiments.setting import Setting
+from experiments.studies.attempts import attempt_at, discard, publish
+from experiments.studies.board import Board, fill, look
+from experiments.studies.entries import Entry
+from experiments.studies.packing import Packing, share
+from experiments.studies.protocol import PlannedTrial
+from experiments.studies.study import Study
+from experiments.studies.trial_queue import Claim, TrialQueue
+
+KEPT_WAITING = 256  # trials in the queue that wait: enough for all workers, few beside a study of thousands
+IDLE_SECONDS = 0.5
+BEAT_SECONDS = 1.0
+
+
+@dataclass
+class Progress:
+    """What this worker has done, for displays."""
+
+    trial_steps: int = 0
+    trials: int = 0
+    pack: int = 0
+    began: float = field(default_factory=time.monotonic)
+
+    def tree(self) -> dict[str, Any]:
+        seconds = round(time.monotonic() - self.began, 1)
+        return {"trial_steps": self.trial_steps, "trials": self.trials, "pack": self.pack, "seconds": seconds}
+
+
+@dataclass(frozen=True)
+class Held:
+    """A claimed trial, where its record belongs, and the attempt at it."""
+
+    claim: Claim
+    trial: PlannedTrial
+    record: RunFolder
+    member: Member
+
+
+class Worker:
+    """One process at work on a study until nothing of it is left."""
+
+    def __init__(
+        self,
+        study: Study,
+        queue: TrialQueue,
+        setting: Setting,
+        packing: Packing,
+        *,
+        runs_dir: Path,
+        interruption: Interruption,
+        workers: int = 1,
+    ) -> None:
+        self.study, self.queue, self.setting, self.packing = study, queue, setting, packing
+        self.runs_dir, self.interruption, self.workers = runs_dir, interruption, workers
+        self.progress = Progress()
+        self.held: dict[str, Held] = {}
+        self.suspects: set[str] = set()  # trials of a pack that met an error: each goes on alone
+        self.starts = {arm.identity: read_start(arm.config.start) for arm in study.arms}
+
+    def work(self) -> None:
+        """Train what waits, pack by pack, until all that the study wants has ended.
+
+        Raises: Interrupted after a checkpoint of every trial; OSError where a record cannot be written; QueueError.
+        Whatever is raised, the trials that this worker holds wait again, and lose nothing but steps.
+        """
+        with self._beating():
+            try:
+                while self._next_pack():
+                    pass
+            finally:
+                with suppress(Exception):  # what happened first is what is told
+                    self.queue.release([held.claim for held in self.held.values()])
+                    self.queue.leave()
+
+    def _next_pack(self) -> bool:
+        """Train one pack until a trial of it ends; False when nothing is left for anybody."""
+        if self.interruption.asked:
+            raise Interrupted("stopped between two packs; the same command goes on")
+        self.queue.reclaim()
+        board = look(self.study, self.queue)
+        waiting = sum(entry.state == "waiting" for entry in board.entries.values())
+        if fill(self.queue, board, at_most=KEPT_WAITING - waiting):
+            board = look(self.study, self.queue)
+        if not self.held or self.setting.task.steps_alike:
+            self._claim(board)
+        if self.held:
+            self._train(self._together())
+        elif not board.complete:
+            time.sleep(IDLE_SECONDS)
+        return bool(self.held) or not board.complete
+
+    def _claim(self, board: Board) -> None:
+        """Fill the pack with waiting trials of its group, or begin one with the first that waits."""
+        begun = next(iter(self.held.values())).trial.arm if self.held else None
+
+        def choose(entries: Sequence[Entry]) -> Sequence[Entry]:
+            known = [(entry, board.wanted[entry.key].arm) for entry in entries if entry.key in board.wanted]
+            if not known:
+                return []
+            arm = begun or known[0][1]
+            alike = [entry for entry, its_arm in known if self.packing.group(its_arm) == self.packing.group(arm)]
+            size = self.packing.size(arm)
+            return alike[: max(0, min(size - len(self.held), share(size, len(alike), self.workers)))]
+
+        for claim in self.queue.claim(choose):
+            self._begin(claim, board.wanted[claim.key])
+
+    def _together(self) -> list[Held]:
+        """The held trials that train now: as many as fit, at one step where batches of different steps differ."""
+        held = list(self.held.values())
+        alone = [one for one in held if one.claim.key in self.suspects]
+        if alone:
+            return alone[:1]
+        size, first = self.packing.size(held[0].trial.arm), held[0].member.checkpoints.start
+        return [one for one in held if self.setting.task.steps_alike or one.member.checkpoints.start == first][:size]
+
+    def _begin(self, claim: Claim, trial: PlannedTrial) -> None:
+        """Take up the attempt at a claimed trial, or hand in its record where there is one."""
+        start = self.starts[trial.arm.identity]
+        rank_total = self.packing.rank_total(trial.arm)
+        record = self.setting.folder(trial.config, self.runs_dir, rank_total=rank_total, start=start)
+        if record.finished:
+            self._hand_in(claim, trial, record)
+            return
+        attempt = attempt_at(record, claim.number)
+        wishes = Wishes(test=trial.stage == "evaluation", runs_dir=self.runs_dir, wandb_mode="disabled")
+        try:
+            member = Member(trial.config, self.setting, attempt, wishes, Display.silent(), start=start)
+        except CheckpointError:  # torn by a crash of the machine: from the first step
+            discard(attempt)
+            member = Member(trial.config, self.setting, attempt, wishes, Display.silent(), start=start)
+        self.held[claim.key] = Held(claim, trial, record, member)
+
+    def _train(self, pack: Sequence[Held]) -> None:
+        """The pack until a trial ends, and what became of its trials."""
+        self.progress.pack = len(pack)
+        try:
+            train_together(
+                self.setting, [held.member for held in pack], interruption=self.interruption, heard=self._heard
+            )
+        except Interrupted:
+            raise
+        except Exception as error:
+            self._recover(pack, error)
+            return
+        for held in pack:
+            if held.member.ended:
+                self._end(held)
+
+    def _heard(self, trials: int) -> None:
+        self.progress.trial_steps += trials
+
+    def _end(self, held: Held) -> None:
+        """Publish a trial that has ended, unless another worker has taken it over."""
+        del self.held[held.claim.key]
+        if not self.queue.holds(held.claim):
+            discard(held.member.folder)
+            return
+        publish(held.member.folder, held.record)
+        if held.member.failure is not None:
+            self.queue.fail(held.claim, held.member.failure, {"folder": held.record.path.name})
+        else:
+            self._hand_in(held.claim, held.trial, held.record)
+        self.progress.trials += 1
+
+    def _hand_in(self, claim: Claim, trial: PlannedTrial, record: RunFolder) -> None:
+        """The record's scores go into the queue."""
+        result = record.result()
+        facts: dict[str, Any] = {"folder": record.path.name, "loss": result["validation"].get("loss")}
+        if trial.stage == "evaluation":
+            if "test" not in result:  # a run of its own made this record
+                result["test"] = score_on_test(trial.config, self.setting, record, self.runs_dir)
+                record.finish(result)
+            facts["test"] = result["test"][result["score_name"]]
+        self.queue.finish(claim, result["score"], facts)
+
+    def _recover(self, pack: Sequence[Held], error: Exception) -> None:
+        """After an error the pack's trials go on from their checkpoints, in smaller packs; one alone has failed."""
+        ours = [held for held in pack if self.queue.holds(held.claim)]
+        for held in pack:
+            del self.held[held.claim.key]
+            if held not in ours:
+                discard(held.member.folder)
+        if isinstance(error, OSError) and len(ours) == len(pack):
+            self.held |= {held.claim.key: held for held in ours}
+            raise error
+        if len(pack) == 1 and ours:
+            self._fail(ours[0], error)
+            return
+        if isinstance(error, torch.OutOfMemoryError | MemoryError):
+            self.packing.halve(pack[0].trial.arm, len(pack))
+        elif len(ours) == len(pack):
+            self.suspects |= {held.claim.key for held in pack}
+        for held in ours:
+            self._begin(held.claim, held.trial)
+
+    def _fail(self, held: Held, error: Exception) -> None:
+        held.member.folder.fail("".join(traceback.format_exception(error)))
+        publish(held.member.folder, held.record)
+        out_of_memory = isinstance(error, torch.OutOfMemoryError | MemoryError)
+        reason = f"{type(error).__name__}: {error}" + (" (in a pack of one)" if out_of_memory else "")
+        self.queue.fail(held.claim, reason, {"folder": held.record.path.name})
+        self.progress.trials += 1
+
+    @contextmanager
+    def _beating(self) -> Iterator[None]:
+        """Signs of life from a thread of their own: a step may take longer than the patience of others."""
+        over = threading.Event()
+
+        def beat() -> None:
+            while not over.wait(BEAT_SECONDS):
+                with suppress(Exception):  # the main thread meets the same trouble and tells it
+                    self.queue.beat(self.progress.tree())
+
+        thread = threading.Thread(target=beat, daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            over.set()
+            thread.join()
