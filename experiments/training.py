@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from experiments.evaluation import autocast, by_split, evaluate, stack
 from experiments.gradient_scaler import GradientScaler
-from experiments.optimizer import AdamW, clip_gradients, gradient_norms, schedule_factor
+from experiments.optimizer import AdamW, schedule_factor
 from experiments.tasks.task import Batch, Task
 from lora_variants.pack import Pack
 from lora_variants.variant import Variant
@@ -114,14 +114,14 @@ class Training:
             ]
         batches = [next(batches) for batches in self._batches]
         losses, penalties = compute_gradients(self.variant, self.task, batches, self.regime, self.scaler)
-        norms = gradient_norms(self.groups, pack.trials)
+        norms = self.optimizer.gradient_norms()
         settle(pack, self.outcomes, losses + penalties, norms, self.scaler)
         factors = [
             schedule_factor(trial.schedule, step, total=self.regime.steps, warmup=trial.warmup)
             for trial, step in zip(self.trials, steps, strict=True)
         ]
         if any(pack.running):
-            clip_gradients(self.groups, norms, [trial.clip for trial in self.trials])
+            self.optimizer.clip_gradients(norms, [trial.clip for trial in self.trials])
             move(self.variant, self.optimizer, factors)
         columns = {
             "train/task_loss": losses.tolist(),

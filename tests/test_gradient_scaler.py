@@ -16,7 +16,7 @@ from experiments.configuration import load
 from experiments.display import Display
 from experiments.gradient_scaler import SMALLEST_SCALE, GradientScaler
 from experiments.interruption import Interrupted
-from experiments.optimizer import AdamW, gradient_norms, schedule_factor
+from experiments.optimizer import AdamW, schedule_factor
 from experiments.record.checkpoint import Checkpoints
 from experiments.record.folder import RunFolder
 from experiments.runner import execute
@@ -210,7 +210,7 @@ def test_a_gradient_too_small_for_float16_survives_by_its_scale() -> None:
     for precision in ("float32", "float16"):
         for scaler in (None, GradientScaler(groups, trials=2)):
             compute_gradients(variant, Amplified(faint), batches, Regime(1, ROWS, precision=precision), scaler)
-            norms[precision, scaler is not None] = gradient_norms(groups, 2)
+            norms[precision, scaler is not None] = AdamW(groups, trials=2).gradient_norms()
             variant.model.zero_grad()
     torch.testing.assert_close(norms["float16", True], norms["float32", False], rtol=1e-2, atol=0)
     assert float((norms["float16", False] / norms["float32", False]).max()) < 0.9

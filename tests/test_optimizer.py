@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from experiments.optimizer import AdamW, clip_gradients, gradient_norms, schedule_factor
+from experiments.optimizer import AdamW, schedule_factor
 from lora_variants.variant import ParameterGroup
 
 SCHEDULES = ("linear", "cosine", "constant")
@@ -107,13 +107,51 @@ def test_parameters_of_the_models_own_shape_step_as_those_with_a_trial_axis() ->
     with_axis.grad, without.grad = gradient[None].clone(), gradient.clone()
     for parameter, axis in ((with_axis, True), (without, False)):
         groups = [ParameterGroup("other", (parameter,), RATES[1:2], DECAYS[1:2], trial_axis=axis)]
-        clip_gradients(groups, gradient_norms(groups, 1), [0.5])
         optimizer = AdamW(groups, trials=1)
+        optimizer.clip_gradients(optimizer.gradient_norms(), [0.5])
         optimizer.step(torch.ones(1, dtype=torch.float64), ALL[:1])
         optimizer.zero_gradients()
-        assert parameter.grad is None
+        assert not parameter.grad.any()
     assert torch.equal(with_axis[0], without)
     assert not torch.equal(without, start)
+
+
+def test_a_parameter_with_its_first_gradient_later_steps_as_torchs_from_then_on() -> None:
+    parameters, groups = pack_of()
+    own, optimizer = torchs(parameters, 1)
+    ours = AdamW(groups, trials=TRIALS)
+    generator = torch.Generator().manual_seed(5)
+    ours.steps += 1  # torch counts each parameter's steps, we each trial's: so both begin with the second
+    for step in range(1, 5):
+        for i, (parameter, alone) in enumerate(zip(parameters, own, strict=True)):
+            if i != 1 or step > 2:
+                parameter.grad = draw(generator, *parameter.shape)
+                alone.grad = parameter.grad[1].clone()
+            optimizer.state[alone].setdefault("step", torch.tensor(float(step - 1)) + 1)
+            for moment in ("exp_avg", "exp_avg_sq"):
+                optimizer.state[alone].setdefault(moment, torch.zeros_like(alone))
+            optimizer.state[alone]["step"].fill_(step)
+        ours.step(torch.ones(TRIALS, dtype=torch.float64), ALL)
+        optimizer.step()
+        for whole, alone in zip(parameters, own, strict=True):
+            torch.testing.assert_close(whole.detach()[1], alone.detach(), **EXACT)
+
+
+def test_parameters_keep_their_numbers_and_their_layout_in_memory_when_they_come_into_rows() -> None:
+    generator = torch.Generator().manual_seed(6)
+    turned = nn.Parameter(draw(generator, TRIALS, 5, 4).mT)
+    plain = nn.Parameter(draw(generator, TRIALS, 3))
+    before = [turned.detach().clone(), plain.detach().clone()]
+    optimizer = AdamW([ParameterGroup("B", (turned, plain), RATES, DECAYS)], trials=TRIALS)
+    turned.grad, plain.grad = torch.ones_like(turned), torch.ones_like(plain)
+    (rows,) = optimizer.gather()
+    assert [turned.detach().equal(before[0]), plain.detach().equal(before[1])] == [True, True]
+    assert turned.stride()[1:] == (1, 4)
+    assert rows.values.shape == (TRIALS, 23)
+    turned.detach()[1] = 7.0
+    assert (rows.values[1] == 7.0).sum() == 20
+    optimizer.step(torch.ones(TRIALS, dtype=torch.float64), torch.tensor([True, False, True]))
+    assert (turned.detach()[1] == 7.0).all()
 
 
 # Clipping
@@ -136,9 +174,10 @@ def test_each_trials_gradient_is_clipped_as_torch_clips_it_alone(limits: tuple[f
         for one, whole in zip(own, parameters, strict=True):
             one.grad = whole.grad[k].clone()
         expected.append(torch.nn.utils.clip_grad_norm_(own, math.inf if limits[k] is None else limits[k]))
-    norms = gradient_norms(groups, TRIALS)
-    assert norms.tolist() == torch.stack(expected).tolist()
-    clip_gradients(groups, norms, limits)
+    optimizer = AdamW(groups, trials=TRIALS)
+    norms = optimizer.gradient_norms()
+    torch.testing.assert_close(norms, torch.stack(expected), **EXACT)
+    optimizer.clip_gradients(norms, limits)
     for k, own in enumerate(alone):
         for one, whole in zip(own, parameters, strict=True):
             torch.testing.assert_close(whole.grad[k], one.grad, **EXACT)
@@ -148,9 +187,10 @@ def test_a_gradient_that_is_not_a_number_clips_no_other_trials() -> None:
     parameters, groups = with_gradients()
     before = [parameter.grad.clone() for parameter in parameters]
     parameters[0].grad[1, 0] = math.nan
-    norms = gradient_norms(groups, TRIALS)
+    optimizer = AdamW(groups, trials=TRIALS)
+    norms = optimizer.gradient_norms()
     assert [math.isnan(norm) for norm in norms.tolist()] == [False, True, False]
-    clip_gradients(groups, norms, [None, 1.0, 0.5 * float(norms[2])])
+    optimizer.clip_gradients(norms, [None, 1.0, 0.5 * float(norms[2])])
     for parameter, old in zip(parameters, before, strict=True):
         assert torch.equal(parameter.grad[0], old[0])
         torch.testing.assert_close(parameter.grad[2], old[2] * 0.5, rtol=1e-5, atol=0)
