@@ -1,0 +1,86 @@
+"""A queue kept in a PostgreSQL database, which several machines reach."""
+
+import hashlib
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+from optuna.exceptions import StorageInternalError, UpdateFinishedTrialError
+from optuna.storages import RDBStorage, get_storage
+from sqlalchemy import Engine, NullPool, create_engine, func, make_url, select, text
+from sqlalchemy.exc import SQLAlchemyError
+
+from experiments.studies.storage import Address, QueueError, Store
+
+CONNECT_SECONDS = 10
+LOCK_SECONDS = 300  # adding ten thousand trials takes one
+
+
+class PostgresStore(Store):
+    """Opening creates Optuna's tables where there are none."""
+
+    def __init__(self, address: Address) -> None:
+        assert address.url is not None
+        super().__init__(address)
+        with self.errors():
+            settings: dict[str, Any] = {"pool_pre_ping": True, "connect_args": self.connect_arguments(address.url)}
+            self.turns = create_engine(address.url, poolclass=NullPool, connect_args=settings["connect_args"])
+            with advisory_lock(self.turns, "tables of optuna"):  # two processes that create them at once: one crashes
+                storage = RDBStorage(address.url, engine_kwargs=settings)
+            self.optuna = get_storage(storage)  # reads each finished trial once
+
+    def connect_arguments(self, url: str) -> dict[str, Any]:
+        """The password goes here, and so into no URL that a message could show."""
+        arguments: dict[str, Any] = {}
+        if "connect_timeout" not in make_url(url).query:
+            arguments["connect_timeout"] = CONNECT_SECONDS
+        if self.address.password is not None:
+            arguments["password"] = self.address.password
+        return arguments
+
+    @contextmanager
+    def turn(self, study: str) -> Iterator[None]:
+        lock = ExitStack()
+        with self.errors():
+            lock.enter_context(advisory_lock(self.turns, f"study {study}"))
+        try:
+            yield
+        finally:
+            with self.errors():
+                lock.close()
+
+    @contextmanager
+    def errors(self) -> Iterator[None]:
+        try:
+            yield
+        except (UpdateFinishedTrialError, QueueError):
+            raise
+        except ImportError:
+            raise QueueError(f"{self.address}: PostgreSQL needs psycopg: pip install -e '.[postgres]'") from None
+        except (SQLAlchemyError, StorageInternalError) as error:
+            raise QueueError(
+                f"{self.address}: the database cannot be used: {self.address.without_password(reason(error))}; "
+                "is the server up, the database there (createdb), the password in ~/.pgpass or PGPASSWORD?"
+            ) from None
+        except KeyError:
+            raise QueueError(f"{self.address}: the study was deleted from it; start the study again") from None
+        except RuntimeError as error:
+            raise QueueError(f"{self.address}: {self.address.without_password(str(error))}") from None
+
+
+@contextmanager
+def advisory_lock(engine: Engine, name: str) -> Iterator[None]:
+    """Inside, no other connection holds it; the server frees it when the connection ends."""
+    number = int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "big", signed=True)
+    with engine.begin() as connection:
+        connection.execute(text(f"SET LOCAL lock_timeout = '{LOCK_SECONDS}s'"))
+        connection.execute(select(func.pg_advisory_xact_lock(number)))
+        yield
+
+
+def reason(error: BaseException) -> str:
+    """What the server or the driver said, without the statement and its values."""
+    while error.__cause__ is not None and not hasattr(error, "orig"):
+        error = error.__cause__
+    said = str(getattr(error, "orig", None) or error).strip()
+    return " ".join(said.split())
