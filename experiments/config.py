@@ -95,6 +95,16 @@ class RunConfig(Section):
     start: StartConfig | None = Field(None, description="what ΔW starts from; null: from zero")
     wandb: WandbConfig = WandbConfig()  # type: ignore[call-arg]
 
+    @model_validator(mode="after")
+    def _one_narrow_type(self) -> Self:
+        dtype, precision = self.model.dtype if self.model else "float32", self.training.precision
+        if "float32" not in (dtype, precision) and dtype != precision:
+            raise ValueError(
+                f"model.dtype={dtype} and training.precision={precision} are two 16-bit types, which do not compute "
+                f"together; choose one of them for both, or float32 for one"
+            )
+        return self
+
     @property
     def learning_rate(self) -> float:
         assert isinstance(self.training.learning_rate, float)  # resolved by resolve()

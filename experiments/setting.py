@@ -65,6 +65,8 @@ def attached_pack(configs: Sequence[RunConfig], task: Task, model: nn.Module) ->
     first = configs[0]
     if first.training.checkpointing:
         task.use_checkpointing(model)
+    rows = first.training.rows // first.training.accumulation
+    task.leave_out_unread_rows(model, wanted=rows % 8 == 0)  # other numbers of rows would not be exact in packs
     variant = attach(
         VARIANTS[first.variant.name].load(),
         model,

@@ -1,7 +1,7 @@
 """Full-all: every parameter of the model trains, biases, norms and embeddings too: the papers' "full fine-tuning".
 
 A pack of one: other trials would need the frozen model. The model's own parameters are set aside and
-copies train in their places, so that W0 stays as it is and tied weights stay tied.
+copies train in their places, in float32 where W0 is narrower, so that W0 stays as it is and tied weights stay tied.
 """
 
 from collections.abc import Iterator, Mapping
@@ -41,7 +41,7 @@ class FullAll(Head):
             if id(module) not in heads
             for key, original in module.named_parameters(recurse=False)
         ]
-        self._copies = {id(p): nn.Parameter(p.detach().clone()) for _, _, _, p in self._owned}
+        self._copies = {id(p): nn.Parameter(_widened(p)) for _, _, _, p in self._owned}
         self._put(self._copies)
 
     def _put(self, copies: Mapping[int, nn.Parameter]) -> None:
@@ -96,3 +96,8 @@ class FullAll(Head):
             else:
                 found[path if key == "weight" and isinstance(module, nn.Linear) else f"{path}.{key}"] = change
         return found
+
+
+def _widened(parameter: Tensor) -> Tensor:
+    """A copy in float32, or in the parameter's own type where that is wider: 16 bits would round steps away."""
+    return parameter.detach().to(torch.promote_types(parameter.dtype, torch.float32), copy=True)

@@ -101,3 +101,10 @@ def test_identity_changes_with_what_the_result_depends_on_and_not_with_wandb() -
     other = load(BYTES, seed=1)
     assert config.identity(base="b") == same.identity(base="b")
     assert len({config.identity(base="b"), other.identity(base="b"), config.identity(base="c")}) == 3
+
+
+def test_two_16_bit_types_that_do_not_compute_together_are_a_fault() -> None:
+    trec = ROOT / "configs" / "trec.yaml"
+    with pytest.raises(ConfigError, match=r"model.dtype=float16 and training.precision=bfloat16 are two 16-bit types"):
+        load(trec, settings=["model.dtype=float16", "precision=bfloat16"])
+    assert load(trec, settings=["model.dtype=float16", "precision=float16"]).training.precision == "float16"

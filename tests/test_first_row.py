@@ -72,6 +72,14 @@ def test_the_rows_are_left_out_while_it_trains_and_there_alone(name: str) -> Non
     assert seen == [1, LENGTH]
 
 
+def test_the_layer_computes_all_rows_again_when_that_is_wanted() -> None:
+    model = classifier("Bert")
+    compute_first_row_only(model)
+    assert not compute_first_row_only(model, wanted=False)
+    for ours, theirs in zip(gradients(model, padded=True), gradients(classifier("Bert"), padded=True), strict=True):
+        assert torch.equal(ours, theirs)
+
+
 def test_what_is_not_known_to_be_the_same_is_left_as_it_is() -> None:
     assert not compute_first_row_only(nn.Linear(2, 2))
     assert not compute_first_row_only(classifier("Bert", attention_probs_dropout_prob=0.1))

@@ -259,7 +259,7 @@ class Words(Regression):
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
-@pytest.mark.parametrize("name", ["lora", "adalora", "full"])
+@pytest.mark.parametrize("name", ["lora", "adalora", "full", "full_all"])
 @pytest.mark.parametrize("kind", ["bert", "llama", "mean"])
 def test_a_narrow_base_stays_narrow_and_what_trains_is_in_float32(
     tmp_path: Path, kind: str, name: str, dtype: str

@@ -13,14 +13,16 @@ import torch
 
 from experiments.configuration import load, yaml_text
 from experiments.display import Display
-from experiments.runner import attached, execute, load_task, regime_of
+from experiments.evaluation import evaluate
+from experiments.runner import execute
+from experiments.setting import attached, load_task, regime_of
 from experiments.tasks.language_modeling import LanguageModeling, LanguageModelingConfig
 from experiments.text.passages import Layout, read_passages
 from experiments.text.reading import DataError
 from experiments.text.sources import Location
-from experiments.text.tables import Form
+from experiments.text.tables import Form, read_table
 from experiments.text.tables_of_splits import read_splits
-from experiments.training import compute_gradients, evaluate
+from experiments.training import compute_gradients
 from lora_variants import VARIANTS
 from lora_variants.attach import attach
 from lora_variants.pack import Pack
@@ -76,7 +78,7 @@ def test_every_token_of_a_split_is_scored_once_as_the_model_sees_it(tmp_path: Pa
     task = load_task(config)
     assert isinstance(task, LanguageModeling)
     variant = attached(config, task, task.base_model())
-    (found,) = evaluate(variant, task, "validation", regime_of(config))
+    (found,) = evaluate(variant, task, "validation", config.training.precision)
     text = "".join(passage.text for passage in task.data[0]["validation"])
     ids = torch.tensor(task.base.tokenizer(text, add_special_tokens=False).input_ids)
     losses = []
@@ -96,7 +98,7 @@ def test_a_line_is_scored_on_its_reference_alone(tmp_path: Path, model: str) -> 
     )
     task = load_task(config)
     variant = attached(config, task, task.base_model())
-    (found,) = evaluate(variant, task, "test", regime_of(config))
+    (found,) = evaluate(variant, task, "test", config.training.precision)
     tokenizer, losses = task.base.tokenizer, []  # type: ignore[attr-defined]
     for passage in task.data[0]["test"]:  # type: ignore[attr-defined]
         prompt, text = (tokenizer(part, add_special_tokens=False).input_ids for part in (passage.prompt, passage.text))
@@ -123,7 +125,7 @@ def test_the_base_s_own_domain_is_scored_before_and_after(tmp_path: Path, model:
     untouched = configured(tmp_path, model, path=str(tmp_path / "data"), variant="head",
                            forgetting={"path": str(own), "windows": 9})  # fmt: skip
     base = attached(untouched, task, task.base_model())
-    assert forgetting["before"] == evaluate(base, task, "forgetting", regime_of(config))[0]["loss"]
+    assert forgetting["before"] == evaluate(base, task, "forgetting", config.training.precision)[0]["loss"]
     assert forgetting["after"] != forgetting["before"]
     assert forgetting["change"] == forgetting["after"] - forgetting["before"]
     assert len(task.rows_of("forgetting")) == 9  # type: ignore[attr-defined]
@@ -153,6 +155,41 @@ def test_a_line_without_its_separator_is_malformed_and_an_empty_split_refused(tm
         read_passages(tables, layout, {"validation": 0.1}, seed=0, skip_malformed=False)
     _, malformed = read_passages(tables, layout, {"validation": 0.1}, seed=0, skip_malformed=True)
     assert malformed == {"train": 1, "test": 0}
+
+
+def test_an_empty_text_of_a_table_is_malformed_as_a_row_and_nothing_in_a_stream(tmp_path: Path) -> None:
+    for split in ("train", "valid", "test"):
+        texts = ["a cat", "", "a dog", None] if split == "train" else ["a cat"]
+        (tmp_path / f"{split}.jsonl").write_text("\n".join(json.dumps({"text": text}) for text in texts))
+    tables = read_splits(Location(str(tmp_path)), Form(of_txt="text"), subset=None, revision=None)
+    with pytest.raises(
+        DataError, match=r"2 of 6 rows .*\n.*train\.jsonl line 2: 'text' is empty\n.*line 4: 'text' is no"
+    ):
+        read_passages(tables, Layout(rows="lines"), {}, seed=0, skip_malformed=False)
+    rows, malformed = read_passages(tables, Layout(rows="lines"), {}, seed=0, skip_malformed=True)
+    assert [(p.text, p.line) for p in rows["train"]] == [("a cat", 1), ("a dog", 3)]
+    assert malformed == {"train": 2, "validation": 0, "test": 0}
+    stream, malformed = read_passages(tables, Layout(rows="stream"), {}, seed=0, skip_malformed=True)
+    assert ("".join(p.text for p in stream["train"]), malformed["train"]) == ("a cat\n\na dog\n", 1)
+
+
+def test_a_table_whose_index_has_no_name_is_no_file_of_lines(tmp_path: Path) -> None:
+    (tmp_path / "t.csv").write_text(",text\n0,a cat\n1,a dog\n")
+    table = read_table(tmp_path / "t.csv", Form())
+    rows, _ = read_passages({"train": [table]}, Layout(rows="lines"), {}, seed=0, skip_malformed=False)
+    assert [passage.text for passage in rows["train"]] == ["a cat", "a dog"]
+
+
+def test_prompts_that_are_looked_for_in_the_other_form_of_data_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "t.txt").write_text("a||b\n")
+    (tmp_path / "t.jsonl").write_text('{"text": "a||b"}\n')
+    for name, layout, fault in (
+        ("t.txt", Layout(rows="lines", prompt="p"), r"t\.txt has lines, no columns: .* task\.prompt_separator"),
+        ("t.jsonl", Layout(rows="lines", prompt_separator="||"), r"t\.jsonl has columns, no lines: .* task\.prompt$"),
+    ):
+        table = read_table(tmp_path / name, Form(of_txt="text"))
+        with pytest.raises(DataError, match=fault):
+            read_passages({"train": [table]}, layout, {}, seed=0, skip_malformed=False)
 
 
 def test_trials_of_one_pack_have_lines_of_one_length_at_each_step_and_the_losses_they_have_alone(

@@ -7,10 +7,16 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from safetensors import SafetensorError
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import Split
+from transformers import PreTrainedTokenizerFast
 
 from experiments.text.batching import evaluation_order, padded_length, training_order
-from experiments.text.encoding import encode_lines, encode_stream
+from experiments.text.encoding import encode_lines, encode_stream, encode_texts
 from experiments.text.passages import Passage
+from experiments.text.reading import DataError
 from experiments.text.tokens import Tokens, cached_tokens, joined
 
 
@@ -41,6 +47,19 @@ def test_rows_of_like_length_go_together_so_that_little_is_padding() -> None:
     assert len({longest for _, longest in batches[:16]}) > 2  # short and long ones come in turn
 
 
+def test_with_a_spare_place_the_rows_of_a_step_are_all_padded_or_none_whatever_the_seed() -> None:
+    lengths = torch.cat([torch.full((128,), 16), torch.arange(9, 17).repeat(32), torch.full((64,), 21)])
+    found: dict[bool, set[int]] = {True: set(), False: set()}
+    for seed in (0, 1):
+        for places, longest in islice(training_order(lengths, 8, seed, spare=1), 3 * len(lengths) // 8):
+            unpadded = lengths[places] == padded_length(longest)
+            assert unpadded.all() or not unpadded.any()
+            found[bool(unpadded.any())].add(padded_length(longest))
+    assert found == {True: {16}, False: {16, 24}}
+    steps = [list(islice(training_order(lengths, 8, 0, spare=spare), 60)) for spare in (0, 1)]
+    assert all(torch.equal(a, b) for (a, _), (b, _) in zip(*steps, strict=True))
+
+
 def test_an_evaluation_sees_every_row_once() -> None:
     lengths = torch.tensor([5, 3, 9, 3, 1])
     batches = list(evaluation_order(lengths, 2))
@@ -49,7 +68,8 @@ def test_an_evaluation_sees_every_row_once() -> None:
 
 
 def test_padding_goes_to_a_multiple_of_eight_and_hides_what_it_adds() -> None:
-    tokens = joined([[5, 6, 7], [8], [9, 10]], [[True, False, True], [True], [True, True]], [False] * 3)
+    marks = [[True, False, True], [True], [True, True]]
+    tokens = joined([[5, 6, 7], [8], [9, 10]], [False] * 3, marks=marks)
     batch = tokens.padded(torch.tensor([2, 0]), padded_length(3), 1)
     assert batch["input_ids"].tolist() == [[9, 10] + [1] * 6, [5, 6, 7] + [1] * 5]
     assert batch["attention_mask"].sum(1).tolist() == [2, 3]
@@ -57,7 +77,7 @@ def test_padding_goes_to_a_multiple_of_eight_and_hides_what_it_adds() -> None:
 
 
 def three_rows() -> Tokens:
-    return joined([[1, 2], [3], [4, 5, 6]], None, [False, True, False])
+    return joined([[1, 2], [3], [4, 5, 6]], [False, True, False])
 
 
 def test_tokens_are_cached_by_what_they_depend_on_and_a_torn_file_is_built_again(
@@ -85,6 +105,16 @@ def test_tokens_are_cached_by_what_they_depend_on_and_a_torn_file_is_built_again
     assert len(built) == 5
 
 
+def test_a_cache_that_is_full_costs_time_and_nothing_else(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise SafetensorError("I/O error: No space left on device (os error 28)")
+
+    monkeypatch.setattr("experiments.text.tokens.cache_folder", lambda: tmp_path)
+    monkeypatch.setattr("experiments.text.tokens.save_file", full)
+    assert torch.equal(cached_tokens(three_rows, text="a").flat, three_rows().flat)
+    assert not list((tmp_path / "tokens").iterdir())
+
+
 def newest(folder: Path) -> int:
     return max(file.stat().st_mtime_ns for file in (folder / "tokens").iterdir())
 
@@ -97,6 +127,17 @@ class Characters:
     def __call__(self, texts: list[str], **_: object) -> "Characters":
         self.input_ids = [[ord(letter) for letter in text] for text in texts]
         return self
+
+
+def test_a_text_of_which_the_tokenizer_makes_no_token_is_refused() -> None:
+    inner = Tokenizer(WordLevel({"a": 0, "?": 1}, unk_token="?"))
+    inner.pre_tokenizer = Split("-", "removed")
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=inner)
+    assert encode_texts(tokenizer, [("a-a",), ("a",)], 8).lengths.tolist() == [2, 1]
+    with pytest.raises(
+        DataError, match=r"the tokenizer makes no token of \('--',\), one of 2 such rows; leave them out"
+    ):
+        encode_texts(tokenizer, [("a-a",), ("--",), ("-",)], 8)
 
 
 def test_windows_predict_every_token_of_a_stream_once() -> None:
@@ -115,3 +156,11 @@ def test_a_line_scores_its_reference_alone_and_one_that_is_cut_says_so() -> None
     assert tokens.lengths.tolist() == [7, 17]
     assert tokens.truncated.tolist() == [False, True]
     assert encode_lines(Characters(), lines, 16, score_prompts=True).marked[:7].tolist() == [False] + [True] * 6
+
+
+def test_what_is_scored_is_marked_and_has_a_token_before_it() -> None:
+    rows = [[5, 6, 7], [8], [9, 10], [], [11, 12]]
+    marks = [[True, False, True], [True], [True, True], [], [True, False]]
+    assert joined(rows, [False] * 5, marks=marks).scored.tolist() == [1, 0, 1, 0, 0]
+    stream = encode_stream(Characters(), [Passage("abcdefghij")], 8)
+    assert stream.scored.tolist() == [8, 1]

@@ -10,11 +10,12 @@ import torch
 
 from experiments.configuration import ConfigError, load, parse_yaml, resolve, yaml_text
 from experiments.display import Display
-from experiments.runner import attached, execute, load_task, regime_of
+from experiments.evaluation import evaluate
+from experiments.runner import execute
+from experiments.setting import attached, load_task
 from experiments.tasks.text_classification import TextClassification, TextClassificationConfig
 from experiments.text.presets import PRESETS
 from experiments.text.reading import DataError
-from experiments.training import evaluate
 from tests.text_data import SENTENCES, write_labelled, write_model
 from tests.tiny_transformers import saved
 
@@ -89,7 +90,7 @@ def test_scores_are_those_of_the_model_on_every_row_of_the_split(tmp_path: Path,
     task = load_task(config)
     assert isinstance(task, TextClassification)
     variant = attached(config, task, task.base_model())
-    (found,) = evaluate(variant, task, "validation", regime_of(config))
+    (found,) = evaluate(variant, task, "validation", config.training.precision)
     tokenizer, examples = task.base.tokenizer, task.data.splits["validation"]
     labels = task.data.targets("validation")
     variant.pack.rows = 1
@@ -109,7 +110,7 @@ def test_a_number_is_predicted_with_squared_error_and_both_correlations(tmp_path
     config = configured(tmp_path, model, str(folder), text=["one", "two"], label="score", labels=None, regression=True)
     task = load_task(config)
     variant = attached(config, task, task.base_model())
-    (found,) = evaluate(variant, task, "validation", regime_of(config))
+    (found,) = evaluate(variant, task, "validation", config.training.precision)
     assert {"loss", "pearson"} <= set(found)
     batches = list(task.evaluation_batches("validation"))
     with torch.no_grad():

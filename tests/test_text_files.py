@@ -32,7 +32,7 @@ def examples(folder: Path, columns: Columns = TWO, *, skip: bool = False, **spli
     return read_examples(tables, columns, shares, seed=0, limit=None, skip_malformed=skip)
 
 
-def write_splits(folder: Path, train: str, validation: str = "a,yes\n", test: str = "b,no\n") -> Path:
+def write_splits(folder: Path, train: str, validation: str = "a,yes\nb,no\n", test: str = "b,no\nc,yes\n") -> Path:
     for name, text in {"train": train, "dev": validation, "test": test}.items():
         (folder / f"{name}.csv").write_text("text,label\n" + text)
     return folder
@@ -90,6 +90,8 @@ def test_files_that_hold_no_table_are_refused_by_name_and_reason(tmp_path: Path)
         ("t.csv", 'text,label\n"a\nb",yes\n"c,yes\n', "line 4: unexpected end of data"),
         ("t.jsonl", '{"text": "a"}\n{"text": \n', "line 2: not JSON: Expecting value at column 10"),
         ("t.jsonl", '{"text": "a"}\n\n[1]\n', "line 3: a list, not an object of columns"),
+        ("t.jsonl", '{"text": "a"}\n{"text": "\\ud800"}\n', "line 2: has half of a character, a lone surrogate"),
+        ("t.jsonl", '{"text": "a"}\n' + "[" * 100_000, "line 2: nested too deep"),
     ],
 )
 def test_a_malformed_row_is_named_by_file_line_and_reason(tmp_path: Path, name: str, text: str, fault: str) -> None:
@@ -101,15 +103,15 @@ def test_a_malformed_row_is_named_by_file_line_and_reason(tmp_path: Path, name: 
 
 def test_malformed_rows_of_all_splits_stop_the_run_before_it_begins_or_are_skipped_and_counted(tmp_path: Path) -> None:
     train = "a,yes\nb,maybe\nc,\n,no\nd,no\n"
-    folder = write_splits(tmp_path, train, test="e,no\nf,perhaps\n")
+    folder = write_splits(tmp_path, train, test="e,no\ng,yes\nf,perhaps\n")
     with pytest.raises(DataError) as error:
         examples(folder)
     text = str(error.value)
-    assert text.startswith("4 of 8 rows are malformed")
+    assert text.startswith("4 of 10 rows are malformed")
     assert "task.skip_malformed=true" in text
     for fault in ("train.csv line 3: unknown label 'maybe'", "line 4: 'label' is empty", "line 5: 'text' is empty"):
         assert fault in text
-    assert "test.csv line 3: unknown label 'perhaps'" in text
+    assert "test.csv line 4: unknown label 'perhaps'" in text
     found = examples(folder, skip=True)
     assert [found.splits[split].malformed for split in ("train", "validation", "test")] == [3, 0, 1]
     assert found.splits["train"].texts == [("a",), ("d",)]
@@ -121,20 +123,43 @@ def test_a_missing_column_says_which_there_are(tmp_path: Path) -> None:
         examples(folder, Columns(("sentence",), "label", ("no", "yes")))
 
 
+def test_a_header_that_has_a_name_twice_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "t.csv").write_text("text,label,text\na,yes,b\n")
+    assert "t.csv line 1: the header has text more than once" in refused(tmp_path / "t.csv")
+
+
+def test_a_value_that_is_no_text_is_malformed_and_a_number_is_text(tmp_path: Path) -> None:
+    rows = [{"text": text, "label": "yes"} for text in (["a", "b"], {"a": 1}, "a", 5)]
+    for name in ("train", "dev", "test"):
+        (tmp_path / f"{name}.jsonl").write_text("\n".join(json.dumps(row) for row in rows))
+    with pytest.raises(DataError, match=r"line 1: 'text' is a list, not a text or a number"):
+        examples(tmp_path)
+    found = examples(tmp_path, skip=True).splits["train"]
+    assert (found.texts, found.malformed) == ([("a",), ("5",)], 2)
+
+
+@pytest.mark.parametrize("split", ["train", "validation", "test"])
+def test_a_split_of_one_row_is_refused(tmp_path: Path, split: str) -> None:
+    two = "a,yes\nb,no\n"
+    folder = write_splits(tmp_path, **({"train": two, "validation": two, "test": two} | {split: "a,yes\n"}))
+    with pytest.raises(DataError, match=f"the {split} split has one usable row; training and scores need two"):
+        examples(folder)
+
+
 def test_labels_that_are_not_given_are_those_of_the_training_rows(tmp_path: Path) -> None:
     folder = write_splits(tmp_path, "a,yes\nb,no\nc,yes\n")
     found = examples(folder, Columns(("text",), "label"))
     assert found.labels == ("no", "yes")
     assert found.targets("train").tolist() == [1, 0, 1]
     with pytest.raises(DataError, match=r"is task\.label the right column"):
-        examples(write_splits(tmp_path, "a,p\nb,q\nc,r\n", "a,p\n", "a,p\n"), Columns(("text",), "label"))
+        examples(write_splits(tmp_path, "a,p\nb,q\nc,r\n", "a,p\nb,q\n", "a,p\nb,q\n"), Columns(("text",), "label"))
 
 
 def test_numbers_to_predict_must_be_finite_numbers(tmp_path: Path) -> None:
-    folder = write_splits(tmp_path, "a,1.5\nb,nan\nc,high\n", "a,1\n", "b,2\n")
+    folder = write_splits(tmp_path, "a,1.5\nb,nan\nc,high\nd,-2\n", "a,1\nb,2\n", "b,2\nc,3\n")
     found = examples(folder, Columns(("text",), "label", regression=True), skip=True)
     assert found.splits["train"].malformed == 2
-    assert found.targets("train").tolist() == [1.5]
+    assert found.targets("train").tolist() == [1.5, -2.0]
 
 
 def test_a_folder_without_the_splits_says_what_is_there_and_what_to_say(tmp_path: Path) -> None:

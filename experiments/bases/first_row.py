@@ -14,19 +14,21 @@ from torch import Tensor, nn
 READERS = {"BertForSequenceClassification": "bert", "RobertaForSequenceClassification": "roberta"}
 
 
-def compute_first_row_only(model: nn.Module) -> bool:
+def compute_first_row_only(model: nn.Module, wanted: bool = True) -> bool:
     """While it trains, have the last layer of a BERT or RoBERTa classifier compute the row that its head reads.
 
-    False where that is not known to be the same: another architecture, dropout in the attention, no layers.
+    False where that is not known to be the same: another architecture, dropout in the attention, no layers. Without
+    `wanted` the layer computes all rows again.
     """
     encoder = READERS.get(type(model).__name__)
     layers = getattr(model.get_submodule(f"{encoder}.encoder"), "layer", None) if encoder else None
     if not layers or layers[-1].attention.self.dropout.p or getattr(model.config, "is_decoder", False):
         return False
     last = layers[-1]
-    if "forward" not in vars(last):
+    vars(last).pop("forward", None)
+    if wanted:
         last.forward = MethodType(_forward, last)
-    return True
+    return wanted
 
 
 def _forward(layer: Any, hidden_states: Tensor, attention_mask: Tensor | None = None, *rest: Any, **more: Any) -> Any:

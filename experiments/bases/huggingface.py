@@ -8,11 +8,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from pickle import UnpicklingError
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 
+from experiments.bases.architecture import Kind, head_modules
 from experiments.bases.model_config import ModelConfig, ModelError
 from experiments.bases.model_files import commit_of, model_folder, raw_settings
 from experiments.bases.pooled import MeanPooled
@@ -27,10 +28,9 @@ __all__ = [
     "content_of",
     "head_modules",
     "load_tokenizer",
+    "model_settings",
     "use_checkpointing",
 ]
-
-Kind = Literal["classification", "causal_lm"]
 
 TOKENIZERS = ("tokenizer.json", "vocab.txt", "vocab.json", "*.model")
 WHOLE_LAYERS = ("layerdrop", "drop_path")  # what these knobs drop is not numbers but layers: never
@@ -40,7 +40,7 @@ def load_tokenizer(config: ModelConfig) -> "PreTrainedTokenizerBase":
     """The model's fast tokenizer; it has a pad token (its end token where it has no other) and pads on the right.
 
     Padding on the left would shift the learned positions of GPT-2, which counts them from the first column.
-    Raises: ModelError where there is none, or where it knows more tokens than the model has embeddings.
+    Raises: ModelError where there is none, or where it knows a token that the model has no embedding of.
     """
     from transformers import AutoTokenizer
 
@@ -62,9 +62,10 @@ def load_tokenizer(config: ModelConfig) -> "PreTrainedTokenizerBase":
         raise ModelError(f"model.name: the tokenizer of {config.name!r} has neither a pad nor an end token to pad with")
     tokenizer.padding_side = "right"
     embeddings = raw_settings(config, folder).get("vocab_size")
-    if isinstance(embeddings, int) and len(tokenizer) > embeddings:
+    numbers = max(tokenizer.get_vocab().values(), default=-1) + 1  # those added may lie apart from the others
+    if isinstance(embeddings, int) and numbers > embeddings:
         raise ModelError(
-            f"model.name: the tokenizer of {config.name!r} knows {len(tokenizer)} tokens but the model has "
+            f"model.name: the tokenizer of {config.name!r} numbers its tokens up to {numbers - 1} but the model has "
             f"{embeddings} embeddings; they do not belong together"
         )
     return tokenizer
@@ -79,7 +80,9 @@ def build_model(config: ModelConfig, kind: Kind, *, labels: int, pad_token_id: i
     """
     pretrained = weights and config.weights == "pretrained"
     folder = model_folder(config, weights=pretrained)
-    settings = _settings(config, folder, kind, labels)
+    settings = model_settings(config, folder)
+    if kind == "classification":
+        settings.num_labels = labels
     _refuse_kind(config, kind, settings, pad_token_id)
     with _quiet():
         model = _pretrained(config, folder, kind, settings) if pretrained else _random(config, kind, settings, weights)
@@ -94,17 +97,6 @@ def build_model(config: ModelConfig, kind: Kind, *, labels: int, pad_token_id: i
             for parameter in model.get_submodule(name).parameters():
                 parameter.zero_()
     return model
-
-
-def head_modules(model: nn.Module, kind: Kind) -> tuple[str, ...]:
-    """The modules that no pretraining knows, trained by every variant alike: what is linear outside the model's body.
-
-    A language model has none: its lm_head belongs to W0.
-    """
-    if kind == "causal_lm":
-        return ()
-    body = model.base_model
-    return tuple(name for name, part in model.named_children() if part is not body and _is_linear_only(part))
 
 
 def content_of(config: ModelConfig) -> dict[str, str]:
@@ -123,10 +115,14 @@ def use_checkpointing(model: nn.Module) -> None:
         body.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
 
 
-def _settings(config: ModelConfig, folder: Path, kind: Kind, labels: int) -> Any:
-    """The model's own configuration with the base's dropout set, no cache, and the task's number of labels."""
+def model_settings(config: ModelConfig, folder: Path | None = None) -> Any:
+    """The model's own configuration with the base's dropout set and no cache; `folder` is its folder where known.
+
+    Raises: ModelError for what cannot be had or used.
+    """
     from transformers import AutoConfig
 
+    folder = folder or model_folder(config, weights=False)
     raw = raw_settings(config, folder)
     if raw.get("quantization_config"):
         raise ModelError(
@@ -146,8 +142,6 @@ def _settings(config: ModelConfig, folder: Path, kind: Kind, labels: int) -> Any
         if "drop" in knob and isinstance(value, int | float) and not isinstance(value, bool):
             setattr(settings, knob, 0.0 if any(part in knob for part in WHOLE_LAYERS) else config.dropout)
     settings.use_cache = False
-    if kind == "classification":
-        settings.num_labels = labels
     return settings
 
 
@@ -218,12 +212,6 @@ def _random(config: ModelConfig, kind: Kind, settings: Any, drawn: bool) -> Any:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         return auto.from_config(settings, **options)
-
-
-def _is_linear_only(module: nn.Module) -> bool:
-    """Whether it has parameters and all of them are those of linear layers."""
-    owners = [part for part in module.modules() if any(True for _ in part.parameters(recurse=False))]
-    return bool(owners) and all(isinstance(owner, nn.Linear) for owner in owners)
 
 
 def _width(config: ModelConfig, settings: Any) -> int:

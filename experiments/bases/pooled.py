@@ -29,8 +29,11 @@ class MeanPooled(nn.Module):
     def base_model(self) -> nn.Module:
         return self.get_submodule(self._body_name)
 
-    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Logits:
-        """Both (rows, length); a row's mean is over the places where its mask is 1, at least one of them."""
-        hidden = self.base_model(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state.float()
+    def forward(self, input_ids: Tensor, attention_mask: Tensor, **more: Tensor) -> Logits:
+        """All (rows, length); a row's mean is over the places where its mask is 1, at least one of them.
+
+        `more` is what else the body takes: BERT's token_type_ids.
+        """
+        hidden = self.base_model(input_ids=input_ids, attention_mask=attention_mask, **more).last_hidden_state.float()
         kept = attention_mask[..., None].to(hidden.dtype)  # (rows, length, 1)
         return Logits(self.classifier((hidden * kept).sum(dim=1) / kept.sum(dim=1)))

@@ -48,7 +48,7 @@ def cached(model: nn.Module, *, key: str, build: Callable[[], None], report: Rep
     build()
     try:
         store(model, path)
-    except OSError as error:
+    except (OSError, SafetensorError) as error:
         report(f"the base model could not be cached, the next run builds it again: {error}", 0, 0)
 
 

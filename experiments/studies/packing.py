@@ -84,7 +84,7 @@ class Packing:
 
     def _alone(self, config: RunConfig) -> bool:
         task, variant = self.setting.task, VARIANTS[config.variant.name].load()
-        return variant.trains_alone or task.one_trial_reason(self.setting.base) is not None
+        return variant.trains_alone or task.trains_alone() is not None
 
     def _measured(self, config: RunConfig) -> list[Speed]:
         found: list[Speed] = []

@@ -10,13 +10,14 @@ import torch.nn.functional as F
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 from torch import Tensor, nn
 
+from experiments.bases.architecture import one_trial_reason
 from experiments.bases.weights import Report, silent
 from experiments.tasks.task import Batch, Split, Task, TaskConfig
 from experiments.text.batching import evaluation_order, padded_length, training_order
 from experiments.text.encoding import encode_lines, encode_stream
 from experiments.text.model import TextModel
 from experiments.text.passages import Layout, Passage, passages_sha256, read_passages, read_plain
-from experiments.text.reading import DataError
+from experiments.text.reading import DataError, Malformed, refuse_malformed
 from experiments.text.settings import TextDataConfig, location
 from experiments.text.sources import whole
 from experiments.text.tables import Form
@@ -79,13 +80,14 @@ class LanguageModeling(Task):
 
     config_class: ClassVar[type[TaskConfig]] = LanguageModelingConfig
     needs_model: ClassVar[bool] = True
+    steps_alike: ClassVar[bool] = False  # the length of the rows is that of the step
     score_name = "perplexity"
     higher_is_better: ClassVar[bool] = False
     config: LanguageModelingConfig
 
     def __init__(self, config: LanguageModelingConfig, model_config: Any = None) -> None:
         super().__init__(config, model_config)
-        self.base = TextModel(model_config, "causal_lm")
+        self.base = TextModel(model_config, "causal_lm", length_knob="context")
         self._tokens: dict[str, Tokens] = {}
 
     @cached_property
@@ -109,7 +111,7 @@ class LanguageModeling(Task):
     def tokens(self, split: str) -> Tokens:
         """The rows of a split.
 
-        Raises: DataError where there is nothing to predict.
+        Raises: DataError where there is nothing to predict, in all of it or in a line that is not to be skipped.
         """
         if split not in self._tokens:
             passages, config, tokenizer = self.data[0][split], self.config, self.base.tokenizer
@@ -124,21 +126,36 @@ class LanguageModeling(Task):
                 encode, text=passages_sha256(passages), tokenizer=self.base.tokenizer_sha256, context=config.context,
                 lines=in_lines, all_scored=all_scored,
             )  # fmt: skip
-            if int(found.lengths.max()) < 2:
-                raise DataError(f"the {split} split has too few tokens to predict one")
+            if not found.scored.any():
+                raise DataError(f"the {split} split has no token to score within task.context={config.context}")
+            if not config.skip_malformed:
+                refuse_malformed(self._unscored(split, found), len(passages))
             self._tokens[split] = found
         return self._tokens[split]
 
+    def _unscored(self, split: str, tokens: Tokens) -> list[Malformed]:
+        """The lines without a token to score: their means would be 0 / 0."""
+        most, passages, found = self.config.context + 1, self.data[0][split], []
+        for i in (tokens.scored == 0).nonzero().flatten().tolist():
+            short = "has no second token to predict"
+            long = f"none of its first {most} tokens is scored; shorten the prompt or raise task.context"
+            reason = short if tokens.lengths[i] < 2 else long
+            found.append(Malformed(passages[i].place, passages[i].line, reason))
+        return found
+
     def rows_of(self, split: str) -> Tensor:
         """Places of the rows of a split that are used; limits are drawn by the split seed or spread evenly."""
-        rows, config = len(self.tokens(split).lengths), self.config
+        usable, config = self.tokens(split).scored.nonzero().flatten(), self.config
+        rows = len(usable)
         if split == "train":
             limit = min(rows, config.train_rows or rows)
-            return torch.randperm(rows, generator=stream(config.split_seed, "limit"))[:limit].sort().values
+            return usable[torch.randperm(rows, generator=stream(config.split_seed, "limit"))[:limit].sort().values]
         most = config.forgetting.windows if split == "forgetting" and config.forgetting else config.evaluation_rows
-        return torch.arange(min(rows, most or rows)) * rows // min(rows, most or rows)
+        return usable[torch.arange(min(rows, most or rows)) * rows // min(rows, most or rows)]
 
     def data_sha256(self) -> dict[str, str]:
+        for split in self.data[0]:
+            self.tokens(split)  # so that a line without a token to score is known now
         hashes = {split: passages_sha256(passages) for split, passages in self.data[0].items()}
         return hashes | self.base.sha256(self.architecture())
 
@@ -147,7 +164,7 @@ class LanguageModeling(Task):
             split: {
                 "rows": len(self.rows_of(split)),
                 "tokens": int((self.tokens(split).lengths[self.rows_of(split)] - 1).sum()),
-                "malformed": self.data[1].get(split, 0),
+                "malformed": self.data[1].get(split, 0) + int((self.tokens(split).scored == 0).sum()),
                 "truncated": int(self.tokens(split).truncated[self.rows_of(split)].sum()),
             }
             for split in self.data[0]
@@ -169,7 +186,7 @@ class LanguageModeling(Task):
     def training_batches(self, seed: int, rows: int) -> Iterator[Batch]:
         """Rows of like length together, every row once an epoch; at each step all seeds have the same length."""
         used = self.rows_of("train")
-        for places, longest in training_order(self.tokens("train").lengths[used], rows, seed):
+        for places, longest in training_order(self.tokens("train").lengths[used], rows, seed, spare=self.base.spare):
             yield self._batch("train", used[places], longest)
 
     def evaluation_batches(self, split: Split) -> Iterator[Batch]:
@@ -182,7 +199,8 @@ class LanguageModeling(Task):
         return self.tokens(split).padded(places, padded_length(longest - 1) + 1, self.base.pad)
 
     def row_losses(self, model: nn.Module, batch: Batch) -> Tensor:
-        ids, seen, scored = batch["input_ids"], batch["attention_mask"][:, :-1], batch["marked"][:, 1:]
+        ids, scored = batch["input_ids"], batch["marked"][:, 1:]
+        seen = batch["attention_mask"][:, 1:]  # a row's last token predicts none, so it counts as padding
         logits = model(input_ids=ids[:, :-1], attention_mask=seen).logits.float()
         losses = F.cross_entropy(logits.flatten(0, 1), ids[:, 1:].flatten(), reduction="none")
         return (losses.view(scored.shape) * scored).sum(dim=1)
@@ -192,6 +210,13 @@ class LanguageModeling(Task):
 
     def metrics(self, means: Mapping[str, float]) -> dict[str, float]:
         return {"loss": means["loss"], "perplexity": math.exp(min(means["loss"], LARGEST_EXPONENT))}
+
+    def trains_alone(self) -> str | None:
+        return self._alone
+
+    @cached_property
+    def _alone(self) -> str | None:
+        return one_trial_reason(self.architecture())
 
     def use_checkpointing(self, model: nn.Module) -> None:
         self.base.use_checkpointing(model)

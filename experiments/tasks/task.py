@@ -64,9 +64,12 @@ class Task(ABC):
         """The modules of the base model that every variant trains alike."""
         return self.head_modules
 
-    def one_trial_reason(self, model: nn.Module) -> str | None:
+    def trains_alone(self) -> str | None:
         """Why trials over this base cannot share a pack; None where they can."""
         return None
+
+    def leave_out_unread_rows(self, model: nn.Module, wanted: bool) -> None:
+        """While it trains, have the base compute no row that the head does not read, where that changes no number."""
 
     @abstractmethod
     def base_model(self, report: Report = silent) -> nn.Module:

@@ -10,6 +10,8 @@ import torch.nn.functional as F
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
+from experiments.bases.architecture import one_trial_reason
+from experiments.bases.first_row import compute_first_row_only
 from experiments.bases.weights import Report, silent
 from experiments.tasks.task import Batch, Split, Task, TaskConfig
 from experiments.text.batching import evaluation_order, padded_length, training_order
@@ -17,6 +19,7 @@ from experiments.text.encoding import encode_texts
 from experiments.text.examples import Columns, Labelled, read_examples
 from experiments.text.model import TextModel
 from experiments.text.presets import PRESETS
+from experiments.text.reading import DataError
 from experiments.text.scores import OF_CLASSES, OF_NUMBERS, Metric, class_counts, products, score, spearman
 from experiments.text.settings import TextDataConfig, location
 from experiments.text.tables import Form
@@ -24,6 +27,7 @@ from experiments.text.tables_of_splits import read_splits
 from experiments.text.tokens import Tokens, cached_tokens
 
 EVALUATION_ROWS = 64
+MODEL_INPUTS = ("input_ids", "attention_mask", "token_type_ids")
 
 
 class TextClassificationConfig(TextDataConfig):
@@ -49,6 +53,9 @@ class TextClassificationConfig(TextDataConfig):
         if self.path is None and "path" not in self.knobs():
             raise ValueError("path: missing; give a file, a folder or a name on the Hub")
         kind, fitting = ("regression", OF_NUMBERS) if self.knobs()["regression"] else ("labels", OF_CLASSES)
+        labels = self.knobs()["labels"]
+        if labels is not None and len(set(labels)) < len(labels):
+            raise ValueError(f"labels: each once, got {', '.join(labels)}")
         if unfit := [metric for metric in self.knobs()["metrics"] if metric not in fitting]:
             raise ValueError(f"metrics: {', '.join(unfit)} is not for {kind}; choose from {', '.join(fitting)}")
         return self
@@ -67,10 +74,14 @@ class TextClassificationConfig(TextDataConfig):
 
 
 class TextClassification(Task):
-    """Batches are {"input_ids", "attention_mask": (rows, length), "labels": (rows,)}."""
+    """Batches are {"input_ids", "attention_mask": (rows, length), "labels": (rows,)}.
+
+    Pairs of texts have "token_type_ids" (rows, length) too where the model tells the texts apart by them.
+    """
 
     config_class: ClassVar[type[TaskConfig]] = TextClassificationConfig
     needs_model: ClassVar[bool] = True
+    steps_alike: ClassVar[bool] = False  # the length of the rows is that of the step
     higher_is_better: ClassVar[bool] = True
     config: TextClassificationConfig
 
@@ -79,7 +90,7 @@ class TextClassification(Task):
         self.knobs = config.knobs()
         self.metric_names: list[Metric] = self.knobs["metrics"]
         self.score_name = self.metric_names[0]
-        self.base = TextModel(model_config, "classification")
+        self.base = TextModel(model_config, "classification", length_knob="max_length")
 
     @cached_property
     def columns(self) -> Columns:
@@ -96,10 +107,13 @@ class TextClassification(Task):
             where, form, subset=knobs.get("subset"), revision=knobs.get("revision"), labels=self.columns.labels or ()
         )
         shares = {split: at for split in ("validation", "test") if isinstance(at := getattr(where, split), float)}
-        return read_examples(
+        found = read_examples(
             tables, self.columns, shares,
             seed=config.split_seed, limit=config.train_rows, skip_malformed=config.skip_malformed,
         )  # fmt: skip
+        if "f1" in self.metric_names and len(found.labels) != 2:
+            raise DataError(f"task.metrics: f1 is that of the second of two labels, the data have {len(found.labels)}")
+        return found
 
     @cached_property
     def outputs(self) -> int:
@@ -120,7 +134,13 @@ class TextClassification(Task):
     def _tokens(self) -> dict[str, Tokens]:
         return {}
 
+    @cached_property
+    def _targets(self) -> dict[str, Tensor]:
+        return {split: self.data.targets(split) for split in self.data.splits}
+
     def data_sha256(self) -> dict[str, str]:
+        for split in self.data.splits:
+            self.tokens(split)  # so that a text without a token is known now
         labels = ",".join(self.data.labels)
         hashes = {
             split: hashlib.sha256(f"{labels} {examples.sha256()}".encode()).hexdigest()
@@ -150,7 +170,7 @@ class TextClassification(Task):
 
     def training_batches(self, seed: int, rows: int) -> Iterator[Batch]:
         """Rows of like length together, every row once an epoch; at each step all seeds have the same length."""
-        for places, longest in training_order(self.tokens("train").lengths, rows, seed):
+        for places, longest in training_order(self.tokens("train").lengths, rows, seed, spare=self.base.spare):
             yield self._batch("train", places, longest)
 
     def evaluation_batches(self, split: Split) -> Iterator[Batch]:
@@ -159,8 +179,9 @@ class TextClassification(Task):
 
     def _batch(self, split: str, places: Tensor, longest: int) -> Batch:
         batch = self.tokens(split).padded(places, padded_length(longest), self.base.pad)
-        del batch["marked"]
-        return batch | {"labels": self.data.targets(split)[places]}
+        wanted = MODEL_INPUTS if self.base.takes_segments else MODEL_INPUTS[:2]
+        found = {key: batch[key] for key in wanted if key in batch}
+        return found | {"labels": self._targets[split][places]}
 
     def row_losses(self, model: nn.Module, batch: Batch) -> Tensor:
         return self._losses(self._logits(model, batch), batch["labels"])
@@ -183,11 +204,21 @@ class TextClassification(Task):
     def base_facts(self) -> dict[str, str]:
         return self.base.facts()
 
+    def trains_alone(self) -> str | None:
+        return self._alone
+
+    @cached_property
+    def _alone(self) -> str | None:
+        return one_trial_reason(self.architecture())
+
+    def leave_out_unread_rows(self, model: nn.Module, wanted: bool) -> None:
+        compute_first_row_only(model, wanted)
+
     def use_checkpointing(self, model: nn.Module) -> None:
         self.base.use_checkpointing(model)
 
     def _logits(self, model: nn.Module, batch: Batch) -> Tensor:
-        return model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits.float()
+        return model(**{key: batch[key] for key in MODEL_INPUTS if key in batch}).logits.float()
 
     def _losses(self, logits: Tensor, labels: Tensor) -> Tensor:
         """Surprise at the label; in regression the squared error."""

@@ -23,16 +23,21 @@ def padded_length(length: int) -> int:
     return -(-length // MULTIPLE) * MULTIPLE
 
 
-def training_order(lengths: Int[Tensor, " all"], rows: int, seed: int) -> Iterator[tuple[Int[Tensor, " rows"], int]]:
+def training_order(
+    lengths: Int[Tensor, " all"], rows: int, seed: int, *, spare: int = 0
+) -> Iterator[tuple[Int[Tensor, " rows"], int]]:
     """Without end (places of `rows` rows, length of the longest row of their classes).
 
+    Where the rows of the classes are not all of that length, `spare` is added to it: then every row of every trial
+    is padded, instead of those of one trial and by chance not those of another.
     Rows are seen once an epoch: any `len(lengths)` rows from a multiple of that on are all rows, once each. A batch
     in which one epoch ends takes its other rows from the next.
     """
     classes = _classes(lengths, rows)
     longest = torch.empty_like(lengths)
     for places in classes:
-        longest[places] = lengths[places].max()
+        among = lengths[places]
+        longest[places] = among.max() + spare * int(among.min() < among.max())
     waiting = torch.empty(0, dtype=torch.long)
     for epoch in count():
         waiting = torch.cat([waiting, _epoch(classes, rows, len(waiting), seed, epoch)])

@@ -6,16 +6,23 @@ from typing import Any
 import torch
 
 from experiments.text.passages import Passage
+from experiments.text.reading import DataError
 from experiments.text.tokens import Tokens, joined
 
 PIECE = 1 << 16  # characters of a stream that are tokenised at once, to the end of their line
 
 
 def encode_texts(tokenizer: Any, texts: Sequence[tuple[str, ...]], max_length: int) -> Tokens:
-    """Texts, or pairs of texts, with the tokenizer's special tokens; the longer of a pair is cut first."""
+    """Texts, or pairs of texts, with the tokenizer's special tokens; the longer of a pair is cut first.
+
+    Raises: DataError for a text of which the tokenizer makes no token.
+    """
     sides: list[list[str]] = [list(side) for side in zip(*texts, strict=True)]
     found = tokenizer(*sides, truncation=True, max_length=max_length, padding=False, verbose=False)
-    return joined(found.input_ids, None, [bool(encoding.overflowing) for encoding in found.encodings])
+    if empty := [text for text, row in zip(texts, found.input_ids, strict=True) if not row]:
+        raise DataError(f"the tokenizer makes no token of {empty[0]!r}, one of {len(empty)} such rows; leave them out")
+    segments = [encoding.type_ids for encoding in found.encodings] if len(sides) > 1 else None
+    return joined(found.input_ids, [bool(encoding.overflowing) for encoding in found.encodings], segments=segments)
 
 
 def encode_stream(tokenizer: Any, passages: Sequence[Passage], context: int) -> Tokens:
@@ -46,7 +53,7 @@ def encode_lines(tokenizer: Any, passages: Sequence[Passage], context: int, *, s
         rows.append(row[: context + 1])
         marks.append(([False] * unscored + [True] * (len(row) - unscored))[: context + 1])
         truncated.append(len(row) > context + 1)
-    return joined(rows, marks, truncated)
+    return joined(rows, truncated, marks=marks)
 
 
 def _numbers(tokenizer: Any, texts: list[str]) -> list[list[int]]:

@@ -83,8 +83,10 @@ def read_examples(
     splits["train"].malformed = read["train"].malformed
     splits |= {split: examples for split, examples in read.items() if split != "train"}
     for split, examples in splits.items():
-        if not examples.labels:
-            raise DataError(f"the {split} split has no usable row")
+        if len(examples.labels) < 2:
+            raise DataError(
+                f"the {split} split has {'one' if examples.labels else 'no'} usable row; training and scores need two"
+            )
     return Labelled(splits, () if columns.regression else labels or ())
 
 
@@ -112,8 +114,11 @@ def _fault(row: Row, columns: Columns, known: set[str] | None) -> str | None:
     for column in (*columns.text, columns.label):
         if column not in row.values:
             return f"has no {column!r}"
-        if row.values[column] is None or not str(row.values[column]).strip():
+        value = row.values[column]
+        if value is None or not str(value).strip():
             return f"{column!r} is empty"
+        if not isinstance(value, str | int | float):  # the brackets of a list would be read as text
+            return f"{column!r} is a {type(value).__name__}, not a text or a number"
     label = _as_text(row.values[columns.label])
     if columns.regression:
         try:

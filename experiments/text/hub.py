@@ -45,7 +45,7 @@ def _asked(function: str, name: str, subset: str | None, revision: str | None, *
     datasets.disable_progress_bars()
     try:
         return getattr(datasets, function)(name, subset, revision=revision, **more)
-    except (OSError, ValueError, RuntimeError) as error:
+    except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise DataError(
             f"task.path: the data set {name!r} cannot be had from the Hub ({reason}); a folder with its files takes "

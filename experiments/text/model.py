@@ -7,6 +7,14 @@ from typing import Any
 
 from torch import nn
 
+from experiments.bases.architecture import (
+    Kind,
+    groups_queries,
+    has_segments,
+    head_modules,
+    places,
+    settings_of,
+)
 from experiments.bases.model_config import ModelConfig
 from experiments.text.reading import DataError
 from experiments.text.tokens import tokenizer_sha256
@@ -17,8 +25,8 @@ NOT_CONTENT = ("_name_or_path", "transformers_version", "dtype", "torch_dtype", 
 class TextModel:
     """What a task asks of its base; transformers is imported when something is asked."""
 
-    def __init__(self, config: ModelConfig, kind: Any) -> None:
-        self.config, self.kind = config, kind
+    def __init__(self, config: ModelConfig, kind: Kind, *, length_knob: str) -> None:
+        self.config, self.kind, self.length_knob = config, kind, length_knob
 
     @cached_property
     def tokenizer(self) -> Any:
@@ -34,6 +42,26 @@ class TextModel:
     def pad(self) -> int:
         return int(self.tokenizer.pad_token_id)
 
+    @cached_property
+    def settings(self) -> Any:
+        from experiments.bases.huggingface import model_settings
+
+        return model_settings(self.config)
+
+    @property
+    def spare(self) -> int:
+        """Places to keep free behind training rows of unequal length, so that all trials of a step have padding.
+
+        Only where the attention's kernel depends on it, and where a row may be longer than those trained on: learned
+        positions may have no place to spare.
+        """
+        return int(groups_queries(self.settings) and hasattr(self.settings, "rope_parameters"))
+
+    @property
+    def takes_segments(self) -> bool:
+        """Whether the model wants to know which text of a pair a token is of, and its tokenizer says it."""
+        return "token_type_ids" in self.tokenizer.model_input_names and has_segments(self.settings)
+
     def build(self, labels: int, *, length: int, weights: bool) -> nn.Module:
         """The model; without weights it needs no tokenizer.
 
@@ -43,17 +71,15 @@ class TextModel:
 
         pad = self.pad if weights else 0  # any: what is planned pads nothing
         model = build_model(self.config, self.kind, labels=labels, pad_token_id=pad, weights=weights)
-        places = getattr(_settings(model), "max_position_embeddings", None)
-        if isinstance(places, int) and length > places - _places_apart(model):
+        most = places(model)
+        if most is not None and length > most:
             raise DataError(
-                f"rows of {length} tokens are longer than the {places - _places_apart(model)} places of model "
-                f"{self.config.name!r}"
+                f"rows of {length} tokens are longer than the {most} places of model {self.config.name!r}; "
+                f"set task.{self.length_knob}={most // 8 * 8}"
             )
         return model
 
     def heads(self, model: nn.Module) -> tuple[str, ...]:
-        from experiments.bases.huggingface import head_modules
-
         return head_modules(model, self.kind)
 
     def facts(self) -> dict[str, str]:
@@ -68,16 +94,6 @@ class TextModel:
 
     def sha256(self, model: nn.Module) -> dict[str, str]:
         """What W0's values do not say: the tokenizer, and the model's settings such as its number of heads."""
-        settings = {key: value for key, value in _settings(model).to_dict().items() if key not in NOT_CONTENT}
+        settings = {key: value for key, value in settings_of(model).to_dict().items() if key not in NOT_CONTENT}
         text = json.dumps(settings, sort_keys=True, default=str)
         return {"tokenizer": self.tokenizer_sha256, "model_settings": hashlib.sha256(text.encode()).hexdigest()}
-
-
-def _places_apart(model: nn.Module) -> int:
-    """Learned positions that no token gets: RoBERTa counts from the one behind its padding's."""
-    positions = [m for name, m in model.named_modules() if name.endswith("position_embeddings")]
-    return next((m.padding_idx + 1 for m in positions if isinstance(m, nn.Embedding) and m.padding_idx is not None), 0)
-
-
-def _settings(model: Any) -> Any:
-    return model.base_model.config

@@ -34,6 +34,8 @@ class Passage:
 
     text: str
     prompt: str = ""
+    place: str = ""  # the file and the line it is from
+    line: int = 0
 
 
 def passages_sha256(passages: Sequence[Passage]) -> str:
@@ -86,13 +88,14 @@ def _passages(tables: Sequence[Table], layout: Layout) -> tuple[list[Passage], l
     malformed = [fault for table in tables for fault in table.malformed]
     passages = []
     for table in tables:
+        _refuse_prompts_of_other_form(table, layout)
         if table.rows and table.columns != (LINE,):
             table.need([layout.text, *([layout.prompt] if layout.prompt else [])])
         for row in table.rows:
             found = _passage(row, layout)
             if isinstance(found, str):
                 malformed.append(Malformed(row.place, row.line, found))
-            elif layout.rows == "stream" or found.text.strip():  # a blank line is no row
+            elif layout.rows == "stream" or found.text.strip():  # a blank line of a text file is no row
                 passages.append(found)
     if layout.rows == "stream" and layout.split == "documents":
         whole = "".join(passage.text for passage in passages)
@@ -101,22 +104,28 @@ def _passages(tables: Sequence[Table], layout: Layout) -> tuple[list[Passage], l
     return passages, malformed
 
 
+def _refuse_prompts_of_other_form(table: Table, layout: Layout) -> None:
+    """Raises: DataError where all would be text because prompts are looked for where this form of data has none."""
+    if table.columns == (LINE,) and layout.prompt and not layout.prompt_separator:
+        raise DataError(f"{table.place} has lines, no columns: say what ends their prompts, task.prompt_separator")
+    if table.columns != (LINE,) and layout.prompt_separator and not layout.prompt:
+        raise DataError(f"{table.place} has columns, no lines: say which one is the prompt, task.prompt")
+
+
 def _passage(row: Row, layout: Layout) -> Passage | str:
     """The passage of a row, or why it has none."""
-    if LINE in row.values:
-        return _of_line(row.values[LINE], layout)
-    text, prompt = row.values.get(layout.text), row.values.get(layout.prompt) if layout.prompt else ""
+    is_line = row.values.keys() == {LINE}
+    text = row.values.get(LINE if is_line else layout.text)
+    prompt = row.values.get(layout.prompt) if layout.prompt and not is_line else ""
     if not isinstance(text, str) or not isinstance(prompt, str):
         return f"{layout.text if isinstance(prompt, str) else layout.prompt!r} is no text"
-    return _of_line(text, layout) if layout.rows == "stream" else Passage(text, prompt)
-
-
-def _of_line(line: str, layout: Layout) -> Passage | str:
     if layout.rows == "stream":
-        return Passage(line.removesuffix(LINE_BREAK) + LINE_BREAK)
-    if layout.prompt_separator is None or not line.strip():
-        return Passage(line)
-    prompt, separator, text = line.partition(layout.prompt_separator)
-    if not text.strip():
-        return f"no text behind {layout.prompt_separator!r}: {prompt[:40]!r}"
-    return Passage(text.strip(), prompt + separator)
+        text = text.removesuffix(LINE_BREAK) + LINE_BREAK
+    elif not is_line and not text.strip():
+        return f"{layout.text!r} is empty"
+    elif is_line and layout.prompt_separator is not None and text.strip():
+        before, separator, text = text.partition(layout.prompt_separator)
+        if not text.strip():
+            return f"no text behind {layout.prompt_separator!r}: {before[:40]!r}"
+        text, prompt = text.strip(), before + separator
+    return Passage(text, prompt, row.place, row.line)

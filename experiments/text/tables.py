@@ -80,6 +80,8 @@ def _separated(path: Path, text: str, delimiter: str, *, header: bool, quoted: b
         if names is None:
             names = tuple(fields) if header else tuple(str(i) for i in range(len(fields)))
             table.columns = names
+            if twice := sorted({name for name in names if names.count(name) > 1}):
+                raise DataError(f"{path} line {line}: the header has {', '.join(twice)} more than once; rename one")
             if header:
                 continue
         if len(fields) != len(names):
@@ -127,8 +129,13 @@ def _lines(path: Path, text: str, parse: Any) -> Table:
 def _json_object(content: str) -> dict[str, Any] | str:
     try:
         found = json.loads(content)
+        json.dumps(found, ensure_ascii=False).encode()
     except json.JSONDecodeError as error:
         return f"not JSON: {error.msg} at column {error.colno}"
+    except UnicodeEncodeError:
+        return "has half of a character, a lone surrogate"
+    except RecursionError:
+        return "nested too deep"
     return found if isinstance(found, dict) else f"a {type(found).__name__}, not an object of columns"
 
 

@@ -9,14 +9,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from jaxtyping import Bool, Int
+from jaxtyping import Bool, Int, UInt8
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
 from experiments.bases.weights import cache_folder, fingerprint
 
-FORMAT = "1"  # of what is cached; another number makes all of it anew
+FORMAT = "2"  # of what is cached; another number makes all of it anew
 
 
 @dataclass(frozen=True)
@@ -28,21 +28,35 @@ class Tokens:
     ends: Int[Tensor, " rows"]
     marked: Bool[Tensor, " tokens"]  # what a language model is scored on
     truncated: Bool[Tensor, " rows"]
+    segments: UInt8[Tensor, " tokens"] | None = None  # 0 in the first text of a pair, 1 in the second
 
     @property
     def lengths(self) -> Int[Tensor, " rows"]:
         return self.ends - self.starts
 
+    @property
+    def scored(self) -> Int[Tensor, " rows"]:
+        """How many tokens of each row a language model is scored on: those marked, but never the first."""
+        before = torch.cat([torch.zeros(1, dtype=torch.int64), self.marked.cumsum(0)])
+        return before[self.ends] - before[torch.minimum(self.starts + 1, self.ends)]
+
     def padded(self, rows: Int[Tensor, " chosen"], length: int, pad: int) -> dict[str, Tensor]:
-        """'input_ids' and 'attention_mask' (chosen, length), and 'marked'; rows are padded on the right."""
+        """'input_ids' and 'attention_mask' (chosen, length), and 'marked'; rows are padded on the right.
+
+        Pairs also have 'token_type_ids'.
+        """
         place = torch.arange(length)
         inside = place < self.lengths[rows, None]
         at = (self.starts[rows, None] + place).clamp(max=len(self.flat) - 1)
         ids = torch.where(inside, self.flat[at].long(), pad)
-        return {"input_ids": ids, "attention_mask": inside.long(), "marked": inside & self.marked[at]}
+        found = {"input_ids": ids, "attention_mask": inside.long(), "marked": inside & self.marked[at]}
+        return found if self.segments is None else found | {"token_type_ids": self.segments[at].long() * inside}
 
 
-def joined(rows: Sequence[Sequence[int]], marks: Sequence[Sequence[bool]] | None, truncated: Sequence[bool]) -> Tokens:
+def joined(
+    rows: Sequence[Sequence[int]], truncated: Sequence[bool], *,
+    marks: Sequence[Sequence[bool]] | None = None, segments: Sequence[Sequence[int]] | None = None,
+) -> Tokens:  # fmt: skip
     """Rows of token numbers as Tokens; without marks every token is marked."""
     ends = torch.tensor([len(row) for row in rows], dtype=torch.int64).cumsum(0)
     starts = torch.cat([ends.new_zeros(1), ends[:-1]])
@@ -50,7 +64,8 @@ def joined(rows: Sequence[Sequence[int]], marks: Sequence[Sequence[bool]] | None
     marked = torch.ones(len(flat), dtype=torch.bool)
     if marks is not None:
         marked = torch.tensor([mark for row in marks for mark in row], dtype=torch.bool)
-    return Tokens(flat, starts, ends, marked, torch.tensor(truncated, dtype=torch.bool))
+    kinds = None if segments is None else torch.tensor([kind for row in segments for kind in row], dtype=torch.uint8)
+    return Tokens(flat, starts, ends, marked, torch.tensor(truncated, dtype=torch.bool), kinds)
 
 
 def tokenizer_sha256(tokenizer: Any) -> str:
@@ -58,7 +73,8 @@ def tokenizer_sha256(tokenizer: Any) -> str:
     tree = json.loads(tokenizer.backend_tokenizer.to_str())
     tree |= {"padding": None, "truncation": None}
     special = {key: str(value) for key, value in tokenizer.special_tokens_map.items()}
-    return hashlib.sha256(json.dumps([tree, special], sort_keys=True).encode()).hexdigest()
+    made = list(tokenizer.model_input_names)
+    return hashlib.sha256(json.dumps([tree, special, made], sort_keys=True).encode()).hexdigest()
 
 
 def cached_tokens(build: Callable[[], Tokens], **depends_on: str | int | None) -> Tokens:
@@ -76,7 +92,8 @@ def cached_tokens(build: Callable[[], Tokens], **depends_on: str | int | None) -
 
 
 def _tensors(tokens: Tokens) -> dict[str, Tensor]:
-    return {field.name: getattr(tokens, field.name) for field in fields(tokens)}
+    found = {field.name: getattr(tokens, field.name) for field in fields(tokens)}
+    return {name: tensor for name, tensor in found.items() if tensor is not None}
 
 
 def _load(path: Path) -> Tokens | None:
@@ -95,5 +112,5 @@ def _store(tokens: Tokens, path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         save_file(_tensors(tokens), partial, metadata={"fingerprint": fingerprint(_tensors(tokens))})
         partial.replace(path)
-    except OSError:
+    except (OSError, SafetensorError):
         partial.unlink(missing_ok=True)
