@@ -23,7 +23,7 @@ def train_together(
     depend on its neighbours. `heard(n)` hears of every step of n trials.
     Raises: Interrupted after a checkpoint of every trial, where somebody asked to stop.
     """
-    configs = [member.config for member in members]
+    configs, began, before = [m.config for m in members], time.perf_counter(), _training_seconds(members)
     variant = setting.attached(configs, [member.start for member in members])
     try:
         training = Training(variant, setting.task, [trial_of(config) for config in configs], regime_of(configs[0]))
@@ -35,7 +35,12 @@ def train_together(
             if interruption.asked and not any(member.ended for member in members):
                 _stop(members)
         ended, others = ([m for m in members if m.ended is so] for so in (True, False))
-        _conclude(setting, training, ended)
+        scores = _scores(setting, training, ended)
+        spent = time.perf_counter() - began - (_training_seconds(members) - before)
+        for member in members:
+            member.besides += spent / len(members)
+        for member, (validation, forgetting) in zip(ended, scores, strict=True):
+            member.conclude(validation, forgetting)
         for member in others:
             member.rise()
     finally:
@@ -56,22 +61,27 @@ def _step(training: Training, members: Sequence[Member]) -> None:
             member.report(row | score, seconds)
 
 
+def _training_seconds(members: Sequence[Member]) -> float:
+    return sum(member.clock.seconds for member in members)
+
+
 def _stop(members: Sequence[Member]) -> NoReturn:
     for member in members:
         member.keep(now=True)
     raise Interrupted(f"stopped after step {members[0].step}, with a checkpoint; the same command goes on from there")
 
 
-def _conclude(setting: Setting, training: Training, ended: Sequence[Member]) -> None:
-    """The last scores of the trials that have done all their steps."""
-    done = [member for member in ended if member.failure is None]
-    if not done:
-        return
+Scores = tuple[dict[str, float], dict[str, float] | None]
+
+
+def _scores(setting: Setting, training: Training, ended: Sequence[Member]) -> list[Scores]:
+    """On validation, and on the base's own domain where there are such data, of each trial that has ended."""
+    if all(member.failure is not None for member in ended):
+        return [({}, None) for _ in ended]
     precision = training.regime.precision
-    scores = evaluate(training.variant, setting.task, "validation", precision)
+    validation = evaluate(training.variant, setting.task, "validation", precision)
     forgetting = _forgetting(setting, training.variant, precision) if setting.task.has_forgetting_split else None
-    for member in done:
-        member.conclude(scores[member.slot], None if forgetting is None else forgetting[member.slot])
+    return [(validation[m.slot], None if forgetting is None else forgetting[m.slot]) for m in ended]
 
 
 def _forgetting(setting: Setting, variant: Variant, precision: str) -> list[dict[str, float]]:

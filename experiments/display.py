@@ -43,7 +43,8 @@ class Display:
         try:
             yield
         finally:
-            self.progress.stop()
+            if self.tasks:
+                self.progress.stop()
             self.progress, self.tasks = None, {}
 
     def report(self, what: str, done: int, total: int, note: str = "") -> None:

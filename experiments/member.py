@@ -2,7 +2,6 @@
 
 import copy
 import math
-import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,11 +24,15 @@ from lora_variants.pack import Pack
 
 @dataclass(frozen=True)
 class Wishes:
-    """What is asked for besides training: the test score, the ledger's folder, the W&B mirror while it trains."""
+    """What is asked for besides training: the test score, the ledger's folder, the W&B mirror while it trains.
+
+    `name` is that of the record, which the folder that the trial trains in may take only later.
+    """
 
     test: bool
     runs_dir: Path
     wandb_mode: str
+    name: str
 
 
 class Member:
@@ -46,7 +49,7 @@ class Member:
         start: StartingPoint | None = None,
     ) -> None:
         self.config, self.setting, self.folder, self.wishes = config, setting, folder, wishes
-        self.clock, self.since = Clock(), time.perf_counter()
+        self.clock, self.besides = Clock(), 0.0
         identity = setting.identity(config, start)
         self.checkpoints = Checkpoints(
             folder, identity=identity, every=config.training.checkpoint_every, clock=self.clock
@@ -100,11 +103,13 @@ class Member:
 
     def conclude(self, scores: dict[str, float], forgetting: dict[str, float] | None) -> None:
         """Write down what was learned and what it scored, while the pack stands; `close` comes after it."""
+        if self.failure is not None:
+            return
         if not all(math.isfinite(value) for value in scores.values()):
             self.training.outcomes[self.slot].failure = f"not finite on the validation split: {scores}"
             return
         self.recorder.on_step(self.step, by_split("validation", [scores])[0])
-        seconds = {"training": self.clock.seconds, "besides": time.perf_counter() - self.since - self.clock.seconds}
+        seconds = {"training": self.clock.seconds, "besides": self.besides}
         self.result: dict[str, Any] = self.recorder.result(
             self.checkpoints,
             seconds=seconds,
@@ -120,16 +125,20 @@ class Member:
             self.recorder.abandon(self.failure)
             return
         if self.wishes.test:
-            self.result["test"] = score_on_test(self.config, self.setting, self.folder, self.wishes.runs_dir)
+            self.result["test"] = score_on_test(
+                self.config, self.setting, self.folder, self.wishes.runs_dir, name=self.wishes.name
+            )
         self.folder.finish(self.result)
         self.checkpoints.remove()
         self.recorder.finish(self.result, self.files)
 
 
-def score_on_test(config: RunConfig, setting: Setting, folder: RunFolder, runs_dir: Path) -> dict[str, float]:
+def score_on_test(
+    config: RunConfig, setting: Setting, folder: RunFolder, runs_dir: Path, *, name: str
+) -> dict[str, float]:
     """The score on the test split of what is on disk, now or later the same; the read goes into the ledger."""
     task = setting.task
-    note_test_read(runs_dir, data=setting.data_sha256["test"], study=config.study, run=folder.path.name)
+    note_test_read(runs_dir, data=setting.data_sha256["test"], study=config.study, run=name)
     base = copy.deepcopy(setting.base)
     if next(base.parameters()).dtype.itemsize < 4:
         base.float()  # in a narrow W0 + ΔW most of ΔW would be rounded away

@@ -49,7 +49,7 @@ def execute(config: RunConfig, *, runs_dir: Path, test: bool, display: Display) 
             folder.refuse_other(config)
             return Finished(folder.path, _found(config, setting, folder, runs_dir, test), found=True)
         with folder:
-            wishes = Wishes(test=test, runs_dir=runs_dir, wandb_mode=config.wandb.mode)
+            wishes = Wishes(test=test, runs_dir=runs_dir, wandb_mode=config.wandb.mode, name=folder.path.name)
             member = Member(config, setting, folder, wishes, display, start=start)
             interruption = Interruption()
             with member.recorder, display.live(), interruption.heeded():
@@ -65,6 +65,6 @@ def _found(config: RunConfig, setting: Setting, folder: RunFolder, runs_dir: Pat
     if not test:
         return {key: value for key, value in result.items() if key != "test"}
     if "test" not in result:
-        result["test"] = score_on_test(config, setting, folder, runs_dir)
+        result["test"] = score_on_test(config, setting, folder, runs_dir, name=folder.path.name)
         folder.finish(result)
     return result

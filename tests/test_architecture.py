@@ -12,7 +12,14 @@ PACKAGES = ("lora_variants", "experiments", "analysis")
 OWNERS = {
     "wandb": {"experiments/record/wandb_mirror.py"},
     "yaml": {"experiments/configuration.py"},
-    "seaborn": {"analysis/figures.py", "analysis/figure_style.py", "analysis/benchmark_figure.py"},
+    "seaborn": {
+        "analysis/figures.py",
+        "analysis/figure_style.py",
+        "analysis/benchmark_figure.py",
+        "analysis/score_figures.py",
+        "analysis/learning_rate_figure.py",
+        "analysis/comparison_figure.py",
+    },
     "transformers": {"experiments/bases/huggingface.py", "experiments/benchmarking/workload.py"},
     "huggingface_hub": {"experiments/bases/model_files.py"},
     "datasets": {"experiments/text/hub.py"},
@@ -32,6 +39,7 @@ OWNERS = {
     "rich": {
         "experiments/display.py",
         "experiments/benchmarking/terminal.py",
+        "experiments/studies/study_view.py",
         "analysis/spectrum_tables.py",
         "analysis/spectra.py",
     },
@@ -45,6 +53,12 @@ PURE = {
     "analysis.multiplicity",
     "analysis.paired_tests",
     "analysis.power",
+    "analysis.study_figures",
+    "analysis.score_figures",
+    "analysis.learning_rate_figure",
+    "analysis.comparison_figure",
+    "analysis.captions",
+    "analysis.frames",
 }  # functions of arrays and tables: anyone may use them
 
 
@@ -123,7 +137,9 @@ def test_the_variants_do_no_input_or_output_and_know_no_clock() -> None:
         assert not forbidden & {name.partition(".")[0] for name in imports(path)}, path
 
 
-@pytest.mark.parametrize("script", ["experiments/run.py", "experiments/benchmark.py", "analysis/spectra.py"])
+@pytest.mark.parametrize(
+    "script", ["experiments/run.py", "experiments/study.py", "experiments/benchmark.py", "analysis/spectra.py"]
+)
 def test_help_imports_nothing_heavy(script: str) -> None:
     heavy = {"torch", "numpy", "pandas", "wandb", "pydantic", "seaborn", "transformers", "peft"}
     code = (

@@ -48,7 +48,7 @@ def trials(variant: str) -> list[RunConfig]:
 def member(config: RunConfig, setting: Setting, runs: Path) -> Member:
     plan, _ = setting.plan(config)
     folder = setting.folder(config, runs, rank_total=sum(la.ranks[0] for la in plan.layers.values()), start=None)
-    wishes = Wishes(test=True, runs_dir=runs, wandb_mode="disabled")
+    wishes = Wishes(test=True, runs_dir=runs, wandb_mode="disabled", name=folder.path.name)
     return Member(config, setting, folder, wishes, Display.silent())
 
 

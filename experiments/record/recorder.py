@@ -126,7 +126,7 @@ class Recorder:
 
     def finish(self, result: Mapping[str, Any], files: Sequence[Path]) -> None:
         """Close the W&B run with what the record says."""
-        self.mirror.finish(summary=_flat(result), spectra=self.spectra(), ranks=self.ranks(), files=files, failed=False)
+        self.mirror.finish(summary=flat(result), spectra=self.spectra(), ranks=self.ranks(), files=files, failed=False)
 
     def spectra(self) -> dict[str, list[float]]:
         """The singular values of every matrix's ΔW."""
@@ -149,12 +149,12 @@ def _array(tensor: torch.Tensor) -> np.ndarray[Any, np.dtype[np.float64]]:
     return tensor.detach().cpu().double().numpy()
 
 
-def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+def flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     """Nested results under one name each, numbers and words only: 'validation/loss'."""
-    flat: dict[str, Any] = {}
+    found: dict[str, Any] = {}
     for key, value in tree.items():
         if isinstance(value, Mapping):
-            flat |= _flat(value, f"{prefix}{key}/")
+            found |= flat(value, f"{prefix}{key}/")
         elif value is not None:
-            flat[f"{prefix}{key}"] = value
-    return flat
+            found[f"{prefix}{key}"] = value
+    return found

@@ -98,8 +98,8 @@ class Worker:
             raise Interrupted("stopped between two packs; the same command goes on")
         self.queue.reclaim()
         board = look(self.study, self.queue)
-        waiting = sum(entry.state == "waiting" for entry in board.entries.values())
-        if fill(self.queue, board, at_most=KEPT_WAITING - waiting):
+        waiting = sum(board.entries[key].state == "waiting" for key in board.wanted if key in board.entries)
+        if fill(self.queue, board, at_most=max(0, KEPT_WAITING - waiting)):
             board = look(self.study, self.queue)
         if not self.held or self.setting.task.steps_alike:
             self._claim(board)
@@ -143,7 +143,9 @@ class Worker:
             self._hand_in(claim, trial, record)
             return
         attempt = attempt_at(record, claim.number)
-        wishes = Wishes(test=trial.stage == "evaluation", runs_dir=self.runs_dir, wandb_mode="disabled")
+        wishes = Wishes(
+            test=trial.stage == "evaluation", runs_dir=self.runs_dir, wandb_mode="disabled", name=record.path.name
+        )
         try:
             member = Member(trial.config, self.setting, attempt, wishes, Display.silent(), start=start)
         except CheckpointError:  # torn by a crash of the machine: from the first step
@@ -189,7 +191,7 @@ class Worker:
         facts: dict[str, Any] = {"folder": record.path.name, "loss": result["validation"].get("loss")}
         if trial.stage == "evaluation":
             if "test" not in result:  # a run of its own made this record
-                result["test"] = score_on_test(trial.config, self.setting, record, self.runs_dir)
+                result["test"] = score_on_test(trial.config, self.setting, record, self.runs_dir, name=record.path.name)
                 record.finish(result)
             facts["test"] = result["test"][result["score_name"]]
         self.queue.finish(claim, result["score"], facts)

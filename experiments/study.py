@@ -1,0 +1,111 @@
+"""A study: the configurations of a file compared by a protocol, trial by trial, on as many workers as there are."""
+
+import argparse
+import io
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+if not __package__:  # run as a script: the project belongs on the path, this folder does not
+    sys.path[:] = [str(ROOT), *(entry for entry in sys.path if entry != str(ROOT / "experiments"))]
+
+
+def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
+    """The command line; nothing heavy is imported for it."""
+    there = sorted((ROOT / "configs" / "studies").glob("*.yaml"))
+    studies = "\n".join(f"  {path.name:20} {_question(path)}" for path in there)
+    parser = argparse.ArgumentParser(
+        prog="study.py",
+        description=__doc__,
+        epilog=f"studies in configs/studies:\n{studies}\n\nThe same command goes on where it was stopped or "
+        "killed, and repeats nothing that is done.",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("file", type=Path, nargs="?", metavar="FILE", help="the study, e.g. configs/studies/rank.yaml")
+    parser.add_argument(
+        "--set", action="append", default=[], metavar="KEY=VALUE", dest="settings",
+        help="protocol.* of the study, or any knob of its runs, e.g. training.steps=100",
+    )  # fmt: skip
+    parser.add_argument("--workers", type=_count, default=1, metavar="N", help="processes on this machine (default: 1)")
+    parser.add_argument("--runs-dir", type=Path, default=Path("runs"), help="where records go (default: ./runs)")
+    parser.add_argument(
+        "--storage", metavar="ADDRESS",
+        help="the queue: a file, or postgresql+psycopg://user@host/database for several machines "
+        "(default: LORA_STUDIES_STORAGE, else <runs-dir>/<study>/journal.log)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--plan", action="store_true", help="show arms, trials, packs and the time it takes; train nothing"
+    )
+    parser.add_argument("--status", action="store_true", help="show how the study stands; start nothing")
+    parser.add_argument(
+        "--pack", type=_count, metavar="K", help="most trials to train together; 1: each alone (default: measured)"
+    )
+    parser.add_argument("--retry-failed", action="store_true", help="train trials again that have failed")
+    parser.add_argument(
+        "--separate-runs", action="store_true", help="this machine's runs folder is not that of the others"
+    )
+    parser.add_argument(
+        "--collect", type=Path, nargs="+", default=[], metavar="FOLDER",
+        help="take the study's records from the runs folders of other machines; train nothing",
+    )  # fmt: skip
+    parser.add_argument(
+        "--wandb", metavar="MODE", help="auto (offline), online, offline or disabled (default: the file's)"
+    )
+    parser.add_argument("--wandb-trials", action="store_true", help="a W&B run for every trial, however many there are")
+    asked = parser.parse_args(arguments)
+    if asked.file is None or not asked.file.is_file():
+        told = "give the file of a study" if asked.file is None else f"{asked.file} is no file"
+        parser.error(f"{told}; in {ROOT / 'configs' / 'studies'} are {', '.join(path.name for path in there)}")
+    return asked
+
+
+def _count(text: str) -> int:
+    if not text.isdigit() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"a whole number from 1 on, not {text!r}")
+    return int(text)
+
+
+def _question(path: Path) -> str:
+    """What a study asks: the first sentence of its first line."""
+    with path.open(encoding="utf-8") as file:
+        first = file.readline().lstrip("# ").strip()
+    return first.partition("?")[0] + "?" if "?" in first else first
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """0: done; 1: a trial failed, or not all is done; 2: the request is faulty; 130: interrupted."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")  # a pipe may not have the letter Δ
+    asked = parse_arguments(arguments)
+    from experiments.configuration import ConfigError
+    from experiments.studies.driver import Request, carry_out
+    from experiments.studies.storage import QueueError
+    from experiments.studies.workforce import WorkerError
+
+    fields = {key: value for key, value in vars(asked).items() if key in Request.__dataclass_fields__}
+    try:
+        return carry_out(Request(**fields))
+    except ConfigError as error:
+        print(*(f"error: {fault}" for fault in error.faults), sep="\n", file=sys.stderr)
+        return 2
+    except (ValueError, OSError, QueueError, WorkerError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt as interruption:
+        print(str(interruption) or "interrupted; the same command goes on from the last checkpoints", file=sys.stderr)
+        return 130
+
+
+def work() -> int:
+    """What the processes that a study starts do."""
+    from experiments.studies.worker_process import main as work_by_order
+
+    return work_by_order()
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(work() if sys.argv[1:] == ["--worker"] else main())
+    except KeyboardInterrupt:  # before there was anything to finish
+        sys.exit(130)

@@ -1,0 +1,26 @@
+"""A process that works on a study whose queue is where LORA_STUDIES_STORAGE says: folder of the study, grace, pack."""
+
+import sys
+from pathlib import Path
+
+from experiments.interruption import Interruption
+from experiments.setting import Setting
+from experiments.studies.packing import Packing
+from experiments.studies.storage import storage_address
+from experiments.studies.study import load_study
+from experiments.studies.trial_queue import TrialQueue
+from experiments.studies.worker import Worker
+
+
+def main(folder: Path, grace: float, pack: int) -> None:
+    study = load_study(folder / "tiny.yaml")
+    setting = Setting(study.arms[0].config)
+    setting.load()
+    address = storage_address(None, runs_dir=folder, study=study.name)
+    queue = TrialQueue.open(address, study.name, direction="minimize", grace=grace)
+    packing = Packing(setting, size=pack)
+    Worker(study, queue, setting, packing, runs_dir=folder, interruption=Interruption(), workers=2).work()
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), float(sys.argv[2]), int(sys.argv[3]))

@@ -1,0 +1,103 @@
+"""Studies for tests of what they conclude: boards whose trials end as a test says, and one that trains here."""
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from experiments.configuration import yaml_text
+from experiments.interruption import Interruption
+from experiments.setting import Setting
+from experiments.studies.board import Board, look
+from experiments.studies.entries import Entry
+from experiments.studies.packing import Packing
+from experiments.studies.protocol import PlannedTrial, TrialResult, progress_of
+from experiments.studies.storage import storage_address
+from experiments.studies.study import Study, load_study
+from experiments.studies.trial_queue import TrialQueue
+from experiments.studies.worker import Worker
+
+CONFIGS = Path(__file__).resolve().parents[1] / "configs"
+Ending = Mapping[str, Any]  # score, loss and test of a done trial; failure of one that failed; state of any other
+Outcome = Callable[[PlannedTrial], Ending]
+
+
+def study_of(folder: Path, *settings: str, **changed: Any) -> Study:
+    """A study of two variants and `full` on the bytes, with keys of its file replaced."""
+    protocol = {
+        "margin": 0.01,
+        "tuning": {"multipliers": [0.5, 1, 2], "seeds": [100, 101]},
+        "evaluation": {"seeds": list(range(6))},
+    }
+    protocol |= changed.pop("protocol", {})
+    arms = [{"variant": ["lora", "rslora"], "rank": [2, 4]}, {"variant": "full"}]
+    tree = {"name": "s", "config": str(CONFIGS / "bytes.yaml"), "arms": arms, "protocol": protocol}
+    path = folder / "study.yaml"
+    path.write_text(yaml_text(tree | changed))
+    return load_study(path, settings)
+
+
+def trained(folder: Path, study: Study, *, pack: int) -> Board:
+    """The board of a study that one worker has trained in this process; its records are below `folder`."""
+    address = storage_address(None, runs_dir=folder, study=study.name, environment={})
+    direction = "maximize" if study.higher_is_better else "minimize"
+    queue = TrialQueue.open(address, study.name, direction=direction)
+    setting = Setting(study.arms[0].config)
+    setting.load()
+    packing = Packing(setting, size=pack)
+    Worker(study, queue, setting, packing, runs_dir=folder, interruption=Interruption()).work()
+    return look(study, queue)
+
+
+def planted_study(folder: Path) -> Study:
+    """Two arms of one small matrix and six steps, of which one cannot be tuned: its rates are far too small."""
+    return study_of(
+        folder,
+        "task.matrices=[{d_out: 16, d_in: 16, rank: 4}]", "task.evaluation_rows=64", "training.steps=6",
+        "training.rows=16", "training.evaluate_every=3", "training.checkpoint_every=2", "wandb.mode=disabled",
+        config=str(CONFIGS / "planted.yaml"),
+        arms=[{"variant": "lora", "rank": [1, 2]}, {"variant": "full"}],
+        protocol={"tuning": {"multipliers": [1, 4, 1e32], "seeds": [100]}, "evaluation": {"seeds": [0, 1]}},
+    )  # fmt: skip
+
+
+def board_of(study: Study, outcome: Outcome) -> Board:
+    """The board when everything has come to what `outcome` says of each trial."""
+    entries: dict[str, Entry] = {}
+    results: dict[str, TrialResult] = {}
+    while True:
+        arms = tuple(
+            progress_of(arm, study.protocol, results, higher_is_better=study.higher_is_better) for arm in study.arms
+        )
+        wanted = {trial.key: trial for arm in arms for trial in arm.wanted}
+        new = [trial for key, trial in wanted.items() if key not in entries]
+        if not new:
+            return Board(arms, wanted, entries)
+        for trial in new:
+            ending = dict(outcome(trial))
+            entry = entries[trial.key] = _entry(len(entries), trial, ending)
+            if entry.state == "failed":
+                results[trial.key] = TrialResult(failed=True, reason=ending["failure"])
+            elif entry.state == "done":
+                results[trial.key] = TrialResult(failed=False, score=entry.score, loss=ending.get("loss"))
+
+
+def _entry(number: int, trial: PlannedTrial, ending: dict[str, Any]) -> Entry:
+    state = ending.pop("state", "failed" if "failure" in ending else "done")
+    score = ending.pop("score", None)
+    return Entry(number, trial.key, state, "worker", score, {}, {"folder": f"folder-{trial.key}", **ending}, {})
+
+
+def valley(trial: PlannedTrial, *, best: float = 1.0) -> Ending:
+    """Better scores near multiplier `best`, and the more rank the lower; a seed's luck is shared by all arms."""
+    rank = trial.arm.keys.get("rank", 32)
+    rank = rank if isinstance(rank, int) else 2
+    luck = 0.004 * float(np.random.default_rng(trial.seed).standard_normal())
+    own = 0.001 * float(np.random.default_rng([trial.seed, int(trial.arm.identity, 16) % 2**32]).standard_normal())
+    multiplier = (trial.learning_rate or 0.0) / trial.arm.centre / best
+    score = 3 - 0.05 * np.log2(rank) + 0.03 * np.log2(multiplier) ** 2 + luck + own
+    if trial.arm.config.task.name == "digits":  # scored by accuracy: higher is better
+        score, own = 1 - score / 10, -own
+    ending = {"score": float(score), "loss": float(score)}
+    return ending | ({"test": float(score) + 0.1 + own} if trial.stage == "evaluation" else {})
