@@ -1,5 +1,6 @@
-"""The figure of a benchmark: what each contender's training step costs as a part of PEFT's."""
+"""The figures of a benchmark: what a training step costs as a part of PEFT's, by contender and by size of the pack."""
 
+from itertools import cycle
 from pathlib import Path
 from typing import Any
 
@@ -68,3 +69,44 @@ def _draw(axes: Axes, part: pd.DataFrame, cases: list[str], colours: dict[str, A
     axes.set_ylim(len(cases) - 0.5, -0.5)
     axes.tick_params(axis="y", length=0)
     sns.despine(ax=axes, left=True)
+
+
+def save_pack_figure(ratios: pd.DataFrame, folder: Path, name: str) -> list[Path]:
+    """Saves the figure as `name`.png and `name`.pdf; returns their paths."""
+    return save_figure(pack_figure(ratios), folder, name)
+
+
+def pack_figure(ratios: pd.DataFrame) -> Figure:
+    """A panel a model, a line a case over the trials of a pack: the median in a band of quartiles, PEFT's step at 1.
+
+    `ratios` has a row for each number that was measured: model, case, trials, ratio (of one trial's step to PEFT's).
+    """
+    models = list(dict.fromkeys(ratios["model"]))
+    sizes = sorted(ratios["trials"].unique())
+    with mpl.rc_context(figure_style()):
+        figure = Figure(figsize=(WIDTH_INCHES, 2.7), layout="constrained")
+        panels = figure.subplots(1, len(models), sharey=True, squeeze=False)[0]
+        for axes, model in zip(panels, models, strict=True):
+            _draw_packs(axes, ratios[ratios["model"] == model])
+            axes.axhline(1, color="0.35", linewidth=0.8, zorder=0)
+            axes.set_xscale("log", base=2)
+            axes.set_xticks(sizes, [str(size) for size in sizes])
+            axes.minorticks_off()
+            axes.set_title(model)
+            axes.set_xlabel("trials that train together")
+            axes.legend(loc="upper right", bbox_to_anchor=(1, 0.9), frameon=False)
+            sns.despine(ax=axes)
+        panels[0].set_ylim(0, max(1.15, panels[0].get_ylim()[1]))
+        panels[0].set_ylabel("time of one trial's step, PEFT's = 1")
+        panels[-1].annotate("PEFT", (1, 1), xycoords=("axes fraction", "data"), ha="right", va="bottom", fontsize=7.5)
+    return figure
+
+
+def _draw_packs(axes: Axes, part: pd.DataFrame) -> None:
+    cases = list(dict.fromkeys(part["case"]))
+    for case, colour, marker in zip(cases, sns.color_palette("colorblind", len(cases)), cycle(MARKERS), strict=False):
+        quartiles = part[part["case"] == case].groupby("trials")["ratio"].quantile([0.25, 0.5, 0.75]).unstack()
+        axes.fill_between(quartiles.index, quartiles[0.25], quartiles[0.75], color=colour, alpha=0.2, linewidth=0)
+        axes.plot(
+            quartiles.index, quartiles[0.5], color=colour, marker=marker, markersize=3.6, markeredgewidth=0, label=case
+        )

@@ -6,14 +6,28 @@ import sys
 from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
-from typing import NoReturn
+from typing import TYPE_CHECKING, NoReturn
+
+if TYPE_CHECKING:
+    import torch
 
 ROOT = Path(__file__).resolve().parent.parent
 if not __package__:  # run as a script: the project belongs on the path, this folder does not
     sys.path[:] = [str(ROOT), *(entry for entry in sys.path if entry != str(ROOT / "experiments"))]
 
-from experiments.benchmarking.cases import MODELS, PRECISIONS, TARGETS, Case, standard_cases  # noqa: E402
+from experiments.benchmarking.cases import (  # noqa: E402
+    MODELS,
+    PRECISIONS,
+    TARGETS,
+    Case,
+    PackCase,
+    packs_of,
+    standard_cases,
+    standard_pack_cases,
+)
 
+PACKS = [1, 2, 4, 8, 16, 32]
+ONE_RANK, MIXED_RANKS = (8,), (2, 4, 8, 16)
 SHAPE = ("model", "width", "layers", "heads", "rows", "length", "rank", "targets")
 
 
@@ -43,23 +57,59 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     shape.add_argument("--targets", choices=TARGETS, help="all linear layers of the blocks, or queries and values")
     parser.add_argument("--precision", choices=PRECISIONS, default="float32", help="bfloat16: under autocast")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
-    parser.add_argument("--rounds", type=int, default=15, metavar="N", help="timings of every contender (default: 15)")
+    parser.add_argument(
+        "--rounds",
+        type=int,
+        default=15,
+        metavar="N",
+        help="timings of every contender; with --study, 0: no packs (default: 15)",
+    )
     parser.add_argument(
         "--processes", type=int, default=3, metavar="N",
         help="fresh processes in which the memory of every contender is measured; 0: not at all (default: 3)",
     )  # fmt: skip
+    study = parser.add_argument_group("packs of trials and whole studies, instead of single steps")
+    study.add_argument(
+        "--study", action="store_true", help="the cost of a trial-step in packs of trials, then studies against PEFT"
+    )
+    study.add_argument(
+        "--packs", type=int, nargs="+", default=PACKS, metavar="K",
+        help=f"trials that train together (default: {' '.join(map(str, PACKS))})",
+    )  # fmt: skip
+    study.add_argument(
+        "--trials", type=int, default=32, metavar="N", help="trials of a study; 0: no studies (default: 32)"
+    )
+    study.add_argument(
+        "--steps", type=int, nargs="+", default=[100, 400], metavar="N", help="steps of its trials (default: 100 400)"
+    )
     parser.add_argument("--output", type=Path, metavar="FOLDER", help="default: a new folder in ./benchmarks")
     return parser.parse_args(arguments)
 
 
 def asked_cases(asked: argparse.Namespace) -> list[Case]:
     """The case of the shape that was given, or the standard ones. Raises: ValueError for what cannot be measured."""
-    for knob, least in (("rounds", 1), ("processes", 0)):
+    for knob, least in (("rounds", 0 if asked.study else 1), ("processes", 0), ("trials", 0)):
         if getattr(asked, knob) < least:
             raise ValueError(f"{knob} is at least {least}; got {getattr(asked, knob)}")
-    shape = {knob: value for knob in SHAPE if (value := getattr(asked, knob)) is not None}
-    cases = [Case(**shape, precision=asked.precision, memory=True)] if shape else standard_cases(asked.precision)
+    own = _own_case(asked)
+    cases = standard_cases(asked.precision) if own is None else [own]
     return [replace(case, memory=case.memory and asked.processes > 0) for case in cases]
+
+
+def asked_pack_cases(asked: argparse.Namespace) -> list[PackCase]:
+    """The same for packs. Raises: ValueError for what cannot be measured."""
+    for size in asked.packs:
+        if size < 1:
+            raise ValueError(f"packs have 1 trial or more; got {size}")
+    own = _own_case(asked)
+    cases = standard_pack_cases(asked.precision, asked.device) if own is None else [packs_of(own)]
+    return [case for case in cases if asked.rounds and case.sizes(asked.packs)]
+
+
+def _own_case(asked: argparse.Namespace) -> Case | None:
+    """The case of the shape that was given, None where none was."""
+    shape = {knob: value for knob in SHAPE if (value := getattr(asked, knob)) is not None}
+    return Case(**shape, precision=asked.precision, memory=True) if shape else None
 
 
 def benchmark(cases: list[Case], *, device_name: str, rounds: int, processes: int, folder: Path) -> None:
@@ -67,16 +117,12 @@ def benchmark(cases: list[Case], *, device_name: str, rounds: int, processes: in
 
     Raises: ValueError for what cannot be measured here, RuntimeError where a measurement failed.
     """
-    import torch
-
     from experiments.benchmarking.measurement import measure_all
     from experiments.benchmarking.results import FILE, Benchmark, conditions
     from experiments.benchmarking.terminal import bars, draw_results, show_results
     from experiments.display import Display
 
-    if device_name == "cuda" and not torch.cuda.is_available():
-        raise ValueError("device 'cuda' is not available to this installation of torch; use cpu")
-    display, device = Display(), torch.device(device_name)
+    display, device = Display(), _device(device_name)
     measured = Benchmark(folder, conditions(device, rounds=rounds, processes=processes), cases)
     measured.go_on()
     try:
@@ -89,6 +135,56 @@ def benchmark(cases: list[Case], *, device_name: str, rounds: int, processes: in
                 display.say(f"wrote {path}")
 
 
+def benchmark_studies(asked: argparse.Namespace, folder: Path) -> None:
+    """Measure packs of trials, then whole studies; tables, benchmark.json and the figure, when interrupted too.
+
+    Raises: ValueError for what cannot be measured here, RuntimeError where a measurement failed.
+    """
+    from experiments.benchmarking.pack_timing import measure_packs
+    from experiments.benchmarking.results import FILE, conditions
+    from experiments.benchmarking.study_results import StudyBenchmark
+    from experiments.benchmarking.terminal import bars, draw_packs, show_packs, show_studies
+    from experiments.benchmarking.whole_study import StudyCase, measure_study
+    from experiments.display import Display
+
+    display, device = Display(), _device(asked.device)
+    ranks = (ONE_RANK, MIXED_RANKS) if asked.trials else ()
+    studies = [StudyCase(of, asked.trials, steps, asked.device) for of in ranks for steps in asked.steps]
+    facts = conditions(device, rounds=asked.rounds, processes=asked.processes) | {"packs": asked.packs}
+    measured = StudyBenchmark(folder, facts, asked_pack_cases(asked), studies)
+    if not measured.pack_cases and not measured.study_cases:
+        raise ValueError("nothing is left to measure: --trials 0 leaves out studies, --rounds 0 packs")
+    measured.go_on()
+    try:
+        with bars(display) as report:
+            for case in measured.packs_left:
+                of = measure_packs(
+                    case, device, asked.packs, rounds=asked.rounds, processes=asked.processes, report=report
+                )
+                measured.packs.append(of)
+                measured.save()
+            for study in measured.studies_left:
+                measured.studies.append(measure_study(study, report))
+                measured.save()
+    finally:
+        if measured.packs:
+            show_packs(display, measured.packs)
+        if measured.studies:
+            show_studies(display, measured.studies)
+        if measured.packs or measured.studies:
+            figures = draw_packs(measured.packs, folder) if measured.packs else []
+            for path in (folder / FILE, *figures):
+                display.say(f"wrote {path}")
+
+
+def _device(name: str) -> "torch.device":
+    import torch
+
+    if name == "cuda" and not torch.cuda.is_available():
+        raise ValueError("device 'cuda' is not available to this installation of torch; use cpu")
+    return torch.device(name)
+
+
 def main(arguments: list[str] | None = None) -> int:
     """0: measured; 1: a measurement failed; 2: the request is faulty; 130: interrupted."""
     if isinstance(sys.stdout, io.TextIOWrapper):
@@ -96,9 +192,11 @@ def main(arguments: list[str] | None = None) -> int:
     asked = parse_arguments(arguments)
     folder = asked.output or Path("benchmarks") / datetime.now().strftime("%Y-%m-%d-%H%M%S")
     try:
-        benchmark(
-            asked_cases(asked), device_name=asked.device, rounds=asked.rounds, processes=asked.processes, folder=folder
-        )
+        cases = asked_cases(asked)
+        if asked.study:
+            benchmark_studies(asked, folder)
+            return 0
+        benchmark(cases, device_name=asked.device, rounds=asked.rounds, processes=asked.processes, folder=folder)
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

@@ -1,8 +1,9 @@
 """What is benchmarked: which model, of which shape, adapted in which layers; nothing heavy is imported for it."""
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
-MODELS = ("bert", "byte_transformer")
+MODELS = ("bert", "byte_transformer", "roberta")
 TARGETS = ("all", "qv")
 PRECISIONS = ("float32", "bfloat16")
 
@@ -39,10 +40,15 @@ class Case:
             raise ValueError(f"rank is at most the width; got {self.rank} and {self.width}")
 
     @property
+    def tokens(self) -> int:
+        """Tokens in the batch."""
+        return self.rows * self.length
+
+    @property
     def label(self) -> str:
         """The case in a few words; what has its default is left out, apart from the shape."""
         usual = Case()
-        parts = [f"{self.model} d={self.width}", f"{self.rows * self.length:,} tokens"]
+        parts = [f"{self.model} d={self.width}", f"{self.tokens:,} tokens"]
         parts += ["all linear" if self.targets == "all" else "q, v"]
         parts += [f"{knob} {getattr(self, knob)}" for knob in ("layers", "heads", "rank") if self.differs(usual, knob)]
         parts += [self.precision] if self.differs(usual, "precision") else []
@@ -60,3 +66,55 @@ def standard_cases(precision: str) -> list[Case]:
         Case(model="byte_transformer", precision=precision),
         Case(rows=32, length=64, precision=precision, memory=True),
     ]
+
+
+@dataclass(frozen=True, kw_only=True)
+class PackCase:
+    """Trials of one case that train together; their ranks go round in `ranks`, the case's own rank if there is one.
+
+    Raises: ValueError for no rank, or one that the model has no room for.
+    """
+
+    case: Case
+    ranks: tuple[int, ...]
+
+    def __post_init__(self) -> None:
+        if not self.ranks:
+            raise ValueError("trials have a rank; got none")
+        for rank in self.ranks:
+            replace(self.case, rank=rank)
+
+    @property
+    def label(self) -> str:
+        """The case in a few words, with the ranks where they differ."""
+        if len(set(self.ranks)) == 1:
+            return replace(self.case, rank=self.ranks[0]).label
+        return f"{replace(self.case, rank=Case().rank).label}, ranks {', '.join(map(str, self.ranks))}"
+
+    def sizes(self, asked: Sequence[int]) -> list[int]:
+        """Those pack sizes in which every rank has as many trials."""
+        return [trials for trials in asked if trials % len(self.ranks) == 0]
+
+
+ROBERTA_BASE = Case(
+    model="roberta", width=768, layers=12, heads=12, rows=8, length=128, precision="bfloat16", memory=True
+)
+SAME_BUCKET, SEVERAL_BUCKETS = (2, 4, 6, 8), (2, 4, 8, 16)  # ranks; 16 is padded to another length than the others
+
+
+def packs_of(case: Case) -> PackCase:
+    """Trials of a case that are all of its rank."""
+    return PackCase(case=case, ranks=(case.rank,))
+
+
+def standard_pack_cases(precision: str, device: str) -> list[PackCase]:
+    """From steps that are all overhead to steps that fill a core; on a GPU a model of RoBERTa-base's size too."""
+    bert = Case(precision=precision)
+    bytes_ = Case(model="byte_transformer", width=64, precision=precision)
+    cases = [
+        *(packs_of(replace(bert, rows=rows)) for rows in (1, 4, 8)),
+        packs_of(replace(bert, rows=1, targets="qv")),
+        packs_of(replace(bytes_, rows=1)),
+        *(PackCase(case=replace(bytes_, rows=4), ranks=ranks) for ranks in ((8,), SAME_BUCKET, SEVERAL_BUCKETS)),
+    ]
+    return cases + ([packs_of(ROBERTA_BASE)] if device == "cuda" else [])

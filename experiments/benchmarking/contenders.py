@@ -4,7 +4,7 @@ All have the same base model, the same batch, A, B and scale alpha / r = 2, and 
 """
 
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from typing import Any
@@ -65,22 +65,26 @@ def build_peft_with_default(workload: Workload) -> Contender:
 
 def build_peft(workload: Workload) -> Contender:
     """PEFT's LoRA; its wrapper around the same base is what is called, as its users do."""
-    from peft import LoraConfig, get_peft_model
-
     base, case = workload.base, workload.case
     own = {path: workload.linear(path) for path in workload.paths}
-    config = LoraConfig(
-        r=case.rank, lora_alpha=ALPHA_PER_RANK * case.rank, lora_dropout=0.0, target_modules=list(workload.paths)
-    )
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", FutureWarning)  # between PEFT and transformers; nothing a user could change
-        wrapped = get_peft_model(base, config).train()
+    wrapped = wrapped_by_peft(base, workload.paths, rank=case.rank, alpha=ALPHA_PER_RANK * case.rank)
     modules: dict[str, Any] = {path: base.get_submodule(path) for path in workload.paths}
     put(base, own)
     del base.peft_config  # PEFT's mark on the base, that the next one would take for an adapter
     factors = {path: (m.lora_A["default"].weight, m.lora_B["default"].weight) for path, m in modules.items()}
     _set(factors, workload)
     return Contender(modules, factors, _trained(modules), lambda: workload.loss(wrapped), _torchs(factors, fused=True))
+
+
+def wrapped_by_peft(base: nn.Module, paths: Sequence[str], *, rank: int, alpha: float) -> Any:
+    """The base with PEFT's LoRA in the places of these linear layers, without dropout, ready to train."""
+    from peft import LoraConfig, get_peft_model
+
+    whole: Any = alpha  # PEFT's annotation says int; it only divides it by r
+    config = LoraConfig(r=rank, lora_alpha=whole, lora_dropout=0.0, target_modules=list(paths))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # between PEFT and transformers; nothing a user could change
+        return get_peft_model(base, config).train()
 
 
 def build_loralib(workload: Workload) -> Contender:

@@ -5,15 +5,18 @@ import gc
 import json
 import subprocess
 import sys
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import torch
 
-from experiments.benchmarking.cases import Case
+from experiments.benchmarking.cases import Case, PackCase
 from experiments.benchmarking.contenders import BUILDERS
-from experiments.benchmarking.timing import one_thread
-from experiments.benchmarking.workload import build_workload, in_place
+from experiments.benchmarking.packs import buckets, build_pack, ranks_of, workloads_of
+from experiments.benchmarking.timing import Stepping, one_thread
+from experiments.benchmarking.workload import Workload, build_workload, in_place
 from experiments.record.environment import peak_bytes
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -25,12 +28,24 @@ def footprint_in_new_process(case: Case, contender: str, device: str) -> int:
 
     Raises: RuntimeError with the last line of what the process said, where it failed.
     """
-    request = json.dumps({"case": asdict(case), "contender": contender, "device": device})
-    command = [sys.executable, "-m", "experiments.benchmarking.footprint", request]
+    return _in_new_process({"case": asdict(case), "contender": contender, "device": device}, what=repr(contender))
+
+
+def footprint_of_pack_in_new_process(case: PackCase, trials: int, device: str) -> int:
+    """Bytes that training steps of so many trials together need, measured in a process of its own.
+
+    Raises: RuntimeError with the last line of what the process said, where it failed.
+    """
+    request = {"case": asdict(case.case), "ranks": case.ranks, "trials": trials, "device": device}
+    return _in_new_process(request, what=f"{trials} trials")
+
+
+def _in_new_process(request: dict[str, Any], *, what: str) -> int:
+    command = [sys.executable, "-m", "experiments.benchmarking.footprint", json.dumps(request)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     if done.returncode != 0:
         said = done.stderr.strip().splitlines() or [f"exit code {done.returncode}"]
-        raise RuntimeError(f"the memory of {contender!r} could not be measured: {said[-1]}")
+        raise RuntimeError(f"the memory of {what} could not be measured: {said[-1]}")
     return int(done.stdout.splitlines()[-1])
 
 
@@ -41,13 +56,25 @@ def step_footprint(case: Case, contender: str, device: torch.device) -> int:
     """
     with one_thread():
         workload = build_workload(case, device)
-        measured = BUILDERS[contender](workload)
-        gc.collect()
-        before = level_with_peak_reset(device)
-        with in_place(workload.base, measured.modules):
+        return _above_the_level(workload, [BUILDERS[contender](workload)], device)
+
+
+def pack_footprint(case: PackCase, trials: int, device: torch.device) -> int:
+    """The same of trials that train together; where their ranks keep them apart, of one pack after another."""
+    with one_thread():
+        workloads = workloads_of(case, device)
+        packs = [build_pack(workloads, ranks) for ranks in buckets(ranks_of(case, trials))]
+        return _above_the_level(workloads[case.ranks[0]], packs, device)
+
+
+def _above_the_level(workload: Workload, measured: Sequence[Stepping], device: torch.device) -> int:
+    gc.collect()
+    before = level_with_peak_reset(device)
+    for stepping in measured:
+        with in_place(workload.base, stepping.modules):
             for _ in range(STEPS):
-                measured.step()
-        return _peak(device) - before
+                stepping.step()
+    return _peak(device) - before
 
 
 def level_with_peak_reset(device: torch.device) -> int:
@@ -76,9 +103,13 @@ def _peak(device: torch.device) -> int:
 
 
 def main(request: str) -> None:
-    """Print the bytes of one measurement; `request` is the JSON of `footprint_in_new_process`."""
+    """Print the bytes of one measurement; `request` is the JSON of what the functions above ask for."""
     asked = json.loads(request)
-    print(step_footprint(Case(**asked["case"]), asked["contender"], torch.device(asked["device"])))
+    case, device = Case(**asked["case"]), torch.device(asked["device"])
+    if "trials" in asked:
+        print(pack_footprint(PackCase(case=case, ranks=tuple(asked["ranks"])), asked["trials"], device))
+    else:
+        print(step_footprint(case, asked["contender"], device))
 
 
 if __name__ == "__main__":

@@ -2,12 +2,12 @@
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -19,6 +19,7 @@ from experiments.record.folder import as_json, write_atomically
 
 ROOT = Path(__file__).resolve().parents[2]
 FILE = "benchmark.json"
+Results = TypeVar("Results")
 
 
 @dataclass(frozen=True)
@@ -84,25 +85,35 @@ class Benchmark:
 
         Raises: ValueError where it is finished, or was measured under other conditions.
         """
-        path = self.folder / FILE
-        if not path.exists():
-            return
-        try:
-            there = json.loads(path.read_text(encoding="utf-8"))
-            before = {**there["conditions"], "cases": there["planned"]}
-            finished, results = there["finished"], [_read(result) for result in there["results"]]
-        except (ValueError, KeyError, TypeError):
-            raise ValueError(f"{path} is not what a benchmark wrote; choose another --output") from None
-        if finished:
-            raise ValueError(f"{self.folder} holds a finished benchmark; choose another --output or move it away")
-        asked = {**self.conditions, "cases": [asdict(case) for case in self.planned]}
-        differ = [key for key in asked if key not in ("started", "command") and asked[key] != before.get(key)]
-        if differ:
-            raise ValueError(
-                f"{self.folder} holds the beginning of a benchmark with other {', '.join(differ)}; "
-                f"choose another --output or move it away"
-            )
-        self.results = results
+        asked = self.conditions | {"cases": [asdict(case) for case in self.planned]}
+        there = unfinished(self.folder, asked, lambda results: [_read(result) for result in results])
+        self.results = self.results if there is None else there
+
+
+def unfinished(folder: Path, asked: Mapping[str, Any], read: Callable[[Any], Results]) -> Results | None:
+    """The results that an interrupted benchmark left in the folder; None where there is nothing.
+
+    `asked` are the conditions, with the `cases`. Raises: ValueError where it is finished, was measured under other
+    conditions, or is something else.
+    """
+    path = folder / FILE
+    if not path.exists():
+        return None
+    try:
+        there = json.loads(path.read_text(encoding="utf-8"))
+        before = {**there["conditions"], "cases": there["planned"]}
+        finished, results = there["finished"], read(there["results"])
+    except (ValueError, KeyError, TypeError, AttributeError):
+        raise ValueError(f"{path} is not what a benchmark wrote; choose another --output") from None
+    if finished:
+        raise ValueError(f"{folder} holds a finished benchmark; choose another --output or move it away")
+    differ = [key for key in asked if key not in ("started", "command") and asked[key] != before.get(key)]
+    if differ:
+        raise ValueError(
+            f"{folder} holds the beginning of a benchmark with other {', '.join(differ)}; "
+            f"choose another --output or move it away"
+        )
+    return results
 
 
 def _read(tree: Mapping[str, Any]) -> Result:

@@ -1,18 +1,21 @@
-"""What a user of the benchmark sees: a bar for each case, and the table at the end."""
+"""What a user of the benchmark sees: a bar for each case, and the tables at the end."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from analysis.benchmark_figure import save_benchmark_figure
+from analysis.benchmark_figure import save_benchmark_figure, save_pack_figure
 from experiments.benchmarking.contenders import BUILDERS, PEFT
 from experiments.benchmarking.measurement import Report
+from experiments.benchmarking.pack_timing import PackResult
 from experiments.benchmarking.results import Result
+from experiments.benchmarking.whole_study import OURS, StudyResult
 from experiments.display import Display
 
 UNITS = {"seconds": 1e3, "bytes": 2**-20}  # to milliseconds, to MiB
@@ -40,7 +43,7 @@ def show_results(display: Display, results: Sequence[Result]) -> None:
     """A table a case, for a terminal of 80 columns and more."""
     display.say("One training step: forward, backward, optimizer. Ratio to PEFT: the median [quartiles].")
     for result in results:
-        table = Table(title=result.case.label, title_justify="left", title_style="bold", box=None, padding=(0, 2, 0, 0))
+        table = _table(result.case.label)
         table.add_column("", no_wrap=True, min_width=max(map(len, BUILDERS)))
         for header in ("ms", "time / PEFT's", *(["MiB", "memory / PEFT's"] if result.bytes else [])):
             table.add_column(header, justify="right", no_wrap=True, min_width=7)
@@ -73,3 +76,65 @@ def draw_results(results: Sequence[Result], folder: Path) -> list[Path]:
         for ratio in ratios
     ]
     return save_benchmark_figure(pd.DataFrame(rows), folder, "benchmark")
+
+
+def show_packs(display: Display, results: Sequence[PackResult]) -> None:
+    """A table a case: what a trial-step costs in packs of several sizes."""
+    display.say("One step of one trial in a pack, as the training loop makes it, with norms, clipping and its report.")
+    display.say("Ratios to PEFT's step [quartiles]; to its step with AdamW not fused; to its step with clipping.")
+    for result in results:
+        medians = (f"{name} {np.median(result.their_step(name)) * UNITS['seconds']:,.2f} ms" for name in result.theirs)
+        table = _table(f"{result.case.label}\n{'; '.join(medians)}")
+        headers = ("trials", "ms", "a second", "/ PEFT's", "not fused", "clipping", "pack of one")
+        for header in (*headers, *(["MiB"] if result.bytes else [])):
+            table.add_column(header, justify="right", no_wrap=True)
+        for row in result.summary():
+            quartiles = f"{row['ratio']:.2f} [{row['ratio_lower_quartile']:.2f}, {row['ratio_upper_quartile']:.2f}]"
+            cells = [f"{row['seconds'] * UNITS['seconds']:,.2f}", f"{row['trial_steps_per_second']:,.0f}", quartiles]
+            others = ("ratio_to_not_fused", "ratio_to_clipping", "ratio_to_pack_of_one")
+            cells += [f"{row[name]:.2f}" if name in row else "" for name in others]
+            cells += [_mebibytes(result, str(row["trials"]))] if result.bytes else []
+            table.add_row(str(row["trials"]), *cells)
+        for trials, why in result.missing.items():
+            table.add_row(str(trials), "", "", why)
+        if result.bytes:
+            table.add_row(PEFT, "", "", "", "", "", _mebibytes(result, PEFT))
+        display.say("")
+        display.console.print(table)
+
+
+def _mebibytes(result: PackResult, name: str) -> str:
+    return f"{np.median(result.bytes[name]) * UNITS['bytes']:,.0f}"
+
+
+def show_studies(display: Display, results: Sequence[StudyResult]) -> None:
+    """A table a study: the time of ours and of PEFT, start-up included."""
+    display.say("")
+    display.say("A whole study, start-up included; ours with two workers. The last score comes before ours concludes.")
+    for result in results:
+        table = _table(f"{result.case.label}; scores differ by {result.difference:.1e} at most")
+        table.add_column("")
+        for header in ("seconds", "to the last score", "processor", "ours /", "to last score", "processor"):
+            table.add_column(header, justify="right", no_wrap=True)
+        for name, run in result.runs.items():
+            cells = [f"{value:,.1f}" for value in (run.seconds, run.seconds_to_last_score, run.processor_seconds)]
+            quantities = ("seconds", "seconds_to_last_score", "processor_seconds") if name != OURS else ()
+            table.add_row(name, *cells, *(f"{result.ratio(quantity, name):.2f}" for quantity in quantities))
+        display.say("")
+        display.console.print(table)
+
+
+def _table(title: str) -> Table:
+    return Table(title=title, title_justify="left", title_style="bold", box=None, padding=(0, 2, 0, 0))
+
+
+def draw_packs(results: Sequence[PackResult], folder: Path) -> list[Path]:
+    """The figure of the ratios to PEFT against the size of the pack; returns the files."""
+    rows = [
+        {"model": model, "case": case, "trials": trials, "ratio": ratio}
+        for result in results
+        for model, _, case in (result.case.label.partition(", "),)
+        for trials in result.ours
+        for ratio in result.ratios(trials)
+    ]
+    return save_pack_figure(pd.DataFrame(rows), folder, "packs")

@@ -4,10 +4,11 @@ import gc
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from typing import Protocol
 
 import torch
+from torch import nn
 
-from experiments.benchmarking.contenders import Contender
 from experiments.benchmarking.workload import Workload, in_place
 
 WARM_UP_STEPS = 3
@@ -15,8 +16,17 @@ PROBE_STEPS = 3
 ROUND_SECONDS = 0.3  # of one contender: long beside the clock's grain, short beside what else a machine does
 
 
+class Stepping(Protocol):
+    """Modules for paths of a base, and a training step while they are in place."""
+
+    @property
+    def modules(self) -> Mapping[str, nn.Module]: ...
+
+    def step(self) -> object: ...
+
+
 def time_rounds(
-    workload: Workload, contenders: Mapping[str, Contender], *, rounds: int, on_round: Callable[[], None]
+    workload: Workload, contenders: Mapping[str, Stepping], *, rounds: int, on_round: Callable[[], None]
 ) -> dict[str, list[float]]:
     """Seconds a step of each contender, one number a round: on CPU of processor time at one thread, on CUDA by events.
 
@@ -36,13 +46,13 @@ def time_rounds(
     return seconds
 
 
-def _steps_a_round(workload: Workload, contender: Contender, device: torch.device) -> int:
+def _steps_a_round(workload: Workload, contender: Stepping, device: torch.device) -> int:
     with in_place(workload.base, contender.modules):
         _seconds_a_step(contender, WARM_UP_STEPS, device)
         return max(1, round(ROUND_SECONDS / _seconds_a_step(contender, PROBE_STEPS, device)))
 
 
-def _seconds_a_step(contender: Contender, steps: int, device: torch.device) -> float:
+def _seconds_a_step(contender: Stepping, steps: int, device: torch.device) -> float:
     if device.type == "cuda":
         start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
         torch.cuda.synchronize()

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -14,7 +14,8 @@ from experiments.benchmarking.cases import Case
 from experiments.evaluation import autocast
 
 WORDS, CLASSES = 1000, 2
-BLOCKS = {"bert": "bert.encoder.layer.", "byte_transformer": "layers."}
+VOCABULARIES = {"bert": WORDS, "roberta": 50265, "byte_transformer": VOCABULARY}
+BLOCKS = {"bert": "bert.encoder.layer.", "roberta": "roberta.encoder.layer.", "byte_transformer": "layers."}
 
 
 @dataclass(frozen=True)
@@ -34,8 +35,7 @@ class Workload:
     def loss(self, model: nn.Module) -> Tensor:
         """The mean cross-entropy of the batch; `model` is the base, or what a library has wrapped around it."""
         with autocast(self.tokens.device, self.case.precision):
-            output = model(self.tokens)
-            logits = getattr(output, "logits", output)
+            logits = logits_of(model, self.tokens)
         return F.cross_entropy(logits.float().flatten(0, -2), self.labels.flatten())
 
     def linear(self, path: str) -> nn.Linear:
@@ -52,24 +52,48 @@ def build_workload(case: Case, device: torch.device) -> Workload:
     linears = {path: m for path, m in base.named_modules() if isinstance(m, nn.Linear)}
     wanted = ("query", "value") if case.targets == "qv" else ("",)
     paths = tuple(path for path in linears if path.startswith(BLOCKS[case.model]) and path.endswith(wanted))
-    words = WORDS if case.model == "bert" else VOCABULARY
-    tokens = torch.randint(words, (case.rows, case.length))
-    labels = torch.randint(CLASSES, (case.rows,)) if case.model == "bert" else tokens.roll(-1, dims=1)
+    tokens, labels = random_batch(case)
     start = {path: _factors(linears[path], case.rank, device) for path in paths}
     return Workload(case, base.to(device), paths, tokens.to(device), labels.to(device), start)
+
+
+def random_batch(case: Case, generator: torch.Generator | None = None) -> tuple[Tensor, Tensor]:
+    """Tokens (rows, length) and labels: a class a row, or of every byte the next one."""
+    tokens = torch.randint(min(WORDS, VOCABULARIES[case.model]), (case.rows, case.length), generator=generator)
+    if case.model == "byte_transformer":
+        return tokens, tokens.roll(-1, dims=1)
+    return tokens, torch.randint(CLASSES, (case.rows,), generator=generator)
+
+
+def with_rank(workload: Workload, rank: int) -> Workload:
+    """The same base and batch with adapters of this rank."""
+    torch.manual_seed(rank)
+    start = {path: _factors(workload.linear(path), rank, workload.tokens.device) for path in workload.paths}
+    return replace(workload, case=replace(workload.case, rank=rank), start=start)
+
+
+def logits_of(model: nn.Module, tokens: Tensor) -> Tensor:
+    """What the model says of tokens, (rows, classes) or (rows, length, vocabulary)."""
+    output = model(tokens)
+    logits: Tensor = getattr(output, "logits", output)
+    return logits
 
 
 def _model(case: Case) -> nn.Module:
     if case.model == "byte_transformer":
         return ByteTransformer(width=case.width, depth=case.layers, heads=case.heads, context=case.length)
-    from transformers import BertConfig, BertForSequenceClassification
+    from transformers import BertConfig, BertForSequenceClassification, RobertaConfig, RobertaForSequenceClassification
 
+    roberta = case.model == "roberta"
     shape: dict[str, Any] = {
-        "vocab_size": WORDS, "num_labels": CLASSES, "max_position_embeddings": case.length,
+        "vocab_size": VOCABULARIES[case.model], "num_labels": CLASSES,
+        "max_position_embeddings": case.length + 2 * roberta,  # RoBERTa's first two positions are no token's
         "hidden_size": case.width, "intermediate_size": 4 * case.width,
         "num_hidden_layers": case.layers, "num_attention_heads": case.heads,
         "hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0,
     }  # fmt: skip
+    if roberta:
+        return RobertaForSequenceClassification(RobertaConfig(**shape))
     return BertForSequenceClassification(BertConfig(**shape))
 
 
