@@ -7,7 +7,7 @@ from experiments.config import RunConfig
 from experiments.configuration import yaml_text
 from experiments.display import Display
 from experiments.record.starting_point import read_start
-from experiments.setting import attached, load_task
+from experiments.training.setting import attached, load_task
 from lora_variants import RankWarning
 from lora_variants.attach import outside_heads
 from lora_variants.target_names import patterns_of

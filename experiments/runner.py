@@ -5,13 +5,13 @@ from pathlib import Path
 from typing import Any
 
 from experiments.config import RunConfig
-from experiments.crew import train_together
 from experiments.display import Display
-from experiments.interruption import Interruption
-from experiments.member import Member, Wishes, score_on_test
 from experiments.record.folder import RunFolder
 from experiments.record.starting_point import read_start
-from experiments.setting import Setting
+from experiments.training.crew import train_together
+from experiments.training.interruption import Interruption
+from experiments.training.member import Member, Wishes, score_on_test
+from experiments.training.setting import Setting
 
 
 class TrainingFailedError(RuntimeError):

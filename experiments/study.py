@@ -80,8 +80,8 @@ def main(arguments: list[str] | None = None) -> int:
     asked = parse_arguments(arguments)
     from experiments.configuration import ConfigError
     from experiments.studies.driver import Request, carry_out
-    from experiments.studies.storage import QueueError
-    from experiments.studies.workforce import WorkerError
+    from experiments.studies.queueing.storage import QueueError
+    from experiments.studies.work.workforce import WorkerError
 
     fields = {key: value for key, value in vars(asked).items() if key in Request.__dataclass_fields__}
     try:
@@ -99,7 +99,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 def work() -> int:
     """What the processes that a study starts do."""
-    from experiments.studies.worker_process import main as work_by_order
+    from experiments.studies.work.worker_process import main as work_by_order
 
     return work_by_order()
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from experiments.tasks.task import Batch, Split, Task, TaskConfig
-from experiments.training import Clock, Outcome, Regime, Trial, train
+from experiments.training.loop import Clock, Outcome, Regime, Trial, train
 from lora_variants import VARIANTS, RankWarning
 from lora_variants.attach import attach
 from lora_variants.pack import Pack

@@ -12,9 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from experiments.studies.entries import Entry
-from experiments.studies.storage import ADDRESS_VARIABLE, Address
-from experiments.studies.trial_queue import TrialQueue
+from experiments.studies.queueing.entries import Entry
+from experiments.studies.queueing.storage import ADDRESS_VARIABLE, Address
+from experiments.studies.queueing.trial_queue import TrialQueue
 from tests.queue_contract import STUDY, Fixtures, everything, one_claim, trials, url_of
 
 

@@ -3,13 +3,13 @@
 import sys
 from pathlib import Path
 
-from experiments.interruption import Interruption
-from experiments.setting import Setting
-from experiments.studies.packing import Packing
-from experiments.studies.storage import storage_address
-from experiments.studies.study import load_study
-from experiments.studies.trial_queue import TrialQueue
-from experiments.studies.worker import Worker
+from experiments.studies.design.study import load_study
+from experiments.studies.queueing.storage import storage_address
+from experiments.studies.queueing.trial_queue import TrialQueue
+from experiments.studies.work.packing import Packing
+from experiments.studies.work.worker import Worker
+from experiments.training.interruption import Interruption
+from experiments.training.setting import Setting
 
 
 def main(folder: Path, grace: float, pack: int) -> None:

@@ -7,16 +7,16 @@ from typing import Any
 import numpy as np
 
 from experiments.configuration import yaml_text
-from experiments.interruption import Interruption
-from experiments.setting import Setting
 from experiments.studies.board import Board, look
-from experiments.studies.entries import Entry
-from experiments.studies.packing import Packing
-from experiments.studies.protocol import PlannedTrial, TrialResult, progress_of
-from experiments.studies.storage import storage_address
-from experiments.studies.study import Study, load_study
-from experiments.studies.trial_queue import TrialQueue
-from experiments.studies.worker import Worker
+from experiments.studies.design.protocol import PlannedTrial, TrialResult, progress_of
+from experiments.studies.design.study import Study, load_study
+from experiments.studies.queueing.entries import Entry
+from experiments.studies.queueing.storage import storage_address
+from experiments.studies.queueing.trial_queue import TrialQueue
+from experiments.studies.work.packing import Packing
+from experiments.studies.work.worker import Worker
+from experiments.training.interruption import Interruption
+from experiments.training.setting import Setting
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
 Ending = Mapping[str, Any]  # score, loss and test of a done trial; failure of one that failed; state of any other

@@ -14,9 +14,9 @@ from peft import AdaLoraConfig, get_peft_model
 from torch import Tensor, nn
 from transformers import BertConfig, BertForSequenceClassification
 
-from experiments.optimizer import AdamW
 from experiments.tasks.task import Batch, Split, Task, TaskConfig
-from experiments.training import Clock, Regime, Trial, train
+from experiments.training.loop import Clock, Regime, Trial, train
+from experiments.training.optimizer import AdamW
 from lora_variants.adalora import AdaLoRA, AdaLoRAConfig, AdaLoRALayer, last_pruning
 from lora_variants.adalora_budget import budget, highest_triplets, smooth
 from lora_variants.attach import attach

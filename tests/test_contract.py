@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from experiments.tasks.task import Batch
-from experiments.training import Regime, compute_gradients
+from experiments.training.loop import Regime, compute_gradients
 from lora_variants import VARIANTS
 from lora_variants.attention import Attention
 from lora_variants.layer import TrialLayer
@@ -367,7 +367,7 @@ def on_bytes(name: str, *, dtype: torch.dtype = torch.float32, **wanted: Any) ->
 
 def movement(name: str, precision: str) -> tuple[list[list[float]], Tensor, Variant]:
     """Losses of three steps on one batch, and how far the first trial's tensors moved."""
-    from experiments.training import Clock, Trial, train
+    from experiments.training.loop import Clock, Trial, train
 
     variant, heard = on_bytes(name), []
     before = variant.trial_state(0)

@@ -9,12 +9,12 @@ from models import PACKED
 
 from experiments.config import RunConfig
 from experiments.configuration import load
-from experiments.crew import train_together
 from experiments.display import Display
-from experiments.interruption import Interrupted, Interruption
-from experiments.member import Member, Wishes
 from experiments.record.folder import RunFolder
-from experiments.setting import Setting
+from experiments.training.crew import train_together
+from experiments.training.interruption import Interrupted, Interruption
+from experiments.training.member import Member, Wishes
+from experiments.training.setting import Setting
 
 ROOT = Path(__file__).resolve().parents[1]
 DIVERGES = 1e30

@@ -9,10 +9,10 @@ from experiments.bases.digit_transformer import DigitRecipe, DigitTransformer, _
 from experiments.bases.weights import fingerprint, silent
 from experiments.configuration import load
 from experiments.display import Display
-from experiments.evaluation import evaluate
 from experiments.runner import execute
-from experiments.setting import attached, load_task
 from experiments.tasks.digits import Digits, DigitsConfig
+from experiments.training.evaluation import evaluate
+from experiments.training.setting import attached, load_task
 
 CONFIG = Path(__file__).resolve().parents[1] / "configs" / "digits.yaml"
 

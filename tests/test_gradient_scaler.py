@@ -11,17 +11,17 @@ import torch
 from models import ALONE, PACKED, Regression, attached, built, knobs
 from torch import Tensor, nn
 
-from experiments import gradient_scaler
 from experiments.configuration import load
 from experiments.display import Display
-from experiments.gradient_scaler import SMALLEST_SCALE, GradientScaler
-from experiments.interruption import Interrupted
-from experiments.optimizer import AdamW, schedule_factor
 from experiments.record.checkpoint import Checkpoints
 from experiments.record.folder import RunFolder
 from experiments.runner import execute
 from experiments.tasks.task import Batch
-from experiments.training import Clock, Outcome, Regime, Trial, compute_gradients, train
+from experiments.training import gradient_scaler
+from experiments.training.gradient_scaler import SMALLEST_SCALE, GradientScaler
+from experiments.training.interruption import Interrupted
+from experiments.training.loop import Clock, Outcome, Regime, Trial, compute_gradients, train
+from experiments.training.optimizer import AdamW, schedule_factor
 from lora_variants.variant import Variant
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -10,10 +10,10 @@ import torch.nn.functional as F
 from pydantic import ValidationError
 from torch import Tensor, nn
 
-from experiments.evaluation import evaluate
-from experiments.optimizer import AdamW
 from experiments.tasks.task import Batch, Split, Task, TaskConfig
-from experiments.training import Clock, Regime, Trial, train
+from experiments.training.evaluation import evaluate
+from experiments.training.loop import Clock, Regime, Trial, train
+from experiments.training.optimizer import AdamW
 from lora_variants import VARIANTS, RankWarning
 from lora_variants.adalora import AdaLoRA, AdaLoRAConfig
 from lora_variants.attach import attach

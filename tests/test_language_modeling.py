@@ -13,16 +13,16 @@ import torch
 
 from experiments.configuration import load, yaml_text
 from experiments.display import Display
-from experiments.evaluation import evaluate
 from experiments.runner import execute
-from experiments.setting import attached, load_task, regime_of
 from experiments.tasks.language_modeling import LanguageModeling, LanguageModelingConfig
 from experiments.text.passages import Layout, read_passages
 from experiments.text.reading import DataError
 from experiments.text.sources import Location
 from experiments.text.tables import Form, read_table
 from experiments.text.tables_of_splits import read_splits
-from experiments.training import compute_gradients
+from experiments.training.evaluation import evaluate
+from experiments.training.loop import compute_gradients
+from experiments.training.setting import attached, load_task, regime_of
 from lora_variants import VARIANTS
 from lora_variants.attach import attach
 from lora_variants.pack import Pack

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from experiments.optimizer import AdamW, schedule_factor
+from experiments.training.optimizer import AdamW, schedule_factor
 from lora_variants.variant import ParameterGroup
 
 SCHEDULES = ("linear", "cosine", "constant")
@@ -226,7 +226,7 @@ def test_a_run_that_is_all_warm_up_has_positive_rates(kind: str) -> None:
 
 def test_a_head_with_a_rate_of_its_own_learns_at_it_and_nothing_else_does() -> None:
     from experiments.configuration import load
-    from experiments.setting import attached, load_task
+    from experiments.training.setting import attached, load_task
 
     config = Path(__file__).resolve().parents[1] / "configs" / "digits.yaml"
     for name in ("lora_plus", "full_all", "adalora"):

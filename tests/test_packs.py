@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from experiments.bases.byte_transformer import ByteTransformer
 from experiments.tasks.task import Batch, Task
-from experiments.training import Clock, Outcome, Regime, Trial, sums_by_trial, train
+from experiments.training.loop import Clock, Outcome, Regime, Trial, sums_by_trial, train
 from lora_variants.layer import rank_bucket
 from lora_variants.streams import stream
 from lora_variants.variant import Variant

@@ -12,7 +12,7 @@ from peft.optimizers import create_loraplus_optimizer
 from torch import Tensor, nn
 from transformers import BertConfig, BertForSequenceClassification, GPT2Config, GPT2LMHeadModel
 
-from experiments.optimizer import AdamW
+from experiments.training.optimizer import AdamW
 from lora_variants import VARIANTS
 from lora_variants.attach import attach
 from lora_variants.pack import Pack

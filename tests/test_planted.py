@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from experiments.configuration import load
-from experiments.evaluation import evaluate
-from experiments.setting import attached, load_task, regime_of, trial_of
-from experiments.training import Clock, train
+from experiments.training.evaluation import evaluate
+from experiments.training.loop import Clock, train
+from experiments.training.setting import attached, load_task, regime_of, trial_of
 from lora_variants.layer import Factors
 
 CONFIG = Path(__file__).resolve().parents[1] / "configs" / "planted.yaml"

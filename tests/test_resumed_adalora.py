@@ -10,12 +10,12 @@ import torch
 from torch import Tensor, nn
 
 from experiments.config import StartConfig
-from experiments.interruption import Interrupted
 from experiments.record.checkpoint import Checkpoints
 from experiments.record.folder import RunFolder
 from experiments.record.starting_point import read_start
 from experiments.tasks.task import Batch, Split, Task, TaskConfig
-from experiments.training import Clock, Regime, Trial, train
+from experiments.training.interruption import Interrupted
+from experiments.training.loop import Clock, Regime, Trial, train
 from lora_variants.adalora import AdaLoRA, AdaLoRAConfig
 from lora_variants.attach import attach
 from lora_variants.pack import Pack

@@ -14,12 +14,12 @@ from safetensors.torch import load_file
 
 from experiments.configuration import load
 from experiments.display import Display
-from experiments.interruption import Interrupted
 from experiments.record.checkpoint import Checkpoints
 from experiments.record.folder import RunFolder
 from experiments.run import main
 from experiments.runner import execute
 from experiments.tasks.planted import Planted
+from experiments.training.interruption import Interrupted
 
 ROOT = Path(__file__).resolve().parents[1]
 PLANTED = ROOT / "configs" / "planted.yaml"
@@ -110,7 +110,7 @@ def test_a_resumed_run_goes_on_from_its_checkpoint_and_not_from_its_start(
     rank = ["rank=4"] if variant in ADAPTERS else []
     whole = recorded(tmp_path / "whole", variant, *rank, start=earlier)
     with monkeypatch.context() as patched:
-        patched.setattr("experiments.member.Checkpoints", StopAfter)
+        patched.setattr("experiments.training.member.Checkpoints", StopAfter)
         with pytest.raises(Interrupted):
             recorded(tmp_path / "cut", variant, *rank, start=earlier)
     resumed = recorded(tmp_path / "cut", variant, *rank, start=earlier)

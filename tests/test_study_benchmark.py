@@ -40,12 +40,12 @@ from experiments.benchmarking.whole_study import (
 )
 from experiments.benchmarking.workload import in_place
 from experiments.configuration import yaml_text
-from experiments.evaluation import evaluate
-from experiments.studies.protocol import plan_ahead
-from experiments.studies.study import load_study
+from experiments.studies.design.protocol import plan_ahead
+from experiments.studies.design.study import load_study
 from experiments.tasks.bytes import Bytes, BytesConfig
 from experiments.tasks.task import Batch
-from experiments.training import Clock, Regime, Trial, train
+from experiments.training.evaluation import evaluate
+from experiments.training.loop import Clock, Regime, Trial, train
 from lora_variants.attach import attach
 from lora_variants.lora import LoRA, LoRAConfig
 from lora_variants.pack import Pack

@@ -16,10 +16,10 @@ from experiments.configuration import ConfigError
 from experiments.record.folder import RecordError
 from experiments.studies.agreement import agree_on_protocol, agree_on_runs_folder
 from experiments.studies.board import fill, look
+from experiments.studies.design.study import load_study
 from experiments.studies.mirroring import StudyMirror
-from experiments.studies.storage import QueueError, storage_address
-from experiments.studies.study import load_study
-from experiments.studies.worker_process import PlainStudy, open_queue
+from experiments.studies.queueing.storage import QueueError, storage_address
+from experiments.studies.work.worker_process import PlainStudy, open_queue
 
 
 @pytest.fixture(scope="module")

@@ -13,10 +13,10 @@ from hypothesis import strategies as st
 
 from experiments.bases.byte_transformer import ByteTransformer
 from experiments.configuration import ConfigError, load, yaml_text
-from experiments.studies.arms import Arm, Expansion, expand
-from experiments.studies.families import comparisons
-from experiments.studies.protocol import plan_ahead
-from experiments.studies.study import Study, changes, frozen, load_study
+from experiments.studies.design.arms import Arm, Expansion, expand
+from experiments.studies.design.families import comparisons
+from experiments.studies.design.protocol import plan_ahead
+from experiments.studies.design.study import Study, changes, frozen, load_study
 from lora_variants import VARIANTS
 from lora_variants.attach import attach
 from lora_variants.pack import Pack

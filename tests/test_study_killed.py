@@ -28,17 +28,17 @@ from tiny_studies import (
 )
 
 from experiments.studies.board import fill, look
-from experiments.studies.processes import has_ended, this_process
-from experiments.studies.storage import Address, storage_address
-from experiments.studies.study import load_study
-from experiments.studies.worker_process import Order, PlainStudy, open_queue
-from experiments.studies.workforce import WorkerError, Workforce
+from experiments.studies.design.study import load_study
+from experiments.studies.queueing.processes import has_ended, this_process
+from experiments.studies.queueing.storage import Address, storage_address
+from experiments.studies.work.worker_process import Order, PlainStudy, open_queue
+from experiments.studies.work.workforce import WorkerError, Workforce
 
 HOLD = """
 import sys, time
 from pathlib import Path
-from experiments.studies.storage import read_address
-from experiments.studies.trial_queue import TrialQueue
+from experiments.studies.queueing.storage import read_address
+from experiments.studies.queueing.trial_queue import TrialQueue
 queue = TrialQueue.open(read_address(sys.argv[1], told_by=""), "tiny", direction="minimize")
 print(len(queue.claim(lambda waiting: waiting[:1])), flush=True)
 time.sleep(600)

@@ -13,8 +13,8 @@ import pytest
 import test_worker
 from test_worker import outcome, study_in, worker_on
 
-from experiments.studies.storage import ADDRESS_VARIABLE, Address
-from experiments.studies.trial_queue import TrialQueue
+from experiments.studies.queueing.storage import ADDRESS_VARIABLE, Address
+from experiments.studies.queueing.trial_queue import TrialQueue
 from tests.postgres_server import Server, postgres_server
 from tests.test_trial_queue_postgres import database
 

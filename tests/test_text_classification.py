@@ -10,12 +10,12 @@ import torch
 
 from experiments.configuration import ConfigError, load, parse_yaml, resolve, yaml_text
 from experiments.display import Display
-from experiments.evaluation import evaluate
 from experiments.runner import execute
-from experiments.setting import attached, load_task
 from experiments.tasks.text_classification import TextClassification, TextClassificationConfig
 from experiments.text.presets import PRESETS
 from experiments.text.reading import DataError
+from experiments.training.evaluation import evaluate
+from experiments.training.setting import attached, load_task
 from tests.text_data import SENTENCES, write_labelled, write_model
 from tests.tiny_transformers import saved
 

@@ -11,7 +11,7 @@ from rich.console import Console
 from experiments.configuration import load
 from experiments.display import Display
 from experiments.plan import show_plan
-from experiments.setting import attached, load_task
+from experiments.training.setting import attached, load_task
 from tests.tiny_transformers import settings
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"

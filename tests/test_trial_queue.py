@@ -14,11 +14,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from experiments.studies.attendance import Silence
-from experiments.studies.entries import Entry
-from experiments.studies.journal_store import AppendLock
-from experiments.studies.storage import ADDRESS_VARIABLE, Address, QueueError, storage_address
-from experiments.studies.trial_queue import TrialQueue
+from experiments.studies.queueing.attendance import Silence
+from experiments.studies.queueing.entries import Entry
+from experiments.studies.queueing.journal_store import AppendLock
+from experiments.studies.queueing.storage import ADDRESS_VARIABLE, Address, QueueError, storage_address
+from experiments.studies.queueing.trial_queue import TrialQueue
 from tests.queue_contract import STUDY, Clock, QueueContract, everything, one_claim, trials
 from tests.queue_processes import ProcessContract
 
@@ -92,8 +92,8 @@ FULL_DISK = """
 import resource, sys
 sys.path.insert(0, {root!r})
 from pathlib import Path
-from experiments.studies.storage import Address, QueueError
-from experiments.studies.trial_queue import TrialQueue
+from experiments.studies.queueing.storage import Address, QueueError
+from experiments.studies.queueing.trial_queue import TrialQueue
 from tests.queue_contract import STUDY, trials
 path = Path({path!r})
 queue = TrialQueue.open(Address(journal=path), STUDY, direction="minimize")
@@ -141,7 +141,7 @@ def test_a_killed_process_does_not_keep_the_journal_locked(journal: Path) -> Non
     code = (
         f"import os, sys; sys.path.insert(0, {str(ROOT)!r})\n"
         "from pathlib import Path\n"
-        "from experiments.studies.journal_store import AppendLock\n"
+        "from experiments.studies.queueing.journal_store import AppendLock\n"
         f"AppendLock(Path({str(journal)!r})).acquire()\n"
         "os.kill(os.getpid(), 9)"
     )

@@ -8,8 +8,15 @@ from pathlib import Path
 import pytest
 from sqlalchemy import URL
 
-from experiments.studies.storage import ADDRESS_VARIABLE, Address, QueueError, open_store, read_address, storage_address
-from experiments.studies.trial_queue import TrialQueue
+from experiments.studies.queueing.storage import (
+    ADDRESS_VARIABLE,
+    Address,
+    QueueError,
+    open_store,
+    read_address,
+    storage_address,
+)
+from experiments.studies.queueing.trial_queue import TrialQueue
 from tests.postgres_server import PASSWORD, USER, Server, postgres_server
 from tests.queue_contract import STUDY, QueueContract, one_claim, trials
 from tests.queue_processes import ProcessContract, heard, tell, worker

@@ -12,8 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from experiments.configuration import load
-from experiments.studies.arms import Arm
-from experiments.studies.protocol import (
+from experiments.studies.design.arms import Arm
+from experiments.studies.design.protocol import (
     ArmProgress,
     PlannedTrial,
     TrialResult,
@@ -21,8 +21,8 @@ from experiments.studies.protocol import (
     progress_of,
     settings_of,
 )
-from experiments.studies.study import load_study
-from experiments.studies.study_config import ProtocolConfig
+from experiments.studies.design.study import load_study
+from experiments.studies.design.study_config import ProtocolConfig
 
 BYTES = Path(__file__).resolve().parents[1] / "configs" / "bytes.yaml"
 CONFIG = load(BYTES)  # lora, centre 5e-3

@@ -8,17 +8,17 @@ from typing import Any
 import pytest
 
 from experiments.configuration import yaml_text
-from experiments.crew import train_together
-from experiments.interruption import Interruption
-from experiments.member import Member
 from experiments.record.folder import RunFolder
-from experiments.setting import Setting
 from experiments.studies.board import Board, look
-from experiments.studies.packing import Packing
-from experiments.studies.storage import storage_address
-from experiments.studies.study import Study, load_study
-from experiments.studies.trial_queue import TrialQueue
-from experiments.studies.worker import Worker
+from experiments.studies.design.study import Study, load_study
+from experiments.studies.queueing.storage import storage_address
+from experiments.studies.queueing.trial_queue import TrialQueue
+from experiments.studies.work.packing import Packing
+from experiments.studies.work.worker import Worker
+from experiments.training.crew import train_together
+from experiments.training.interruption import Interruption
+from experiments.training.member import Member
+from experiments.training.setting import Setting
 
 PLANTED = Path(__file__).resolve().parents[1] / "configs" / "planted.yaml"
 TREE: dict[str, Any] = {
@@ -120,7 +120,7 @@ def test_a_pack_that_does_not_fit_into_memory_goes_on_in_halves(
     tmp_path: Path, alone: dict[str, tuple[Any, ...]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(
-        "experiments.studies.worker.train_together",
+        "experiments.studies.work.worker.train_together",
         failing(lambda members: MemoryError("too many") if len(members) > 2 else None),
     )
     worker = worker_on(tmp_path, pack=8)
@@ -136,7 +136,7 @@ def test_an_error_of_one_trial_is_its_failure_alone(
         broken = any(m.config.seed == 1 and m.config.variant.name == "lora" for m in members)
         return RuntimeError("this trial is broken") if broken else None
 
-    monkeypatch.setattr("experiments.studies.worker.train_together", failing(of_seed_1))
+    monkeypatch.setattr("experiments.studies.work.worker.train_together", failing(of_seed_1))
     worker = worker_on(tmp_path, pack=8)
     worker.work()
     found = outcome(worker)
@@ -157,7 +157,7 @@ def test_a_full_disk_stops_the_worker_and_loses_nothing(
 ) -> None:
     with monkeypatch.context() as patched:
         full = OSError(errno.ENOSPC, "No space left on device")
-        patched.setattr("experiments.studies.worker.train_together", failing(lambda members: full))
+        patched.setattr("experiments.studies.work.worker.train_together", failing(lambda members: full))
         worker = worker_on(tmp_path, pack=4)
         with pytest.raises(OSError, match="No space left"):
             worker.work()

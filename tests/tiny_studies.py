@@ -19,10 +19,10 @@ from rich.console import Console
 from experiments.display import Display
 from experiments.record.folder import RunFolder
 from experiments.studies.board import Board, look
+from experiments.studies.design.study import load_study
 from experiments.studies.driver import Request, carry_out
-from experiments.studies.storage import Address
-from experiments.studies.study import load_study
-from experiments.studies.trial_queue import TrialQueue
+from experiments.studies.queueing.storage import Address
+from experiments.studies.queueing.trial_queue import TrialQueue
 
 ROOT = Path(__file__).resolve().parents[1]
 CHECKPOINT_EVERY = 10

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from experiments.benchmarking.workload import Workload, in_place, put
-from experiments.optimizer import AdamW
+from experiments.training.optimizer import AdamW
 from lora_variants.attach import attach
 from lora_variants.lora import LoRA, LoRAConfig
 from lora_variants.pack import Pack
@@ -219,7 +219,7 @@ def _trained(modules: Mapping[str, nn.Module]) -> int:
 
 
 def _update_of_the_loop(variant: Variant) -> Callable[[], None]:
-    """The optimizer as `experiments.training.train` makes and drives it; clipping and norms apart."""
+    """The optimizer as `experiments.training.loop.train` makes and drives it; clipping and norms apart."""
     rates = torch.tensor([RATE], dtype=torch.float64)
     optimizer = AdamW(variant.parameter_groups(rates, torch.zeros_like(rates)), trials=1)
     moving = torch.ones(1, dtype=torch.bool)

@@ -13,7 +13,7 @@ from experiments.benchmarking.cases import PackCase
 from experiments.benchmarking.contenders import ALPHA_PER_RANK, BUILDERS, DEFAULT, PEFT, RATE, Contender, gradients
 from experiments.benchmarking.workload import Workload, build_workload, in_place, logits_of, random_batch, with_rank
 from experiments.tasks.task import Batch, Split, Task
-from experiments.training import Regime, Training, Trial, compute_gradients
+from experiments.training.loop import Regime, Training, Trial, compute_gradients
 from lora_variants import RankWarning
 from lora_variants.attach import attach
 from lora_variants.layer import AdaptedLayer, rank_bucket

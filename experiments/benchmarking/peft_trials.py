@@ -17,9 +17,9 @@ from torch import Tensor, nn
 from experiments.bases.byte_transformer import ByteTransformer
 from experiments.benchmarking.contenders import wrapped_by_peft
 from experiments.benchmarking.workload import BLOCKS
-from experiments.optimizer import schedule_factor
 from experiments.tasks.bytes import Bytes, BytesConfig
 from experiments.tasks.task import Split
+from experiments.training.optimizer import schedule_factor
 from lora_variants.streams import stream
 
 

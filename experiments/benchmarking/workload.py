@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from experiments.bases.byte_transformer import VOCABULARY, ByteTransformer
 from experiments.benchmarking.cases import Case
-from experiments.evaluation import autocast
+from experiments.training.evaluation import autocast
 
 WORDS, CLASSES = 1000, 2
 VOCABULARIES = {"bert": WORDS, "roberta": 50265, "byte_transformer": VOCABULARY}

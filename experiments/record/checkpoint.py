@@ -12,10 +12,10 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from experiments.gradient_scaler import GradientScaler
-from experiments.optimizer import AdamW
 from experiments.record.folder import RunFolder, as_json, write_atomically
-from experiments.training import Clock
+from experiments.training.gradient_scaler import GradientScaler
+from experiments.training.loop import Clock
+from experiments.training.optimizer import AdamW
 from lora_variants.variant import Variant
 
 CHECKPOINT, PROGRESS = "checkpoint.safetensors", "progress.json"

@@ -12,12 +12,12 @@ from typing import Any
 
 from experiments.configuration import ConfigError
 from experiments.record.starting_point import read_start
-from experiments.setting import Setting
 from experiments.studies.board import Board
+from experiments.studies.design.study import Study, changes, frozen
+from experiments.studies.queueing.storage import QueueError
+from experiments.studies.queueing.trial_queue import TrialQueue
 from experiments.studies.standing import awake
-from experiments.studies.storage import QueueError
-from experiments.studies.study import Study, changes, frozen
-from experiments.studies.trial_queue import TrialQueue
+from experiments.training.setting import Setting
 
 TOKEN = ".token"
 FROZEN = "frozen-"

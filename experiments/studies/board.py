@@ -3,10 +3,10 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from experiments.studies.entries import Entry, NewTrial
-from experiments.studies.protocol import ArmProgress, PlannedTrial, TrialResult, progress_of
-from experiments.studies.study import Study
-from experiments.studies.trial_queue import TrialQueue
+from experiments.studies.design.protocol import ArmProgress, PlannedTrial, TrialResult, progress_of
+from experiments.studies.design.study import Study
+from experiments.studies.queueing.entries import Entry, NewTrial
+from experiments.studies.queueing.trial_queue import TrialQueue
 
 
 @dataclass(frozen=True)

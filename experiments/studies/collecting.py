@@ -10,8 +10,8 @@ from experiments.config import RunConfig
 from experiments.configuration import ConfigError, parse_yaml, resolve
 from experiments.record.folder import RecordError, RunFolder
 from experiments.record.starting_point import read_start
-from experiments.setting import Setting
-from experiments.studies.study import Study
+from experiments.studies.design.study import Study
+from experiments.training.setting import Setting
 
 LEDGER = "test_reads.jsonl"
 COMPARED = ("score", "validation", "test", "learning_rate", "seed")

@@ -9,7 +9,6 @@ from pathlib import Path
 
 from experiments.bases.weights import fingerprint
 from experiments.display import Display
-from experiments.interruption import Interrupted, Interruption
 from experiments.studies.agreement import (
     agree_on_content,
     agree_on_file,
@@ -20,15 +19,16 @@ from experiments.studies.agreement import (
 )
 from experiments.studies.board import Board, fill, look
 from experiments.studies.collecting import Collection
+from experiments.studies.design.study import Study, load_study
 from experiments.studies.mirroring import StudyMirror, study_mode
+from experiments.studies.queueing.storage import Address, storage_address
+from experiments.studies.queueing.trial_queue import GRACE_SECONDS, TrialQueue
 from experiments.studies.standing import Standing, awake, standing_of, untouched
-from experiments.studies.storage import Address, storage_address
-from experiments.studies.study import Study, load_study
 from experiments.studies.study_plan import plan_study
 from experiments.studies.study_view import StudyView, headline
-from experiments.studies.trial_queue import GRACE_SECONDS, TrialQueue
-from experiments.studies.worker_process import Order, PlainStudy, open_queue
-from experiments.studies.workforce import Workforce, steps_kept
+from experiments.studies.work.worker_process import Order, PlainStudy, open_queue
+from experiments.studies.work.workforce import Workforce, steps_kept
+from experiments.training.interruption import Interrupted, Interruption
 
 TURN_SECONDS = 0.3
 LOOK_SECONDS = 1.0
@@ -221,7 +221,7 @@ class Start:
 
 def _write_results(study: Study, board: Board, runs_dir: Path, view: StudyView) -> None:
     """What the study says, on disk and on the screen."""
-    from experiments.studies.conclusion import conclude  # pandas and figures: only where there is an end
+    from experiments.studies.outcome.conclusion import conclude  # pandas and figures: only where there is an end
 
     concluded = conclude(study, board, runs_dir)
     for line in concluded.lines():

@@ -15,10 +15,10 @@ from experiments.record.folder import RecordError, RunFolder
 from experiments.record.recorder import flat
 from experiments.record.wandb_mirror import WandbMirror, wanted_mode
 from experiments.studies.board import Board
-from experiments.studies.entries import Entry
-from experiments.studies.protocol import PlannedTrial
+from experiments.studies.design.protocol import PlannedTrial
+from experiments.studies.design.study import Study
+from experiments.studies.queueing.entries import Entry
 from experiments.studies.standing import Standing
-from experiments.studies.study import Study
 from lora_variants.start import as_factors
 
 MOST_TRIALS = 200  # a study with more becomes one W&B run

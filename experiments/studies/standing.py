@@ -6,11 +6,11 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from statistics import fmean
 
-from experiments.studies.attendance import WorkerSeen
 from experiments.studies.board import Board
-from experiments.studies.entries import Entry
-from experiments.studies.protocol import ArmProgress, PlannedTrial, progress_of
-from experiments.studies.study import Study
+from experiments.studies.design.protocol import ArmProgress, PlannedTrial, progress_of
+from experiments.studies.design.study import Study
+from experiments.studies.queueing.attendance import WorkerSeen
+from experiments.studies.queueing.entries import Entry
 
 STATES = ("done", "running", "waiting", "failed")
 

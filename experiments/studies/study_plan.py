@@ -11,16 +11,16 @@ from typing import Any, cast
 import torch
 
 from experiments.config import RunConfig
-from experiments.evaluation import split_rows
 from experiments.record.starting_point import StartingPoint, read_start
-from experiments.setting import Setting, attached_pack
 from experiments.studies.agreement import one_setting
-from experiments.studies.arms import Arm
-from experiments.studies.packing import Packing, groups_of
-from experiments.studies.protocol import POINTS_ADDED, plan_ahead
-from experiments.studies.study import Study
+from experiments.studies.design.arms import Arm
+from experiments.studies.design.protocol import POINTS_ADDED, plan_ahead
+from experiments.studies.design.study import Study
 from experiments.studies.study_view import StudyView, duration
+from experiments.studies.work.packing import Packing, groups_of
 from experiments.tasks.task import Batch, Split, Task
+from experiments.training.evaluation import split_rows
+from experiments.training.setting import Setting, attached_pack
 from lora_variants import RankWarning
 from lora_variants.variant import Variant
 

@@ -17,8 +17,8 @@ from statistics import fmean
 from typing import Literal
 
 from experiments.config import RunConfig
-from experiments.studies.arms import Arm
-from experiments.studies.study_config import ProtocolConfig, rounded
+from experiments.studies.design.arms import Arm
+from experiments.studies.design.study_config import ProtocolConfig, rounded
 
 Stage = Literal["tuning", "evaluation"]
 Side = Literal["lower", "higher"]

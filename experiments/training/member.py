@@ -8,15 +8,15 @@ from typing import Any
 
 from experiments.config import RunConfig
 from experiments.display import Display
-from experiments.evaluation import by_split, evaluate
 from experiments.record.adapter_files import load_update, save_update
 from experiments.record.checkpoint import Checkpoints
 from experiments.record.folder import RunFolder
 from experiments.record.ledger import note_test_read
 from experiments.record.recorder import Recorder
 from experiments.record.starting_point import StartingPoint
-from experiments.setting import Setting
-from experiments.training import Clock, Training
+from experiments.training.evaluation import by_split, evaluate
+from experiments.training.loop import Clock, Training
+from experiments.training.setting import Setting
 from lora_variants import VARIANTS
 from lora_variants.attach import attach
 from lora_variants.pack import Pack

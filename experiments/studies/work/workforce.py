@@ -13,8 +13,8 @@ from pathlib import Path
 from safetensors import SafetensorError, safe_open
 
 from experiments.record.checkpoint import CHECKPOINT
-from experiments.studies.attempts import ATTEMPTS
-from experiments.studies.worker_process import DONE, FAULTY, STOPPED, Order
+from experiments.studies.work.attempts import ATTEMPTS
+from experiments.studies.work.worker_process import DONE, FAULTY, STOPPED, Order
 
 ENTRY = Path(__file__).resolve().parents[1] / "study.py"
 THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "VECLIB_MAXIMUM_THREADS")

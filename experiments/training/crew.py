@@ -4,11 +4,11 @@ import time
 from collections.abc import Callable, Sequence
 from typing import NoReturn
 
-from experiments.evaluation import evaluate
-from experiments.interruption import Interrupted, Interruption
-from experiments.member import Member
-from experiments.setting import Setting, regime_of, trial_of
-from experiments.training import Training
+from experiments.training.evaluation import evaluate
+from experiments.training.interruption import Interrupted, Interruption
+from experiments.training.loop import Training
+from experiments.training.member import Member
+from experiments.training.setting import Setting, regime_of, trial_of
 from lora_variants.variant import Variant
 
 Heard = Callable[[int], None]

@@ -11,7 +11,7 @@ from typing import Any
 
 from experiments.config import RunConfig
 from experiments.configuration import ConfigError, choose_variant, full_path, put, resolve
-from experiments.studies.study_config import rounded
+from experiments.studies.design.study_config import rounded
 from lora_variants import VARIANTS
 
 RESERVED = {

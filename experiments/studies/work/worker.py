@@ -11,21 +11,21 @@ from typing import Any
 
 import torch
 
-from experiments.crew import train_together
 from experiments.display import Display
-from experiments.interruption import Interrupted, Interruption
-from experiments.member import Member, Wishes, score_on_test
 from experiments.record.checkpoint import CheckpointError
 from experiments.record.folder import RunFolder
 from experiments.record.starting_point import read_start
-from experiments.setting import Setting
-from experiments.studies.attempts import attempt_at, discard, publish
 from experiments.studies.board import Board, fill, look
-from experiments.studies.entries import Entry
-from experiments.studies.packing import Packing, share
-from experiments.studies.protocol import PlannedTrial
-from experiments.studies.study import Study
-from experiments.studies.trial_queue import Claim, TrialQueue
+from experiments.studies.design.protocol import PlannedTrial
+from experiments.studies.design.study import Study
+from experiments.studies.queueing.entries import Entry
+from experiments.studies.queueing.trial_queue import Claim, TrialQueue
+from experiments.studies.work.attempts import attempt_at, discard, publish
+from experiments.studies.work.packing import Packing, share
+from experiments.training.crew import train_together
+from experiments.training.interruption import Interrupted, Interruption
+from experiments.training.member import Member, Wishes, score_on_test
+from experiments.training.setting import Setting
 
 KEPT_WAITING = 256  # trials in the queue that wait: enough for all workers, few beside a study of thousands
 IDLE_SECONDS = 0.5

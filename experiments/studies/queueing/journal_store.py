@@ -10,7 +10,7 @@ from filelock import FileLock, Timeout
 from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock
 
-from experiments.studies.storage import Address, QueueError, Store
+from experiments.studies.queueing.storage import Address, QueueError, Store
 
 LOCK_SECONDS = 300.0  # adding ten thousand trials takes one
 

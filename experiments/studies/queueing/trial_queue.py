@@ -23,9 +23,9 @@ from optuna.exceptions import UpdateFinishedTrialError
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
-from experiments.studies.attendance import Attendance, WorkerSeen
-from experiments.studies.entries import Entry, NewTrial, entry_of, missing, that_count, waiting_trials
-from experiments.studies.storage import Address, QueueError, Store, open_store
+from experiments.studies.queueing.attendance import Attendance, WorkerSeen
+from experiments.studies.queueing.entries import Entry, NewTrial, entry_of, missing, that_count, waiting_trials
+from experiments.studies.queueing.storage import Address, QueueError, Store, open_store
 
 FORMAT = 1
 GRACE_SECONDS = 120.0

@@ -8,10 +8,10 @@ from typing import Any
 import pandas as pd
 
 from experiments.record.folder import RunFolder
-from experiments.studies.arms import Arm, describe
 from experiments.studies.board import Board
-from experiments.studies.protocol import ArmProgress, PlannedTrial
-from experiments.studies.study import Study
+from experiments.studies.design.arms import Arm, describe
+from experiments.studies.design.protocol import ArmProgress, PlannedTrial
+from experiments.studies.design.study import Study
 
 ARM = {"arm": "string", "identity": "string"}
 OUTCOME = {

@@ -10,12 +10,12 @@ import pandas as pd
 from analysis.study_figures import save_drawn
 from experiments.record.folder import as_json, write_atomically
 from experiments.studies.board import Board
-from experiments.studies.figure_tables import figure_tables
-from experiments.studies.results import ELSEWHERE, results_table, write_table
-from experiments.studies.study import Study
-from experiments.studies.summary import summary_of
-from experiments.studies.verdict_tables import TextTable, arms_tables, verdict_table
-from experiments.studies.verdicts import Judged, evaluations, families
+from experiments.studies.design.study import Study
+from experiments.studies.outcome.figure_tables import figure_tables
+from experiments.studies.outcome.results import ELSEWHERE, results_table, write_table
+from experiments.studies.outcome.summary import summary_of
+from experiments.studies.outcome.verdict_tables import TextTable, arms_tables, verdict_table
+from experiments.studies.outcome.verdicts import Judged, evaluations, families
 
 FAILURES_SHOWN = 10
 

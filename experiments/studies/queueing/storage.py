@@ -130,9 +130,9 @@ def open_store(address: Address) -> Store:
 
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     if address.url is None:
-        from experiments.studies.journal_store import JournalStore
+        from experiments.studies.queueing.journal_store import JournalStore
 
         return JournalStore(address)
-    from experiments.studies.postgres_store import PostgresStore
+    from experiments.studies.queueing.postgres_store import PostgresStore
 
     return PostgresStore(address)

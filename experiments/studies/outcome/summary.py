@@ -10,9 +10,9 @@ import numpy as np
 
 from analysis.intervals import MeanInterval, mean_interval
 from experiments.studies.board import Board
-from experiments.studies.protocol import ArmProgress
-from experiments.studies.study import Study, frozen
-from experiments.studies.verdicts import Evaluated, Judged
+from experiments.studies.design.protocol import ArmProgress
+from experiments.studies.design.study import Study, frozen
+from experiments.studies.outcome.verdicts import Evaluated, Judged
 
 CONFIDENCE = 0.95
 

@@ -8,7 +8,7 @@ from typing import Any, Literal
 from optuna.distributions import BaseDistribution, FloatDistribution, IntDistribution
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
-from experiments.studies.storage import QueueError
+from experiments.studies.queueing.storage import QueueError
 
 State = Literal["waiting", "running", "done", "failed", "returned"]
 STATES: dict[TrialState, State] = {

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
-from experiments.studies.processes import has_ended, this_process
-from experiments.studies.storage import Store
+from experiments.studies.queueing.processes import has_ended, this_process
+from experiments.studies.queueing.storage import Store
 
 SIGNS_PER_GRACE = 6
 PREFIX = "worker:"

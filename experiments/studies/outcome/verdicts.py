@@ -14,10 +14,10 @@ import numpy as np
 import pandas as pd
 
 from analysis.comparisons import Comparison, PairedScores, compare
-from experiments.studies.arms import Arm
 from experiments.studies.board import Board
-from experiments.studies.protocol import TUNED, ArmProgress, settings_of
-from experiments.studies.study import SEEDS_FOR_VERDICTS, Study
+from experiments.studies.design.arms import Arm
+from experiments.studies.design.protocol import TUNED, ArmProgress, settings_of
+from experiments.studies.design.study import SEEDS_FOR_VERDICTS, Study
 
 
 @dataclass(frozen=True)

@@ -7,12 +7,12 @@ from typing import Any
 import pandas as pd
 
 from analysis.study_figures import typed
-from experiments.studies.arms import Arm, describe
 from experiments.studies.board import Board
-from experiments.studies.protocol import TUNED, ArmProgress
-from experiments.studies.study import Study
-from experiments.studies.summary import interval_of
-from experiments.studies.verdicts import Evaluated, Judged
+from experiments.studies.design.arms import Arm, describe
+from experiments.studies.design.protocol import TUNED, ArmProgress
+from experiments.studies.design.study import Study
+from experiments.studies.outcome.summary import interval_of
+from experiments.studies.outcome.verdicts import Evaluated, Judged
 
 
 def figure_tables(

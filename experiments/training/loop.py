@@ -16,10 +16,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from experiments.evaluation import autocast, by_split, evaluate, stack
-from experiments.gradient_scaler import GradientScaler
-from experiments.optimizer import AdamW, schedule_factor
 from experiments.tasks.task import Batch, Task
+from experiments.training.evaluation import autocast, by_split, evaluate, stack
+from experiments.training.gradient_scaler import GradientScaler
+from experiments.training.optimizer import AdamW, schedule_factor
 from lora_variants.pack import Pack
 from lora_variants.variant import Variant
 

@@ -8,10 +8,10 @@ from typing import Any
 import pandas as pd
 
 from analysis.intervals import MeanInterval
-from experiments.studies.protocol import TUNED
-from experiments.studies.study import Study
-from experiments.studies.summary import interval_of
-from experiments.studies.verdicts import Evaluated, Judged
+from experiments.studies.design.protocol import TUNED
+from experiments.studies.design.study import Study
+from experiments.studies.outcome.summary import interval_of
+from experiments.studies.outcome.verdicts import Evaluated, Judged
 
 NOTHING = "—"
 

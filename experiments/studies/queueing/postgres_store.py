@@ -10,7 +10,7 @@ from optuna.storages import RDBStorage, get_storage
 from sqlalchemy import Engine, NullPool, create_engine, func, make_url, select, text
 from sqlalchemy.exc import SQLAlchemyError
 
-from experiments.studies.storage import Address, QueueError, Store
+from experiments.studies.queueing.storage import Address, QueueError, Store
 
 CONNECT_SECONDS = 10
 LOCK_SECONDS = 300  # adding ten thousand trials takes one

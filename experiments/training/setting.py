@@ -16,7 +16,7 @@ from experiments.record.folder import RunFolder, folder_name
 from experiments.record.starting_point import StartingPoint
 from experiments.tasks.table import TASKS
 from experiments.tasks.task import Task
-from experiments.training import Regime, Trial
+from experiments.training.loop import Regime, Trial
 from lora_variants import VARIANTS, RankWarning
 from lora_variants.attach import attach
 from lora_variants.pack import Pack

@@ -8,7 +8,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from torch.nn.utils import get_total_norm
 
-from experiments.parameter_rows import ParameterRows
+from experiments.training.parameter_rows import ParameterRows
 from lora_variants.variant import ParameterGroup
 
 

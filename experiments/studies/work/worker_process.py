@@ -10,15 +10,15 @@ from pathlib import Path
 from typing import Any, Literal, Self
 
 from experiments.configuration import resolve
-from experiments.interruption import Interruption
-from experiments.setting import Setting
-from experiments.studies.arms import Arm
-from experiments.studies.packing import Packing
-from experiments.studies.storage import Address, QueueError
-from experiments.studies.study import Study
-from experiments.studies.study_config import StudyConfig
-from experiments.studies.trial_queue import TrialQueue
-from experiments.studies.worker import Worker
+from experiments.studies.design.arms import Arm
+from experiments.studies.design.study import Study
+from experiments.studies.design.study_config import StudyConfig
+from experiments.studies.queueing.storage import Address, QueueError
+from experiments.studies.queueing.trial_queue import TrialQueue
+from experiments.studies.work.packing import Packing
+from experiments.studies.work.worker import Worker
+from experiments.training.interruption import Interruption
+from experiments.training.setting import Setting
 
 DONE, FAULTY, BROKEN, STOPPED = 0, 2, 3, 130
 

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from experiments.configuration import nearest
-from experiments.studies.arms import Arm, describe
+from experiments.studies.design.arms import Arm, describe
 
 _ABSENT = object()
 

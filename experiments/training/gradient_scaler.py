@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from experiments.optimizer import multiply_gradients
+from experiments.training.optimizer import multiply_gradients
 from lora_variants.variant import ParameterGroup
 
 INITIAL_SCALE, GROWTH_INTERVAL = 2.0**16, 2000  # torch's own, as are doubling and halving

@@ -9,9 +9,9 @@ import torch
 
 from experiments.config import RunConfig
 from experiments.record.environment import peak_bytes
-from experiments.setting import Setting, attached_pack, regime_of, trial_of
-from experiments.studies.arms import Arm
-from experiments.training import Training
+from experiments.studies.design.arms import Arm
+from experiments.training.loop import Training
+from experiments.training.setting import Setting, attached_pack, regime_of, trial_of
 from lora_variants import VARIANTS
 
 OWN_KNOBS = {"learning_rate", "weight_decay", "clip", "schedule", "warmup", "checkpoint_every", "head_learning_rate"}

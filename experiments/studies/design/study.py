@@ -8,9 +8,9 @@ from typing import Any
 from pydantic import ValidationError
 
 from experiments.configuration import ConfigError, explained, parse_setting, read_tree
-from experiments.studies.arms import Arm, Expansion, expand
-from experiments.studies.families import comparison_warnings, comparisons, reference_faults
-from experiments.studies.study_config import ProtocolConfig, StudyConfig
+from experiments.studies.design.arms import Arm, Expansion, expand
+from experiments.studies.design.families import comparison_warnings, comparisons, reference_faults
+from experiments.studies.design.study_config import ProtocolConfig, StudyConfig
 from experiments.tasks.table import TASKS
 from experiments.tasks.task import Task
 

@@ -1,0 +1,1 @@
+"""What a study is: its file, its arms, and the trials that its protocol wants."""

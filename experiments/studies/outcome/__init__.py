@@ -1,0 +1,1 @@
+"""What a study says: its table, verdicts, summary and figures."""

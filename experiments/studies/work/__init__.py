@@ -1,0 +1,1 @@
+"""What workers do: packs of claimed trials, and the processes that train them."""
