@@ -112,7 +112,7 @@ def standard_pack_cases(precision: str, device: str) -> list[PackCase]:
     bert = Case(precision=precision)
     bytes_ = Case(model="byte_transformer", width=64, precision=precision)
     cases = [
-        *(packs_of(replace(bert, rows=rows)) for rows in (1, 4, 8)),
+        *(packs_of(replace(bert, rows=rows, length=length)) for rows, length in ((1, 32), (8, 16), (8, 32))),
         packs_of(replace(bert, rows=1, targets="qv")),
         packs_of(replace(bytes_, rows=1)),
         *(PackCase(case=replace(bytes_, rows=4), ranks=ranks) for ranks in ((8,), SAME_BUCKET, SEVERAL_BUCKETS)),

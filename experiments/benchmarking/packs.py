@@ -2,6 +2,7 @@
 
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from itertools import cycle, islice
 
@@ -9,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from experiments.bases.first_row import compute_first_row_only
 from experiments.benchmarking.cases import PackCase
 from experiments.benchmarking.contenders import ALPHA_PER_RANK, BUILDERS, DEFAULT, PEFT, RATE, Contender, gradients
 from experiments.benchmarking.workload import Workload, build_workload, in_place, logits_of, random_batch, with_rank
@@ -74,7 +76,18 @@ class PackOfTrials:
 
     def step(self) -> object:
         """One step of every trial: batches, forward, backward, norms, clipping, optimizer, and what it reports."""
-        return self.training.step()
+        with self.as_in_training():
+            return self.training.step()
+
+    @contextmanager
+    def as_in_training(self) -> Iterator[None]:
+        """The base computes the rows that a run of ours has it compute; afterwards all, as the others do."""
+        base = self.training.variant.model
+        compute_first_row_only(base, wanted=self.training.regime.rows % 8 == 0)
+        try:
+            yield
+        finally:
+            compute_first_row_only(base, wanted=False)
 
     def factors(self, trial: int) -> list[Tensor]:
         """A (r, d_in) and B (d_out, r) of every path in order, as views without padding."""
@@ -163,7 +176,7 @@ def largest_differences(
     batches = [next(training.task.training_batches(trial.seed, some.case.rows)) for trial in training.trials]
     for k in checked:
         batches[k] = {"tokens": some.tokens.cpu(), "labels": some.labels.cpu()}
-    with in_place(base, pack.modules):
+    with in_place(base, pack.modules), pack.as_in_training():
         losses, _ = compute_gradients(training.variant, training.task, batches, training.regime)
     found = {"loss": 0.0, "gradient": 0.0}
     for k in checked:

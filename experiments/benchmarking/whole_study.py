@@ -22,7 +22,7 @@ from experiments.training.setting import trial_of
 ROOT = Path(__file__).resolve().parents[2]
 OURS, ONE_PROCESS, A_PROCESS_A_TRIAL = "ours", "PEFT, one process", "PEFT, a process a trial"
 SIDE_BY_SIDE = 2  # workers of ours; processes that train at a time with PEFT
-MULTIPLIERS = (0.125, 1, 4)  # the middle one is best at any number of steps from 50 on, so that no grid is extended
+MULTIPLIERS = (0.125, 1, 4)  # at 100 steps the middle one is best, so that no grid is extended
 ALLOWED_DIFFERENCE = 1e-3  # of scores, relatively: rounding grows over the steps
 
 Score = tuple[int, float, int, Split]  # rank, learning rate, seed, split
