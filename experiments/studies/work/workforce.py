@@ -16,7 +16,7 @@ from experiments.record.checkpoint import CHECKPOINT
 from experiments.studies.work.attempts import ATTEMPTS
 from experiments.studies.work.worker_process import DONE, FAULTY, STOPPED, Order
 
-ENTRY = Path(__file__).resolve().parents[1] / "study.py"
+ENTRY = Path(__file__).resolve().parents[2] / "study.py"
 THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "VECLIB_MAXIMUM_THREADS")
 DEATHS_IN_A_ROW = 5  # without progress in between: what kills one will kill the next
 TAIL_LINES = 12
