@@ -119,9 +119,9 @@ def failing(error: Callable[[Sequence[Member]], Exception | None]) -> Train:
 def test_a_pack_that_does_not_fit_into_memory_goes_on_in_halves(
     tmp_path: Path, alone: dict[str, tuple[Any, ...]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    full = RuntimeError("[enforce fail at alloc_cpu.cpp] DefaultCPUAllocator: can't allocate memory: you tried ...")
     monkeypatch.setattr(
-        "experiments.studies.work.worker.train_together",
-        failing(lambda members: MemoryError("too many") if len(members) > 2 else None),
+        "experiments.studies.work.worker.train_together", failing(lambda members: full if len(members) > 2 else None)
     )
     worker = worker_on(tmp_path, pack=8)
     worker.work()

@@ -92,7 +92,9 @@ class Packing:
         while trials <= (1 if self._alone(config) else LARGEST_PACK):
             try:
                 found.append(Speed(trials, self._seconds(config, trials)))
-            except (torch.OutOfMemoryError, MemoryError):
+            except (MemoryError, RuntimeError) as error:
+                if not found or not out_of_memory(error):
+                    raise
                 break
             before, memory = memory, _peak(self.setting)
             slower = len(found) > 2 and min(found[-2:], key=_cost).seconds > min(found[:-2], key=_cost).seconds
@@ -126,6 +128,11 @@ class Packing:
         if on_gpu:
             torch.cuda.synchronize(self.setting.device)
         return clock() - since
+
+
+def out_of_memory(error: Exception) -> bool:
+    """Whether this is how torch or Python say that memory is used up; torch on CPU has no type of its own for it."""
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or "allocate memory" in str(error)
 
 
 def share(size: int, waiting: int, workers: int) -> int:

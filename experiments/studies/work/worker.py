@@ -9,8 +9,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from experiments.display import Display
 from experiments.record.checkpoint import CheckpointError
 from experiments.record.folder import RunFolder
@@ -21,7 +19,7 @@ from experiments.studies.design.study import Study
 from experiments.studies.queueing.entries import Entry
 from experiments.studies.queueing.trial_queue import Claim, TrialQueue
 from experiments.studies.work.attempts import attempt_at, discard, publish
-from experiments.studies.work.packing import Packing, share
+from experiments.studies.work.packing import Packing, out_of_memory, share
 from experiments.training.crew import train_together
 from experiments.training.interruption import Interrupted, Interruption
 from experiments.training.member import Member, Wishes, score_on_test
@@ -209,7 +207,7 @@ class Worker:
         if len(pack) == 1 and ours:
             self._fail(ours[0], error)
             return
-        if isinstance(error, torch.OutOfMemoryError | MemoryError):
+        if out_of_memory(error):
             self.packing.halve(pack[0].trial.arm, len(pack))
         elif len(ours) == len(pack):
             self.suspects |= {held.claim.key for held in pack}
@@ -219,8 +217,7 @@ class Worker:
     def _fail(self, held: Held, error: Exception) -> None:
         held.member.folder.fail("".join(traceback.format_exception(error)))
         publish(held.member.folder, held.record)
-        out_of_memory = isinstance(error, torch.OutOfMemoryError | MemoryError)
-        reason = f"{type(error).__name__}: {error}" + (" (in a pack of one)" if out_of_memory else "")
+        reason = f"{type(error).__name__}: {error}" + (" (in a pack of one)" if out_of_memory(error) else "")
         self.queue.fail(held.claim, reason, {"folder": held.record.path.name})
         self.progress.trials += 1
 
