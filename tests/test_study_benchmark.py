@@ -30,6 +30,7 @@ from experiments.benchmarking.packs import (
 from experiments.benchmarking.peft_trials import PeftTrial, folder_of, train_trials
 from experiments.benchmarking.whole_study import (
     A_PROCESS_A_TRIAL,
+    ALLOWED_DIFFERENCE,
     ONE_PROCESS,
     OURS,
     Run,
@@ -242,8 +243,8 @@ def test_a_study_s_numbers_come_back_from_disk() -> None:
 @pytest.mark.slow
 def test_a_study_is_measured_against_the_same_trials_of_peft() -> None:
     result = measure_study(StudyCase(ranks=(2, 16), trials=8, steps=60), lambda *_: None)
-    assert result.trials == 8
-    assert result.difference < 1e-4
+    assert result.trials >= 8  # a grid may be extended
+    assert result.difference < ALLOWED_DIFFERENCE
     assert all(run.seconds >= run.seconds_to_last_score > 0 for run in result.runs.values())
     assert all(run.processor_seconds > 1 for run in result.runs.values())
 

@@ -86,13 +86,16 @@ def test_killed_as_a_whole_then_one_worker_of_two_it_ends_bit_identical(undistur
 
 
 @pytest.mark.slow
-def test_ten_kills_of_the_only_worker_change_nothing(undisturbed: Path, tmp_path: Path) -> None:
-    file, runs_dir = study_file(tmp_path), tmp_path / "runs"
+def test_ten_kills_of_the_only_worker_change_nothing(tmp_path: Path) -> None:
+    longer = {**TINY["set"], "training.steps": 600}  # so that ten kills find it at work
+    whole, whole_runs = study_file(tmp_path / "whole", set=longer), tmp_path / "whole" / "runs"
+    assert start(whole, whole_runs, pack=4).code == 0
+    file, runs_dir = study_file(tmp_path / "killed", set=longer), tmp_path / "killed" / "runs"
     running, kills, dice = Running(file, runs_dir, pack=4), 0, random.Random(0)
     while kills < 10:
         seen = set(checkpoints(runs_dir))
         wait_for(lambda run=running, seen=seen: run.over or set(checkpoints(runs_dir)) - seen)
-        time.sleep(dice.uniform(0, 0.5))
+        time.sleep(dice.uniform(0, 0.3))
         if running.over:  # five kills without progress in between are its limit: the user starts it again
             assert isinstance(running.ended().error, WorkerError)
             running = Running(file, runs_dir, pack=4)
@@ -102,7 +105,7 @@ def test_ten_kills_of_the_only_worker_change_nothing(undisturbed: Path, tmp_path
     if isinstance(ended.error, WorkerError):
         ended = start(file, runs_dir, pack=4)
     assert (ended.error, ended.code) == (None, 0)
-    assert learned(file, runs_dir) == learned(undisturbed / "tiny.yaml", undisturbed / "runs")
+    assert learned(file, runs_dir) == learned(whole, whole_runs)
     assert max(lost_steps(file, runs_dir).values()) <= kills * CHECKPOINT_EVERY
 
 
