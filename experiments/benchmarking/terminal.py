@@ -112,7 +112,7 @@ def show_studies(display: Display, results: Sequence[StudyResult]) -> None:
     display.say("")
     display.say("A whole study, start-up included; ours with two workers. The last score comes before ours concludes.")
     for result in results:
-        table = _table(f"{result.case.label}; scores differ by {result.difference:.1e} at most")
+        table = _table(f"{result.case.label}; scores differ by {result.difference:.1e} in the median")
         table.add_column("")
         for header in ("seconds", "to the last score", "processor", "ours /", "to last score", "processor"):
             table.add_column(header, justify="right", no_wrap=True)
