@@ -84,7 +84,7 @@ class Run:
 
 @dataclass(frozen=True)
 class StudyResult:
-    """The runs of one study's trials, and how far their scores are apart, relatively, at most."""
+    """The runs of one study's trials, and how far their scores are apart, relatively, in the median."""
 
     case: StudyCase
     trials: int
@@ -126,8 +126,8 @@ def measure_study(case: StudyCase, report: Report) -> StudyResult:
         found = max(median_difference(scores, theirs(trials, place)) for place in (folder / "one", apart))
     if not found <= ALLOWED_DIFFERENCE:
         raise RuntimeError(
-            f"{case.label}: scores of the same trial differ by {found:.1e} in the median, more than {ALLOWED_DIFFERENCE:g}; "
-            f"they are not the same work"
+            f"{case.label}: scores of the same trial differ by {found:.1e} in the median, more than "
+            f"{ALLOWED_DIFFERENCE:g}; they are not the same work"
         )
     return StudyResult(case, len(trials), found, runs)
 
