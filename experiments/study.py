@@ -4,6 +4,10 @@ import argparse
 import io
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import subprocess
 
 ROOT = Path(__file__).resolve().parent.parent
 if not __package__:  # run as a script: the project belongs on the path, this folder does not
@@ -78,6 +82,13 @@ def main(arguments: list[str] | None = None) -> int:
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="replace")  # a pipe may not have the letter Δ
     asked = parse_arguments(arguments)
+    from experiments.studies.work.spares import spares
+
+    with spares(0 if asked.plan or asked.status or asked.collect else asked.workers) as ready:
+        return _carry_out(asked, ready)
+
+
+def _carry_out(asked: argparse.Namespace, ready: "list[subprocess.Popen[bytes]]") -> int:
     from experiments.configuration import ConfigError
     from experiments.studies.driver import Request, carry_out
     from experiments.studies.queueing.storage import QueueError
@@ -85,7 +96,7 @@ def main(arguments: list[str] | None = None) -> int:
 
     fields = {key: value for key, value in vars(asked).items() if key in Request.__dataclass_fields__}
     try:
-        return carry_out(Request(**fields))
+        return carry_out(Request(**fields), spares=ready)
     except ConfigError as error:
         print(*(f"error: {fault}" for fault in error.faults), sep="\n", file=sys.stderr)
         return 2

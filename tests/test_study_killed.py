@@ -140,7 +140,7 @@ def test_workers_that_die_one_after_the_other_end_the_study_with_what_they_said(
     study = PlainStudy.of(load_study(study_file(tmp_path)))
     order = Order(study, Address(journal=tmp_path / "journal.log"), tmp_path / "runs", 1, 1, "driver", "0" * 64)
     buried: list[str] = []
-    force = Workforce(order, threads=1, bury=buried.extend, progress=lambda: (3, 40))
+    force = Workforce(order, bury=buried.extend, progress=lambda: (3, 40))
 
     def one_more_dies() -> None:
         force.hands[0].process.kill()

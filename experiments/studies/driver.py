@@ -1,10 +1,12 @@
 """One start of a study: what is faulty is said before any compute; then workers train until all has ended."""
 
+import threading
 import time
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from datetime import timedelta
+from importlib import import_module
 from pathlib import Path
 
 from experiments.bases.weights import fingerprint
@@ -23,9 +25,11 @@ from experiments.studies.design.study import Study, load_study
 from experiments.studies.mirroring import StudyMirror, study_mode
 from experiments.studies.queueing.storage import Address, storage_address
 from experiments.studies.queueing.trial_queue import GRACE_SECONDS, TrialQueue
+from experiments.studies.search.proposer import refuse_impossible_searches
 from experiments.studies.standing import Standing, awake, standing_of, untouched
 from experiments.studies.study_plan import plan_study
 from experiments.studies.study_view import StudyView, headline
+from experiments.studies.work.spares import Process
 from experiments.studies.work.worker_process import Order, PlainStudy, open_queue
 from experiments.studies.work.workforce import Workforce, steps_kept
 from experiments.training.interruption import Interrupted, Interruption
@@ -34,6 +38,7 @@ TURN_SECONDS = 0.3
 LOOK_SECONDS = 1.0
 SHARE_OF_LOOKING = 0.05  # of one core, for a study whose board is long
 MIRROR_SECONDS = 1.0  # between two looks
+CONCLUSION = "experiments.studies.outcome.conclusion"  # with pandas and figures: imported only where there is an end
 
 
 @dataclass(frozen=True)
@@ -55,8 +60,8 @@ class Request:
     wandb_trials: bool = False
 
 
-def carry_out(request: Request, display: Display | None = None) -> int:
-    """Do what was asked; 0: all has ended well, 1: a trial failed or something is missing.
+def carry_out(request: Request, display: Display | None = None, spares: list[Process] | None = None) -> int:
+    """Do what was asked; 0: all has ended well, 1: a trial failed or something is missing. See `spares.py` for those.
 
     Raises: ConfigError, ValueError, OSError, QueueError, WorkerError for what the user has to mend; Interrupted.
     """
@@ -72,7 +77,7 @@ def carry_out(request: Request, display: Display | None = None) -> int:
     if request.plan:
         plan_study(study, view, workers=request.workers, pack=request.pack)
         return 0
-    start = Start(request, study, address, view)
+    start = Start(request, study, address, view, spares or [])
     return start.collect() if request.collect else start.conduct()
 
 
@@ -93,15 +98,18 @@ def show_status(study: Study, address: Address, view: StudyView) -> int:
 class Start:
     """A study that is started, or started again, on this machine."""
 
-    def __init__(self, request: Request, study: Study, address: Address, view: StudyView) -> None:
+    def __init__(
+        self, request: Request, study: Study, address: Address, view: StudyView, spares: list[Process]
+    ) -> None:
         """Raises: whatever is faulty about the request, the machine, the storage or the folder."""
-        self.request, self.study, self.view = request, study, view
+        self.request, self.study, self.view, self.spares = request, study, view, spares
         self.address, self.runs_dir = address, request.runs_dir.resolve()
         mode = request.wandb or study.arms[0].config.wandb.mode
         study_mode(mode)
         self.setting = one_setting(study)
         for warning in warnings_of_arms(study, self.setting):
             view.display.warn(warning)
+        refuse_impossible_searches(study, self.setting)
         _make_writable(self.runs_dir / study.name)
         self.queue = open_queue(study, address)
         agree_on_file(study, self.queue, request.file)
@@ -156,15 +164,15 @@ class Start:
             name=self.queue.worker,
             base_sha256=base_sha256,
         )
-        threads = self.study.arms[0].config.training.threads or 1
         interruption = Interruption()
         with ExitStack() as stack:
             stack.enter_context(interruption.heeded())
             force = stack.enter_context(
-                Workforce(order, threads=threads, bury=self.queue.bury, progress=self._progress)
+                Workforce(order, bury=self.queue.bury, progress=self._progress, spares=self.spares)
             )
             stack.enter_context(self.view.live())
             force.start(workers)
+            threading.Thread(target=import_module, args=(CONCLUSION,), daemon=True).start()  # while nothing is to do
             self._watch(force, interruption)
 
     def _watch(self, force: Workforce, interruption: Interruption) -> None:
@@ -221,7 +229,7 @@ class Start:
 
 def _write_results(study: Study, board: Board, runs_dir: Path, view: StudyView) -> None:
     """What the study says, on disk and on the screen."""
-    from experiments.studies.outcome.conclusion import conclude  # pandas and figures: only where there is an end
+    from experiments.studies.outcome.conclusion import conclude  # see CONCLUSION
 
     concluded = conclude(study, board, runs_dir)
     for line in concluded.lines():

@@ -16,9 +16,12 @@ from lora_variants import VARIANTS
 
 OWN_KNOBS = {"learning_rate", "weight_decay", "clip", "schedule", "warmup", "checkpoint_every", "head_learning_rate"}
 LARGEST_PACK = 32
-PROBE_STEPS = 2
+PROBE_STEPS = 2  # at least
+PROBE_SECONDS = 0.1  # at least: short steps vary more
+SMALLEST_SHARE = 4  # trials: in smaller packs a trial-step costs much more
 LONG_STEP_SECONDS = 2.0  # a pack whose step takes this long is not asked for more
 WORTH_IT = 0.98  # a larger pack is taken where it saves this much
+SURE_FROM = 4  # trials: smaller packs take too little time to say that larger ones do not pay
 MEMORY_SHARE = 0.5  # of what is free may go to one more doubling
 
 
@@ -65,8 +68,8 @@ class Packing:
         if self.fixed is not None:
             return self.fixed
         speeds = self.speeds(arm)
-        best = min(speeds, key=lambda speed: speed.seconds)
-        return min(speed.trials for speed in speeds if speed.seconds * WORTH_IT <= best.seconds)
+        best = min(speed.seconds for speed in speeds)
+        return min(speed.trials for speed in speeds if speed.seconds * WORTH_IT <= best)
 
     def speeds(self, arm: Arm) -> list[Speed]:
         """What a trial-step costs in packs of 1, 2, 4, ..., measured once a group; the last may be the slowest."""
@@ -97,8 +100,9 @@ class Packing:
                     raise
                 break
             before, memory = memory, _peak(self.setting)
-            slower = len(found) > 2 and min(found[-2:], key=_cost).seconds > min(found[:-2], key=_cost).seconds
-            if slower or found[-1].seconds * trials > LONG_STEP_SECONDS:
+            if trials >= SURE_FROM and found[-1].seconds > WORTH_IT * min(speed.seconds for speed in found[:-1]):
+                break
+            if found[-1].seconds * trials > LONG_STEP_SECONDS:
                 break
             if 2 * (memory - before) > MEMORY_SHARE * _free_bytes(self.setting) / self.workers:
                 break
@@ -114,7 +118,10 @@ class Packing:
             if not training.trains:
                 return 0.0
             training.step()
-            return min(self._timed(training) for _ in range(PROBE_STEPS)) / trials
+            timed = [self._timed(training) for _ in range(PROBE_STEPS)]
+            while sum(timed) < PROBE_SECONDS:
+                timed.append(self._timed(training))
+            return min(timed) / trials
         finally:
             variant.detach()
 
@@ -136,8 +143,8 @@ def out_of_memory(error: Exception) -> bool:
 
 
 def share(size: int, waiting: int, workers: int) -> int:
-    """How many trials a worker takes so that at the end of a group every worker has some."""
-    return max(1, min(size, -(-waiting // max(1, workers))))
+    """How many trials a worker takes so that at the end of a group every worker has some, and none has crumbs."""
+    return min(size, max(-(-waiting // max(1, workers)), SMALLEST_SHARE))
 
 
 def groups_of(arms: Sequence[Arm], packing: Packing) -> dict[Hashable, list[Arm]]:
@@ -146,10 +153,6 @@ def groups_of(arms: Sequence[Arm], packing: Packing) -> dict[Hashable, list[Arm]
     for arm in arms:
         found.setdefault(packing.group(arm), []).append(arm)
     return found
-
-
-def _cost(speed: Speed) -> float:
-    return speed.seconds
 
 
 def _peak(setting: Setting) -> int:

@@ -14,10 +14,11 @@ from experiments.record.checkpoint import CheckpointError
 from experiments.record.folder import RunFolder
 from experiments.record.starting_point import read_start
 from experiments.studies.board import Board, fill, look
-from experiments.studies.design.protocol import PlannedTrial
+from experiments.studies.design.planned import PlannedTrial
 from experiments.studies.design.study import Study
 from experiments.studies.queueing.entries import Entry
 from experiments.studies.queueing.trial_queue import Claim, TrialQueue
+from experiments.studies.search.proposer import Proposer
 from experiments.studies.work.attempts import attempt_at, discard, publish
 from experiments.studies.work.packing import Packing, out_of_memory, share
 from experiments.training.crew import train_together
@@ -73,6 +74,8 @@ class Worker:
         self.progress = Progress()
         self.held: dict[str, Held] = {}
         self.suspects: set[str] = set()  # trials of a pack that met an error: each goes on alone
+        search = study.config.search
+        self.proposer = None if search is None else Proposer(study, search, setting)
         self.starts = {arm.identity: read_start(arm.config.start) for arm in study.arms}
 
     def work(self) -> None:
@@ -96,6 +99,8 @@ class Worker:
             raise Interrupted("stopped between two packs; the same command goes on")
         self.queue.reclaim()
         board = look(self.study, self.queue)
+        if self.proposer is not None and self.proposer.fill(self.queue, board):
+            board = look(self.study, self.queue)
         waiting = sum(board.entries[key].state == "waiting" for key in board.wanted if key in board.entries)
         if fill(self.queue, board, at_most=max(0, KEPT_WAITING - waiting)):
             board = look(self.study, self.queue)
@@ -135,7 +140,7 @@ class Worker:
     def _begin(self, claim: Claim, trial: PlannedTrial) -> None:
         """Take up the attempt at a claimed trial, or hand in its record where there is one."""
         start = self.starts[trial.arm.identity]
-        rank_total = self.packing.rank_total(trial.arm)
+        rank_total = sum(trial.knobs["rank"].values()) if trial.knobs else self.packing.rank_total(trial.arm)
         record = self.setting.folder(trial.config, self.runs_dir, rank_total=rank_total, start=start)
         if record.finished:
             self._hand_in(claim, trial, record)

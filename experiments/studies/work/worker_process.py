@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Self
 
+import torch
+
 from experiments.configuration import resolve
 from experiments.studies.design.arms import Arm
 from experiments.studies.design.study import Study
@@ -34,6 +36,7 @@ class Order:
     workers: int
     name: str
     base_sha256: str
+    log: Path | None = None  # where it writes; None: where it is started
 
 
 @dataclass(frozen=True)
@@ -48,13 +51,21 @@ class PlainStudy:
     @classmethod
     def of(cls, study: Study) -> Self:
         arms = [
-            {"label": arm.label, "identity": arm.identity, "keys": dict(arm.keys), "tree": arm.config.tree()}
+            {
+                "label": arm.label,
+                "identity": arm.identity,
+                "keys": dict(arm.keys),
+                "tree": arm.config.tree(),
+                "search": dict(arm.search),
+            }
             for arm in study.arms
         ]
         return cls(study.config.model_dump(), arms, study.score_name, study.higher_is_better)
 
     def study(self) -> Study:
-        arms = (Arm(arm["label"], arm["identity"], arm["keys"], resolve(arm["tree"])) for arm in self.arms)
+        arms = (
+            Arm(arm["label"], arm["identity"], arm["keys"], resolve(arm["tree"]), arm["search"]) for arm in self.arms
+        )
         config = StudyConfig.model_validate(self.config)
         return Study(config, tuple(arms), {}, (), self.score_name, self.higher_is_better)
 
@@ -73,7 +84,12 @@ def main() -> int:
 
     Whatever a worker has to tell a person goes to standard error.
     """
-    order: Order = pickle.load(sys.stdin.buffer)
+    try:
+        order: Order = pickle.load(sys.stdin.buffer)
+    except EOFError:  # there was nothing to do for this one
+        return DONE
+    if order.log is not None:
+        _write_to(order.log)
     interruption = Interruption()
     threading.Thread(target=_stop_with_the_driver, args=(interruption,), daemon=True).start()
     try:
@@ -92,8 +108,18 @@ def main() -> int:
     return DONE
 
 
+def _write_to(log: Path) -> None:
+    """What this process says from now on goes to the end of a file."""
+    file = os.open(log, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
+    for stream in (sys.stdout, sys.stderr):
+        stream.flush()
+        os.dup2(file, stream.fileno())
+    os.close(file)
+
+
 def _work(order: Order, interruption: Interruption) -> None:
     study = order.study.study()
+    torch.set_num_threads(study.arms[0].config.training.threads or 1)
     setting = Setting(study.arms[0].config)
     setting.load()
     if setting.base_sha256 != order.base_sha256:

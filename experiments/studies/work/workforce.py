@@ -1,10 +1,7 @@
 """The worker processes of one start of a study: begun, watched, replaced when they die, and asked to stop."""
 
-import os
 import pickle
 import signal
-import subprocess
-import sys
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -14,10 +11,9 @@ from safetensors import SafetensorError, safe_open
 
 from experiments.record.checkpoint import CHECKPOINT
 from experiments.studies.work.attempts import ATTEMPTS
+from experiments.studies.work.spares import Process, new_worker
 from experiments.studies.work.worker_process import DONE, FAULTY, STOPPED, Order
 
-ENTRY = Path(__file__).resolve().parents[2] / "study.py"
-THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "VECLIB_MAXIMUM_THREADS")
 DEATHS_IN_A_ROW = 5  # without progress in between: what kills one will kill the next
 TAIL_LINES = 12
 
@@ -31,7 +27,7 @@ class Hand:
     """One worker process, where it writes, and from where on in that file."""
 
     name: str
-    process: "subprocess.Popen[bytes]"
+    process: Process
     log: Path
     begins: int
 
@@ -45,18 +41,19 @@ class Hand:
 class Workforce:
     """As a context manager it leaves no process behind.
 
-    `bury` hears the names of workers that have ended; `progress` says how far the study is: more is greater.
+    `bury` hears the names of workers that have ended; `progress` says how far the study is: more is greater. `spares`
+    are workers without an order, which are used first.
     """
 
     def __init__(
         self,
         order: Order,
         *,
-        threads: int,
         bury: Callable[[list[str]], object],
         progress: Callable[[], tuple[int, int]],
+        spares: list[Process] | None = None,
     ) -> None:
-        self.order, self.threads, self.bury, self.progress = order, threads, bury, progress
+        self.order, self.bury, self.progress, self.spares = order, bury, progress, spares or []
         self.reached = (-1, -1)  # at the last death
         self.hands: list[Hand] = []
         self.started = self.deaths = 0
@@ -123,20 +120,12 @@ class Workforce:
         name = f"{self.order.name}.{self.started}"
         log = self.order.runs_dir / self.order.study.config["name"] / "logs" / f"worker-{self.started}.log"
         log.parent.mkdir(parents=True, exist_ok=True)
-        with log.open("ab") as file:
-            begins = file.tell()
-            process = subprocess.Popen(
-                [sys.executable, str(ENTRY), "--worker"],
-                env=os.environ | dict.fromkeys(THREADS, str(self.threads)),
-                stdin=subprocess.PIPE,
-                stdout=file,
-                stderr=file,
-            )
-        hand = Hand(name, process, log, begins)
-        self.hands.append(hand)
+        log.touch()
+        process = self.spares.pop() if self.spares else new_worker()
+        self.hands.append(Hand(name, process, log, begins=log.stat().st_size))
         assert process.stdin is not None
         with suppress(BrokenPipeError):  # one that has died already is noticed by `watch`
-            process.stdin.write(pickle.dumps(replace(self.order, name=name)))
+            process.stdin.write(pickle.dumps(replace(self.order, name=name, log=log)))
             process.stdin.flush()
 
 
