@@ -35,7 +35,7 @@ from torch import Tensor, nn
 
 from lora_variants.adalora_budget import budget, highest_triplets, smooth
 from lora_variants.config import AdapterConfig, Config
-from lora_variants.layer import FactoredLayer, Factors, Trained, Triplets, rank_bucket
+from lora_variants.layer import FactoredLayer, Factors, Trained, Triplets, padded_rank
 from lora_variants.linear_map import LinearMap
 from lora_variants.lora import LoRA
 from lora_variants.orthogonality import distance_from_orthonormal
@@ -119,7 +119,7 @@ class AdaLoRALayer(FactoredLayer):
         super().__init__(name, base, ranks, pack, scales=scales, configs=configs)
         initial_ranks = [config.initial_rank_at(rank, base) for config, rank in zip(configs, ranks, strict=True)]
         self.initial_ranks = tuple(initial_ranks)
-        padded = max(rank_bucket(rank) for rank in initial_ranks)
+        padded = padded_rank(initial_ranks, configs)
         self.P = nn.Parameter(self.new_tensor(base.d_out, padded))
         self.Lambda = nn.Parameter(self.new_tensor(padded))
         self.Q = nn.Parameter(self.new_tensor(padded, base.d_in))

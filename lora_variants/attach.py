@@ -41,7 +41,7 @@ def attach(
 
     by_site: dict[str, dict[str, AdaptedLayer | HeadLayer]] = {}
     for name, (path, lm) in maps.items():
-        if any(ranks.get(name, ())):
+        if any(ranks.get(name, ())) or any(getattr(config, "pad_rank_to", 0) for config in configs):
             variant.layers[name] = variant.adapt(name, lm, ranks[name])
             by_site.setdefault(path, {})[name] = variant.layers[name]
     for path, lm in heads.items():

@@ -25,6 +25,12 @@ class AdapterConfig(Config):
         description="rank of each ΔW: a number, or a map from layer pattern to number in which the last "
         "matching pattern wins; 0, or no pattern that matches, means not adapted",
     )
+    pad_rank_to: int = Field(
+        0,
+        ge=0,
+        description="factors are padded with zeros to this rank at least, in every targeted layer: changes no "
+        "parameter and lets trials of different ranks share a pack",
+    )
     alpha: float | None = Field(None, gt=0, description="numerator of the scaling, the same for every layer")
     alpha_per_rank: float | None = Field(
         None, gt=0, description="alpha of a layer divided by its rank; give this or alpha"

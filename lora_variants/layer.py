@@ -27,6 +27,11 @@ def rank_bucket(rank: int) -> int:
     return 0 if rank == 0 else max(SMALLEST_BUCKET, 1 << (rank - 1).bit_length())
 
 
+def padded_rank(ranks: Sequence[int], configs: Sequence[AdapterConfig]) -> int:
+    """The length of a pack's rank axis in a layer: the longest bucket of its trials."""
+    return max(rank_bucket(max(rank, config.pad_rank_to)) for rank, config in zip(ranks, configs, strict=True))
+
+
 class Factors(NamedTuple):
     """ΔW = scale * left @ right, left (d_out, r), right (r, d_in)."""
 

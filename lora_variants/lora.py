@@ -15,7 +15,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from lora_variants.config import AdapterConfig, Config
-from lora_variants.layer import FactoredLayer, Factors, Trained, rank_bucket
+from lora_variants.layer import FactoredLayer, Factors, Trained, padded_rank
 from lora_variants.linear_map import LinearMap
 from lora_variants.pack import Pack
 from lora_variants.ranks import ranks_by_layer, warn_of_high_ranks
@@ -46,7 +46,7 @@ class LoRALayer(FactoredLayer):
         configs: Sequence[LoRAConfig],
     ) -> None:
         super().__init__(name, base, ranks, pack, scales=scales, configs=configs)
-        padded = max(rank_bucket(rank) for rank in ranks)
+        padded = padded_rank(ranks, configs)
         self.A = nn.Parameter(self.new_tensor(padded, base.d_in))
         self.B = nn.Parameter(self.new_tensor(padded, base.d_out).mT)  # in memory as its gradient comes
         for trial, config in enumerate(configs):

@@ -8,7 +8,8 @@ import numpy as np
 
 from experiments.configuration import yaml_text
 from experiments.studies.board import Board, look
-from experiments.studies.design.protocol import PlannedTrial, TrialResult, progress_of
+from experiments.studies.design.planned import PlannedTrial, TrialResult
+from experiments.studies.design.protocol import progress_of
 from experiments.studies.design.study import Study, load_study
 from experiments.studies.queueing.entries import Entry
 from experiments.studies.queueing.storage import storage_address

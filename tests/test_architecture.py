@@ -32,6 +32,7 @@ OWNERS = {
         "experiments/studies/queueing/postgres_store.py",
         "experiments/studies/queueing/entries.py",
         "experiments/studies/queueing/trial_queue.py",
+        "experiments/studies/search/proposing.py",
     },
     "sqlalchemy": {"experiments/studies/queueing/storage.py", "experiments/studies/queueing/postgres_store.py"},
     "platformdirs": {"experiments/bases/weights.py"},
@@ -59,6 +60,7 @@ PURE = {
     "analysis.comparison_figure",
     "analysis.captions",
     "analysis.frames",
+    "analysis.matrix_names",
 }  # functions of arrays and tables: anyone may use them
 
 

@@ -15,7 +15,7 @@ from matplotlib.text import Text
 from synthetic_studies import CONFIGS, Ending, board_of, study_of, valley
 
 from analysis.study_figures import FIGURES, read_drawn, save_drawn
-from experiments.studies.design.protocol import PlannedTrial
+from experiments.studies.design.planned import PlannedTrial
 from experiments.studies.design.study import load_study
 from experiments.studies.outcome.conclusion import conclusion_of
 

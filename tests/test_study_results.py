@@ -14,7 +14,7 @@ from synthetic_studies import Ending, Outcome, board_of, planted_study, study_of
 from analysis.comparisons import PairedScores, compare
 from experiments.record.folder import RunFolder
 from experiments.studies.board import Board
-from experiments.studies.design.protocol import PlannedTrial
+from experiments.studies.design.planned import PlannedTrial
 from experiments.studies.design.study import Study
 from experiments.studies.outcome.conclusion import Conclusion, conclude, conclusion_of
 from experiments.studies.outcome.results import CIRCUMSTANCES, comparable, results_table

@@ -13,14 +13,8 @@ from hypothesis import strategies as st
 
 from experiments.configuration import load
 from experiments.studies.design.arms import Arm
-from experiments.studies.design.protocol import (
-    ArmProgress,
-    PlannedTrial,
-    TrialResult,
-    plan_ahead,
-    progress_of,
-    settings_of,
-)
+from experiments.studies.design.planned import ArmProgress, PlannedTrial, TrialResult
+from experiments.studies.design.protocol import plan_ahead, progress_of, settings_of
 from experiments.studies.design.study import load_study
 from experiments.studies.design.study_config import ProtocolConfig
 

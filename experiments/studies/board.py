@@ -3,7 +3,9 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from experiments.studies.design.protocol import ArmProgress, PlannedTrial, TrialResult, progress_of
+from experiments.studies.design.planned import ArmProgress, PlannedTrial, TrialResult
+from experiments.studies.design.protocol import progress_of
+from experiments.studies.design.searching import Proposal
 from experiments.studies.design.study import Study
 from experiments.studies.queueing.entries import Entry, NewTrial
 from experiments.studies.queueing.trial_queue import TrialQueue
@@ -31,8 +33,21 @@ def look(study: Study, queue: TrialQueue) -> Board:
     """What is wanted now, by what has ended so far."""
     entries = queue.latest()
     results = {key: _result(entry) for key, entry in entries.items() if entry.state in ("done", "failed")}
+    proposals = {
+        key: Proposal(float(entry.params["learning_rate"]), entry.given["knobs"])
+        for key, entry in entries.items()
+        if "knobs" in entry.given
+    }
     arms = tuple(
-        progress_of(arm, study.protocol, results, higher_is_better=study.higher_is_better) for arm in study.arms
+        progress_of(
+            arm,
+            study.protocol,
+            results,
+            higher_is_better=study.higher_is_better,
+            search=study.config.search,
+            proposals=proposals,
+        )
+        for arm in study.arms
     )
     return Board(arms, {trial.key: trial for arm in arms for trial in arm.wanted}, entries)
 

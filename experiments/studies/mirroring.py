@@ -15,7 +15,7 @@ from experiments.record.folder import RecordError, RunFolder
 from experiments.record.recorder import flat
 from experiments.record.wandb_mirror import WandbMirror, wanted_mode
 from experiments.studies.board import Board
-from experiments.studies.design.protocol import PlannedTrial
+from experiments.studies.design.planned import PlannedTrial
 from experiments.studies.design.study import Study
 from experiments.studies.queueing.entries import Entry
 from experiments.studies.standing import Standing

@@ -7,7 +7,8 @@ from datetime import UTC, datetime, timedelta
 from statistics import fmean
 
 from experiments.studies.board import Board
-from experiments.studies.design.protocol import ArmProgress, PlannedTrial, progress_of
+from experiments.studies.design.planned import ArmProgress, PlannedTrial
+from experiments.studies.design.protocol import plan_ahead, progress_of
 from experiments.studies.design.study import Study
 from experiments.studies.queueing.attendance import WorkerSeen
 from experiments.studies.queueing.entries import Entry
@@ -51,7 +52,10 @@ class Standing:
 
 def untouched(study: Study) -> Board:
     """The board of a study that nobody has started."""
-    arms = tuple(progress_of(arm, study.protocol, {}, higher_is_better=study.higher_is_better) for arm in study.arms)
+    arms = tuple(
+        progress_of(arm, study.protocol, {}, higher_is_better=study.higher_is_better, search=study.config.search)
+        for arm in study.arms
+    )
     return Board(arms, {trial.key: trial for arm in arms for trial in arm.wanted}, {})
 
 
@@ -59,7 +63,7 @@ def standing_of(study: Study, board: Board, workers: Sequence[WorkerSeen] = ()) 
     """How the study stands by a look at its queue and the last signs of its workers."""
     counts = Counter(dict.fromkeys(STATES, 0))
     counts.update(board.state(key) for key in board.wanted)
-    counts["waiting"] += sum(_yet_unknown(study, arm) for arm in board.arms)
+    counts["waiting"] += sum(sum(_yet_unknown(study, arm)) for arm in board.arms)
     failed = ((board.wanted[key], entry) for key, entry in board.entries.items() if key in board.wanted)
     failures = tuple(
         (in_words(trial), str(entry.facts.get("failure"))) for trial, entry in failed if entry.state == "failed"
@@ -89,9 +93,13 @@ def awake(workers: Sequence[WorkerSeen], *, within: timedelta) -> list[WorkerSee
     return [worker for worker in workers if datetime.fromisoformat(worker.heard_at) >= earliest]
 
 
-def _yet_unknown(study: Study, arm: ArmProgress) -> int:
-    """Trials at a rate that is yet to be chosen."""
-    return len(study.protocol.evaluation.seeds) if arm.tuning.state == "open" else 0
+def _yet_unknown(study: Study, arm: ArmProgress) -> tuple[int, int]:
+    """Trials of stage 1 and of the evaluation at a rate, or a point of a search, that is yet to be chosen."""
+    if arm.tuning.state != "open":
+        return 0, 0
+    planned = plan_ahead(arm.arm, study.protocol, study.config.search)
+    stage_1 = sum(trial.stage != "evaluation" for trial in planned) - len(arm.tuning.trials)
+    return (max(0, stage_1) if study.config.search else 0), len(study.protocol.evaluation.seeds)
 
 
 def _of_arm(study: Study, board: Board, arm: ArmProgress) -> ArmStanding:
@@ -99,12 +107,13 @@ def _of_arm(study: Study, board: Board, arm: ArmProgress) -> ArmStanding:
     begun = any(board.state(trial.key) != "waiting" for trial in arm.wanted)
     evaluations = [trial.key for trial in arm.wanted if trial.stage == "evaluation"]
     tuned = sum(trial.key in ended for trial in arm.tuning.trials)
+    tuning, evaluation = _yet_unknown(study, arm)
     return ArmStanding(
         label=arm.arm.label,
         state=_state(arm, begun=begun),
-        tuning=(tuned, len(arm.tuning.trials)),
+        tuning=(tuned, len(arm.tuning.trials) + tuning),
         rate=arm.tuning.chosen,
-        evaluation=(sum(key in ended for key in evaluations), len(evaluations) + _yet_unknown(study, arm)),
+        evaluation=(sum(key in ended for key in evaluations), len(evaluations) + evaluation),
         score=_best(arm.wanted, board.entries, higher_is_better=study.higher_is_better),
         failed=sum(board.state(trial.key) == "failed" for trial in arm.wanted),
         complete=arm.complete,
@@ -144,4 +153,4 @@ def _steps_left(study: Study, board: Board) -> float:
     known = sum(
         share.get(board.state(key), 0.0) * trial.arm.config.training.steps for key, trial in board.wanted.items()
     )
-    return known + sum(_yet_unknown(study, arm) * arm.arm.config.training.steps for arm in board.arms)
+    return known + sum(sum(_yet_unknown(study, arm)) * arm.arm.config.training.steps for arm in board.arms)

@@ -14,8 +14,10 @@ from experiments.config import RunConfig
 from experiments.record.starting_point import StartingPoint, read_start
 from experiments.studies.agreement import one_setting
 from experiments.studies.design.arms import Arm
-from experiments.studies.design.protocol import POINTS_ADDED, plan_ahead
+from experiments.studies.design.protocol import plan_ahead
 from experiments.studies.design.study import Study
+from experiments.studies.design.tuning import POINTS_ADDED
+from experiments.studies.search.proposer import refuse_impossible_searches
 from experiments.studies.study_view import StudyView, duration
 from experiments.studies.work.packing import Packing, groups_of
 from experiments.tasks.task import Batch, Split, Task
@@ -68,6 +70,7 @@ def plan_study(study: Study, view: StudyView, *, workers: int, pack: int | None)
     """Print the plan; nothing is trained for keeps, downloaded or written. Costs are measured, once a group."""
     one_setting(study)
     setting = PlanningSetting(study.arms[0].config)
+    refuse_impossible_searches(study, setting)
     torch.set_num_threads(study.arms[0].config.training.threads or 1)
     packing = Packing(setting, size=pack, workers=workers)
     counts = {arm.identity: _count(study, arm) for arm in study.arms}
@@ -89,10 +92,13 @@ def plan_study(study: Study, view: StudyView, *, workers: int, pack: int | None)
 
 
 def _count(study: Study, arm: Arm) -> Count:
-    planned = plan_ahead(arm, study.protocol)
-    tuning = sum(trial.stage == "tuning" for trial in planned)
+    planned = plan_ahead(arm, study.protocol, study.config.search)
+    evaluation = sum(trial.stage == "evaluation" for trial in planned)
+    if study.config.search is not None:
+        return Count(len(planned) - evaluation, evaluation, 0, extended_for_sure=False)
     extension = POINTS_ADDED * len(study.protocol.tuning.seeds)
-    return Count(tuning, len(planned) - tuning, extension, len(study.protocol.tuning.multipliers) == 2)
+    sure = len(study.protocol.tuning.multipliers) == 2
+    return Count(len(planned) - evaluation, evaluation, extension, extended_for_sure=sure)
 
 
 def _row(arm: Arm, count: Count, packing: Packing) -> tuple[str, ...]:

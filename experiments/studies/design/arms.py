@@ -11,6 +11,7 @@ from typing import Any
 
 from experiments.config import RunConfig
 from experiments.configuration import ConfigError, choose_variant, full_path, put, resolve
+from experiments.studies.design.search_config import ARM_KEYS, search_faults
 from experiments.studies.design.study_config import rounded
 from lora_variants import VARIANTS
 
@@ -28,6 +29,7 @@ class Arm:
     identity: str  # 12 hex digits of all but learning rate, seed and study
     keys: Mapping[str, Any] = field(compare=False)  # what the study's file gives it, with its variant and rank
     config: RunConfig = field(compare=False)
+    search: Mapping[str, Any] = field(default_factory=dict, compare=False)  # of `ARM_KEYS`, where there is a search
 
     @property
     def centre(self) -> float:
@@ -52,10 +54,16 @@ class _Ground:
     common: Mapping[str, Any]
     study: str
     variants: frozenset[str]  # those that the study names
+    search: Mapping[str, Any] | None  # of `ARM_KEYS` what holds unless an arm says otherwise; None: no search
 
 
 def expand(
-    entries: Sequence[Mapping[str, Any]], *, base: Mapping[str, Any], common: Mapping[str, Any], study: str
+    entries: Sequence[Mapping[str, Any]],
+    *,
+    base: Mapping[str, Any],
+    common: Mapping[str, Any],
+    study: str,
+    search: Mapping[str, Any] | None = None,
 ) -> Expansion:
     """The arms of a study's entries over the tree of a run configuration with the `common` keys on top.
 
@@ -64,7 +72,7 @@ def expand(
     """
     grids = [{key: value if isinstance(value, list) else [value] for key, value in e.items()} for e in entries]
     named = [_variants(grid, {**base, **common}) for grid in grids]
-    ground = _Ground(base, common, study, frozenset().union(*named))
+    ground = _Ground(base, common, study, frozenset().union(*named), search)
     faults = [f"set.{key}: cannot be set: {why}" for key, why in RESERVED.items() if key in common]
     broken: dict[str, list[str]] = defaultdict(list)
     resolved: list[tuple[str, Arm]] = []
@@ -159,14 +167,18 @@ def _arm(point: Mapping[str, Any], ground: _Ground, variants: set[str]) -> Arm:
         choose_variant(tree, variant)
     name = tree["variant"].get("name") if isinstance(tree.get("variant"), Mapping) else None
     common = {k: v for k, v in ground.common.items() if k != "variant" and _applies(k, name, ground.variants)}
-    own = {k: v for k, v in point.items() if k not in ("label", "variant") and _applies(k, name, variants)}
+    apart = {"label", "variant", *ARM_KEYS}
+    own = {k: v for k, v in point.items() if k not in apart and _applies(k, name, variants)}
+    given = {k: v for k, v in point.items() if k in ARM_KEYS}
+    faults += search_faults(given, searched=ground.search is not None)
     for key, value in (*common.items(), *own.items()):
         put(tree, key, copy.deepcopy(value), faults)
     config = resolve(tree, faults)
+    search = {} if ground.search is None else {**ground.search, **given}
     rank = getattr(config.variant, "rank", None)
-    keys = {"variant": config.variant.name} | ({} if rank is None else {"rank": rank})
-    keys |= {_canonical(tree, key): value for key, value in own.items()}
-    return Arm(point.get("label", ""), _identity(config, tree, own), keys, config)
+    keys = {"variant": config.variant.name} | ({} if rank is None or search else {"rank": rank})
+    keys |= {_canonical(tree, key): value for key, value in own.items()} | given
+    return Arm(point.get("label", ""), _identity(config, tree, own, search), keys, config, search)
 
 
 def _applies(key: str, variant: str | None, variants: Set[str]) -> bool:
@@ -183,14 +195,15 @@ def _canonical(tree: Mapping[str, Any], key: str) -> str:
     return path[-1] if full_path(tree, path[-1], unclear) == path and not unclear else ".".join(path)
 
 
-def _identity(config: RunConfig, tree: Mapping[str, Any], own: Mapping[str, Any]) -> str:
+def _identity(config: RunConfig, tree: Mapping[str, Any], own: Mapping[str, Any], search: Mapping[str, Any]) -> str:
     """A run's essence leaves out where things lie; of two arms that differ in that, the given place tells."""
     essence = config.essence()
     del essence["study"], essence["seed"], essence["training"]["learning_rate"]
     places = {("task", *place.split(".")) for place in config.task.places}
     paths = {key: tuple(full_path(tree, key, [])) for key in own}
     given = {".".join(path): own[key] for key, path in paths.items() if path in places or path[0] in ("start", "model")}
-    text = json.dumps(essence | {"given": given}, sort_keys=True, default=str)
+    essence |= {"given": given} | ({"search": dict(search)} if search else {})
+    text = json.dumps(essence, sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
@@ -203,7 +216,8 @@ def _labelled(arms: Sequence[Arm]) -> list[Arm]:
             alike[short[arm.identity]].append(arm)
     labels = {arm.identity: arm.label for arm in arms}
     for label, group in alike.items():
-        rest = [{k: _in_words(v) for k, v in arm.keys.items() if k not in ("variant", "rank")} for arm in group]
+        named = ("rank", "allocation" if group[0].search else "variant")
+        rest = [{k: _in_words(v) for k, v in arm.keys.items() if k not in named} for arm in group]
         telling = [k for k in dict.fromkeys(itertools.chain(*rest)) if len({keys.get(k) for keys in rest}) > 1]
         for arm, keys in zip(group, rest, strict=True):
             labels[arm.identity] = " ".join([label, *(f"{key}={keys[key]}" for key in telling if key in keys)])
@@ -211,6 +225,8 @@ def _labelled(arms: Sequence[Arm]) -> list[Arm]:
 
 
 def _short(arm: Arm) -> str:
+    if arm.search:
+        return str(arm.search["allocation"])
     return arm.keys["variant"] + (f" r={_in_words(arm.keys['rank'])}" if "rank" in arm.keys else "")
 
 

@@ -1,104 +1,21 @@
 """The protocol of a study: from the results so far to the trials that are wanted now, arm by arm.
 
-Stage 1 tries every rate of the grid with every tuning seed, on validation. The best rate has the best mean score
-among those at which no seed failed (a failure is never a score); ties go to the lower mean loss, then to the smaller
-rate. A best rate at an end of the grid extends the grid once on that side, by two points with the ratio of its last
-two; still at an end, the arm is `not tuned`: it is evaluated, and kept out of verdicts. A higher rate that failed is
-an end that was seen, for training diverges there; a lower one is not. Stage 2 evaluates the chosen rate on fresh seeds.
+Stage 1 settles what an arm is evaluated with, on validation: a grid of learning rates (`tuning.py`) or, where arms
+are allocations of a budget of ranks, a search (`searching.py`). Stage 2 evaluates it on fresh seeds.
 
 Everything here is a function of the study's file and of the results: every worker comes to the same trials. More
 results never make a trial unwanted; a result that is taken back (a failure that is tried again) may move the choice.
 """
 
-import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from statistics import fmean
-from typing import Literal
+from collections.abc import Mapping
+from types import MappingProxyType
 
-from experiments.config import RunConfig
 from experiments.studies.design.arms import Arm
+from experiments.studies.design.planned import TUNED, ArmProgress, PlannedTrial, Stage, TrialResult, Tuning
+from experiments.studies.design.search_config import SearchConfig
+from experiments.studies.design.searching import Proposal, evaluation_trial, searching_of
 from experiments.studies.design.study_config import ProtocolConfig, rounded
-
-Stage = Literal["tuning", "evaluation"]
-Side = Literal["lower", "higher"]
-TUNED = "tuned"
-POINTS_ADDED = 2
-
-
-@dataclass(frozen=True, slots=True)
-class PlannedTrial:
-    """One run that a study wants: an arm at a learning rate (None: yet to be chosen) with a seed."""
-
-    key: str  # names the trial in its study
-    arm: Arm
-    stage: Stage
-    settings: tuple[str, ...]  # what it counts for: 'tuned', 'fixed <rate>', or both where the rates are one
-    seed: int
-    learning_rate: float | None
-    multiplier: float | None  # learning rate over the arm's centre, of rates from the grid
-
-    @property
-    def config(self) -> RunConfig:
-        """The run. Raises: ValueError while its learning rate is not chosen."""
-        if self.learning_rate is None:
-            raise ValueError(f"the learning rate of {self.key} is chosen when the tuning of {self.arm.label!r} is over")
-        config = self.arm.config
-        training = config.training.model_copy(update={"learning_rate": self.learning_rate})
-        return config.model_copy(update={"seed": self.seed, "training": training})
-
-
-@dataclass(frozen=True, slots=True)
-class TrialResult:
-    """How a trial ended: score and loss are those on validation; a failed one has none."""
-
-    failed: bool
-    score: float | None = None
-    loss: float | None = None
-    reason: str | None = None
-
-
-@dataclass(frozen=True)
-class Tuning:
-    """Where the tuning of an arm stands."""
-
-    state: Literal["open", "tuned", "not tuned"]
-    trials: tuple[PlannedTrial, ...]  # all that it needed so far
-    chosen: float | None  # the learning rate of the evaluation
-    multiplier: float | None  # of the chosen rate
-    added: tuple[float, ...]  # multipliers by which the grid was extended
-    side: Side | None  # where they were added
-    reason: str  # why it stands there, in words
-
-
-@dataclass(frozen=True)
-class ArmProgress:
-    """All trials of an arm that are known to be needed, and what its tuning says."""
-
-    arm: Arm
-    wanted: tuple[PlannedTrial, ...]  # finished ones included; each key once
-    tuning: Tuning
-    complete: bool  # nothing more will be wanted, and all of it has ended
-
-    def evaluations(self, setting: str) -> tuple[PlannedTrial, ...]:
-        """The trials on the evaluation seeds that count for a setting."""
-        return tuple(trial for trial in self.wanted if trial.stage == "evaluation" and setting in trial.settings)
-
-
-@dataclass(frozen=True)
-class _Point:
-    """A rate of the grid whose trials have all ended; without means where one failed."""
-
-    multiplier: float
-    rate: float
-    scores: tuple[float, ...]  # of each seed, in the protocol's order
-    losses: tuple[float, ...]
-    failure: str | None
-
-    def merit(self, *, higher_is_better: bool) -> tuple[float, float, float]:
-        """The better point has the greater one."""
-        score = fmean(self.scores)
-        return (score if higher_is_better else -score, -fmean(self.losses), -self.rate)
+from experiments.studies.design.tuning import grid_trials, planned_trial, tuning_of
 
 
 def settings_of(protocol: ProtocolConfig) -> tuple[str, ...]:
@@ -107,63 +24,47 @@ def settings_of(protocol: ProtocolConfig) -> tuple[str, ...]:
 
 
 def progress_of(
-    arm: Arm, protocol: ProtocolConfig, results: Mapping[str, TrialResult], *, higher_is_better: bool
+    arm: Arm,
+    protocol: ProtocolConfig,
+    results: Mapping[str, TrialResult],
+    *,
+    higher_is_better: bool,
+    search: SearchConfig | None = None,
+    proposals: Mapping[str, Proposal] = MappingProxyType({}),
 ) -> ArmProgress:
-    """What an arm wants, given the results by trial key."""
-    tuning = tuning_of(arm, protocol, results, higher_is_better=higher_is_better)
-    wanted = (*tuning.trials, *_evaluation(arm, protocol, tuning))
-    return ArmProgress(arm, wanted, tuning, complete=all(trial.key in results for trial in wanted))
+    """What an arm wants, given the results by trial key, and of a search the points that were proposed."""
+    if search is None:
+        tuning = tuning_of(arm, protocol, results, higher_is_better=higher_is_better)
+        evaluation = _evaluation(arm, protocol, tuning)
+    else:
+        seeds = protocol.tuning.seeds
+        tuning = searching_of(arm, search, seeds, results, proposals, higher_is_better=higher_is_better)
+        fresh = protocol.evaluation.seeds if tuning.number is not None else ()
+        evaluation = tuple(evaluation_trial(arm, tuning, seed) for seed in fresh)
+    wanted = (*tuning.trials, *evaluation)
+    complete = not tuning.asks and all(trial.key in results for trial in wanted)
+    return ArmProgress(arm, wanted, tuning, complete)
 
 
-def plan_ahead(arm: Arm, protocol: ProtocolConfig) -> tuple[PlannedTrial, ...]:
-    """The trials to expect of an arm whose grid is not extended; the tuned ones at a rate yet to be chosen."""
-    nothing = Tuning("open", (), None, None, (), None, "")
-    tuned = tuple(
-        PlannedTrial(f"{arm.identity}-evaluation-tuned-s{seed}", arm, "evaluation", (TUNED,), seed, None, None)
-        for seed in protocol.evaluation.seeds
-    )
-    grid = _tuning(arm, protocol, sorted(protocol.tuning.multipliers))
-    return (*grid, *_evaluation(arm, protocol, nothing), *tuned)
+def plan_ahead(arm: Arm, protocol: ProtocolConfig, search: SearchConfig | None = None) -> tuple[PlannedTrial, ...]:
+    """The trials to expect of an arm whose grid is not extended; those at a rate yet to be chosen have none."""
+    tuned = tuple(_to_be_chosen(arm, "evaluation", seed) for seed in protocol.evaluation.seeds)
+    if search is None:
+        nothing = Tuning("open", (), None, None, (), None, "")
+        grid = grid_trials(arm, protocol, sorted(protocol.tuning.multipliers))
+        return (*grid, *_evaluation(arm, protocol, nothing), *tuned)
+    first, *others = protocol.tuning.seeds
+    searched = [_to_be_chosen(arm, "search", first, number) for number in range(search.trials)]
+    left = min(search.contenders, search.trials)
+    raced: list[PlannedTrial] = []
+    for seed in others:
+        raced += [_to_be_chosen(arm, "race", seed, number) for number in range(left)]
+        left = -(-left // 2)
+    return (*searched, *raced, *tuned)
 
 
-def tuning_of(
-    arm: Arm, protocol: ProtocolConfig, results: Mapping[str, TrialResult], *, higher_is_better: bool
-) -> Tuning:
-    """Stage 1 of an arm, as far as the results go."""
-    grid = sorted(protocol.tuning.multipliers)
-    trials = _tuning(arm, protocol, grid)
-    points = _points(trials, results)
-    if points is None:
-        return Tuning("open", trials, None, None, (), None, "trials of the grid are to come")
-    if _without_effect(points):
-        centre = min(points, key=lambda point: abs(math.log(point.multiplier)))
-        reason = "the learning rate has no effect: all scores and losses are equal"
-        return Tuning("tuned", trials, centre.rate, centre.multiplier, (), None, reason)
-    best = _best(points, higher_is_better=higher_is_better)
-    if best is None:
-        return Tuning("not tuned", trials, None, None, (), None, f"every rate failed: {points[0].failure}")
-    side = _end(points, best)
-    if side is None:
-        return Tuning("tuned", trials, best.rate, best.multiplier, (), None, _in_words(points, best))
-    added = _beyond(grid, side)
-    trials = (*trials, *_tuning(arm, protocol, added))
-    points = _points(trials, results)
-    if points is None:
-        reason = f"the best rate was {best.rate:g}, the {side[:-2]}est of the grid: it goes on to {_rates(arm, added)}"
-        return Tuning("open", trials, None, None, added, side, reason)
-    best = _best(points, higher_is_better=higher_is_better)
-    assert best is not None  # there was one before more points came
-    end = _end(points, best)
-    reason = f"after the grid was extended to {_rates(arm, added)}: {_in_words(points, best)}"
-    return Tuning("not tuned" if end else "tuned", trials, best.rate, best.multiplier, added, side, reason)
-
-
-def _tuning(arm: Arm, protocol: ProtocolConfig, multipliers: Sequence[float]) -> tuple[PlannedTrial, ...]:
-    return tuple(
-        _trial(arm, "tuning", (TUNED,), seed, rounded(arm.centre * multiplier), multiplier)
-        for multiplier in multipliers
-        for seed in protocol.tuning.seeds
-    )
+def _to_be_chosen(arm: Arm, stage: Stage, seed: int, number: int = 0) -> PlannedTrial:
+    return PlannedTrial(f"{arm.identity}-{stage}-{number}-s{seed}", arm, stage, (TUNED,), seed, None, None)
 
 
 def _evaluation(arm: Arm, protocol: ProtocolConfig, tuning: Tuning) -> tuple[PlannedTrial, ...]:
@@ -172,86 +73,11 @@ def _evaluation(arm: Arm, protocol: ProtocolConfig, tuning: Tuning) -> tuple[Pla
     if tuning.chosen is not None:
         settings[tuning.chosen] = (TUNED, *settings.get(tuning.chosen, ()))
     return tuple(
-        _trial(arm, "evaluation", names, seed, rate, tuning.multiplier if rate == tuning.chosen else None)
+        planned_trial(arm, "evaluation", names, seed, rate, tuning.multiplier if rate == tuning.chosen else None)
         for rate, names in settings.items()
         for seed in protocol.evaluation.seeds
     )
 
 
-def _trial(
-    arm: Arm, stage: Stage, settings: tuple[str, ...], seed: int, rate: float, multiplier: float | None
-) -> PlannedTrial:
-    return PlannedTrial(f"{arm.identity}-{stage}-lr{rate:.6g}-s{seed}", arm, stage, settings, seed, rate, multiplier)
-
-
 def _fixed(rate: float) -> str:
     return f"fixed {rate:.6g}"
-
-
-def _rates(arm: Arm, multipliers: Sequence[float]) -> str:
-    return " and ".join(f"{rounded(arm.centre * multiplier):g}" for multiplier in multipliers)
-
-
-def _points(trials: Sequence[PlannedTrial], results: Mapping[str, TrialResult]) -> list[_Point] | None:
-    """The grid's rates in ascending order; None while a trial has no result."""
-    ended: dict[float, list[TrialResult]] = {}
-    at: dict[float, float] = {}
-    for trial in trials:
-        if trial.key not in results:
-            return None
-        assert trial.multiplier is not None  # the grid's have one
-        assert trial.learning_rate is not None
-        ended.setdefault(trial.multiplier, []).append(results[trial.key])
-        at[trial.multiplier] = trial.learning_rate
-    return [_point(multiplier, at[multiplier], ended[multiplier]) for multiplier in sorted(ended)]
-
-
-def _point(multiplier: float, rate: float, results: Sequence[TrialResult]) -> _Point:
-    scores: list[float] = []
-    losses: list[float] = []
-    for result in results:
-        if result.failed or result.score is None or not math.isfinite(result.score):
-            return _Point(multiplier, rate, (), (), result.reason or "no finite score")
-        scores.append(result.score)
-        losses.append(math.inf if result.loss is None or math.isnan(result.loss) else result.loss)
-    return _Point(multiplier, rate, tuple(scores), tuple(losses), None)
-
-
-def _without_effect(points: Sequence[_Point]) -> bool:
-    """Whether every rate gave the same scores and losses, seed by seed."""
-    return bool(points[0].scores) and len({(point.scores, point.losses) for point in points}) == 1
-
-
-def _best(points: Sequence[_Point], *, higher_is_better: bool) -> _Point | None:
-    finished = [point for point in points if point.failure is None]
-    return max(finished, key=lambda point: point.merit(higher_is_better=higher_is_better), default=None)
-
-
-def _end(points: Sequence[_Point], best: _Point) -> Side | None:
-    """The side on which nothing bounds the best rate: no higher one tried, or no lower one finished."""
-    if best.rate == points[-1].rate:
-        return "higher"
-    return None if any(point.failure is None and point.rate < best.rate for point in points) else "lower"
-
-
-def _beyond(grid: Sequence[float], side: Side) -> tuple[float, ...]:
-    """The multipliers that extend an ascending grid, in steps of the ratio of its last two on that side."""
-    end, before = (grid[-1], grid[-2]) if side == "higher" else (grid[0], grid[1])
-    return tuple(rounded(end * (end / before) ** step) for step in range(1, POINTS_ADDED + 1))
-
-
-def _in_words(points: Sequence[_Point], best: _Point) -> str:
-    """Where the best rate lies, and which rates failed."""
-    side = _end(points, best)
-    above = next((point for point in points if point.rate > best.rate), None)
-    if side == "higher":
-        where = "the highest tried"
-    elif side == "lower":
-        where = "the lowest that finished"
-    else:
-        assert above is not None  # else the best would be the highest
-        below = max(point.rate for point in points if point.rate < best.rate and point.failure is None)
-        where = f"between {below:g} and {above.rate:g}" + (", which failed" if above.failure else "")
-    failed = [f"{point.rate:g} ({point.failure})" for point in points if point.failure]
-    text = f"the best rate is {best.rate:g}, {where}, with a mean score of {fmean(best.scores):.6g}"
-    return text + (f"; failed: {', '.join(failed)}" if failed else "")

@@ -10,6 +10,7 @@ from pydantic import ValidationError
 from experiments.configuration import ConfigError, explained, parse_setting, read_tree
 from experiments.studies.design.arms import Arm, Expansion, expand
 from experiments.studies.design.families import comparison_warnings, comparisons, reference_faults
+from experiments.studies.design.search_config import SearchConfig
 from experiments.studies.design.study_config import ProtocolConfig, StudyConfig
 from experiments.tasks.table import TASKS
 from experiments.tasks.task import Task
@@ -56,7 +57,10 @@ def load_study(path: Path, settings: Sequence[str] = ()) -> Study:
         config = StudyConfig.model_validate(tree)
     except ValidationError as error:
         faults += explained(StudyConfig, error, tree)
-    expansion = _expansion(path, tree, study=config.name if config else "study", faults=faults)
+    if config is None and tree.get("search") is not None:
+        raise ConfigError(faults)  # what arms are depends on the search, which may be what is faulty
+    name, search = (config.name, config.search) if config else ("study", None)
+    expansion = _expansion(path, tree, study=name, search=search, faults=faults)
     faults += expansion.faults
     task = _task(expansion.arms, faults)
     reference = config.protocol.reference if config else {}
@@ -68,7 +72,7 @@ def load_study(path: Path, settings: Sequence[str] = ()) -> Study:
         config=config,
         arms=expansion.arms,
         collapsed=expansion.collapsed,
-        warnings=tuple(_warnings(config.protocol, expansion.arms)),
+        warnings=tuple(_warnings(config.protocol, config.search, expansion.arms)),
         score_name=task.score_name,
         higher_is_better=task.higher_is_better,
     )
@@ -83,8 +87,9 @@ def frozen(study: Study) -> dict[str, Any]:
     protocol = study.protocol.model_dump(mode="json")
     protocol["fixed_learning_rates"] = {f"{rate:.6g}": True for rate in study.protocol.fixed_learning_rates}
     score = {"name": study.score_name, "higher_is_better": study.higher_is_better}
+    search = {} if study.config.search is None else {"search": study.config.search.model_dump(mode="json")}
     arms = {arm.identity: {"label": arm.label, "centre": arm.centre} for arm in study.arms}
-    return {"score": score, "protocol": protocol, "arms": arms}
+    return {"score": score, "protocol": protocol, **search, "arms": arms}
 
 
 def changes(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[str]:
@@ -115,7 +120,9 @@ def _put(tree: dict[str, Any], key: str, value: Any) -> None:
         section[parts[-1]] = value
 
 
-def _expansion(path: Path, tree: Mapping[str, Any], *, study: str, faults: list[str]) -> Expansion:
+def _expansion(
+    path: Path, tree: Mapping[str, Any], *, study: str, search: SearchConfig | None, faults: list[str]
+) -> Expansion:
     """The arms of a tree that may have faults elsewhere; without arms where it has them here."""
     config, common, entries = tree.get("config"), tree.get("set", {}), tree.get("arms")
     whole = isinstance(config, str) and _is_map(common) and isinstance(entries, list) and all(map(_is_map, entries))
@@ -126,7 +133,12 @@ def _expansion(path: Path, tree: Mapping[str, Any], *, study: str, faults: list[
     except ConfigError as error:
         faults += [f"config: {fault}" for fault in error.faults]
         return Expansion((), {}, ())
-    return expand(list(entries or ()), base=base, common=common, study=study)
+    if search is None:
+        return expand(list(entries or ()), base=base, common=common, study=study)
+    common = {**common, "rank": 1, "pad_rank_to": search.highest_rank}  # every trial has ranks of its own
+    plan = search.model_dump(mode="json", exclude={"sampler", "seed", "trials", "contenders"})
+    defaults = {"sampler": search.sampler, "search_seed": search.seed, **plan}
+    return expand(list(entries or ()), base=base, common=common, study=study, search=defaults)
 
 
 def _is_map(value: object) -> bool:
@@ -146,12 +158,14 @@ def _task(arms: Sequence[Arm], faults: list[str]) -> Task | None:
     return next(iter(tasks.values()), None)
 
 
-def _warnings(protocol: ProtocolConfig, arms: Sequence[Arm]) -> list[str]:
+def _warnings(protocol: ProtocolConfig, search: SearchConfig | None, arms: Sequence[Arm]) -> list[str]:
     found = comparison_warnings(arms, protocol.reference) if len(arms) > 1 else []
     seeds = len(protocol.evaluation.seeds)
     if seeds < SEEDS_FOR_VERDICTS:
         found.append(f"a verdict needs {SEEDS_FOR_VERDICTS} seeds; protocol.evaluation.seeds has {seeds}")
-    if len(protocol.tuning.multipliers) == 2:
+    if search is not None and len(protocol.tuning.seeds) == 1:
+        found.append("protocol.tuning.seeds has one seed, that of the search: without a race the luckiest trial wins")
+    if search is None and len(protocol.tuning.multipliers) == 2:
         found.append("the better of two learning rates is always at an end of the grid, so it is extended every time")
     return found
 

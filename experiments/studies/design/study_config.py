@@ -8,6 +8,7 @@ from typing import Annotated, Any, Self
 from pydantic import Field, field_validator, model_validator
 
 from experiments.config import Rate, Section
+from experiments.studies.design.search_config import SearchConfig
 
 Seed = Annotated[int, Field(ge=0)]
 CLOSEST = 1.01
@@ -113,4 +114,13 @@ class StudyConfig(Section):
         description="maps from key (variant, rank, any knob) to a value or a list of values; lists multiply out, so "
         "a knob that is itself a list needs a list of lists; `label` names a single arm",
     )
+    search: SearchConfig | None = Field(
+        None, description="stage 1 as a search of ranks under a budget: every arm names an `allocation`"
+    )
     protocol: ProtocolConfig
+
+    @model_validator(mode="after")
+    def _one_stage_1(self) -> Self:
+        if self.search is not None and self.protocol.fixed_learning_rates:
+            raise ValueError("protocol.fixed_learning_rates: an arm that is searched has no fixed rate; leave it out")
+        return self

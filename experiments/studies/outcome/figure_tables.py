@@ -9,7 +9,7 @@ import pandas as pd
 from analysis.study_figures import typed
 from experiments.studies.board import Board
 from experiments.studies.design.arms import Arm, describe
-from experiments.studies.design.protocol import TUNED, ArmProgress
+from experiments.studies.design.planned import TUNED, ArmProgress
 from experiments.studies.design.study import Study
 from experiments.studies.outcome.summary import interval_of
 from experiments.studies.outcome.verdicts import Evaluated, Judged

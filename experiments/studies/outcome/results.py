@@ -10,7 +10,7 @@ import pandas as pd
 from experiments.record.folder import RunFolder
 from experiments.studies.board import Board
 from experiments.studies.design.arms import Arm, describe
-from experiments.studies.design.protocol import ArmProgress, PlannedTrial
+from experiments.studies.design.planned import ArmProgress, PlannedTrial
 from experiments.studies.design.study import Study
 
 ARM = {"arm": "string", "identity": "string"}

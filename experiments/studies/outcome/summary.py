@@ -10,7 +10,7 @@ import numpy as np
 
 from analysis.intervals import MeanInterval, mean_interval
 from experiments.studies.board import Board
-from experiments.studies.design.protocol import ArmProgress
+from experiments.studies.design.planned import ArmProgress
 from experiments.studies.design.study import Study, frozen
 from experiments.studies.outcome.verdicts import Evaluated, Judged
 

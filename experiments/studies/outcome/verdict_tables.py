@@ -8,7 +8,7 @@ from typing import Any
 import pandas as pd
 
 from analysis.intervals import MeanInterval
-from experiments.studies.design.protocol import TUNED
+from experiments.studies.design.planned import TUNED
 from experiments.studies.design.study import Study
 from experiments.studies.outcome.summary import interval_of
 from experiments.studies.outcome.verdicts import Evaluated, Judged

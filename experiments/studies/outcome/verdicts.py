@@ -16,7 +16,8 @@ import pandas as pd
 from analysis.comparisons import Comparison, PairedScores, compare
 from experiments.studies.board import Board
 from experiments.studies.design.arms import Arm
-from experiments.studies.design.protocol import TUNED, ArmProgress, settings_of
+from experiments.studies.design.planned import TUNED, ArmProgress
+from experiments.studies.design.protocol import settings_of
 from experiments.studies.design.study import SEEDS_FOR_VERDICTS, Study
 
 

@@ -1,0 +1,78 @@
+"""What a search stands on: the layers of one model, the budget over them, and the allocations that they have."""
+
+from collections.abc import Callable, Mapping
+from functools import cached_property
+
+from analysis.matrix_names import places
+from experiments.config import RunConfig
+from experiments.studies.design.search_config import SearchConfig
+from experiments.studies.search.allocations import Allocation, Drawn, Fixed, Grouped, Grouping, Prior, Priority
+from experiments.studies.search.budget import Budget, Shapes
+from experiments.studies.search.gradients import gradient_spectra
+from experiments.training.setting import Setting
+from lora_variants.attach import outside_heads
+from lora_variants.target_names import layers_of
+
+
+class Ground:
+    """The layers that a configuration targets; `shapes` are (d_out, d_in) by layer, in the model's order.
+
+    Raises: ValueError for a budget that is impossible over them.
+    """
+
+    def __init__(self, search: SearchConfig, setting: Setting, config: RunConfig, *, seed: int) -> None:
+        self.search, self.setting, self.config, self.seed = search, setting, config, seed
+        variant, _ = setting.plan(config)
+        self.shapes: Shapes = {name: (layer.base.d_out, layer.base.d_in) for name, layer in variant.layers.items()}
+        given = search.budget
+        unit, amount = ("total_rank", given.total_rank) if given.total_rank else ("parameters", given.parameters)
+        assert amount is not None  # the budget's own rule
+        self.budget = Budget.of(unit, amount, self.shapes, highest_rank=search.highest_rank)  # type: ignore[arg-type]
+        self.groups = Grouping(search.blocks).of(self.shapes, places(list(self.shapes)))
+
+    def allocation(self, name: str) -> Allocation:
+        """Raises: ValueError for one that this model does not have."""
+        makers: Mapping[str, Callable[[], Allocation]] = {
+            "grouped": lambda: Grouped(self.budget, self.groups),
+            "priority": lambda: Priority(self.budget),
+            "prior": lambda: Prior(self.budget, self.groups, self._sensitivities()),
+            "random": lambda: Drawn(self.budget),
+            "uniform": lambda: self._evenly(list(self.shapes)),
+            "attention": lambda: self._evenly(self._role("attention")),
+            "mlp": lambda: self._evenly(self._role("mlp")),
+            "gradient": lambda: Fixed(self.budget, self.budget.chosen(self._energies())),
+        }
+        return makers[name]()
+
+    def refuse(self, name: str) -> None:
+        """Raises: ValueError for an allocation that this model does not have; nothing is computed for it."""
+        if name in ("attention", "mlp"):
+            self._evenly(self._role(name))
+
+    @cached_property
+    def spectra(self) -> dict[str, list[float]]:
+        """The singular values of each layer's gradient at W0."""
+        batches = self.search.gradient_batches
+        return gradient_spectra(self.setting, self.config, seed=self.seed, batches=batches)
+
+    def _energies(self) -> dict[str, list[float]]:
+        return {name: [value**2 for value in values] for name, values in self.spectra.items()}
+
+    def _sensitivities(self) -> dict[str, float]:
+        """The gradient's Frobenius norm, in units of the largest."""
+        norms = {name: sum(energies) ** 0.5 for name, energies in self._energies().items()}
+        largest = max(norms.values())
+        return {name: max(norm / largest, 1e-6) if largest else 1.0 for name, norm in norms.items()}
+
+    def _evenly(self, names: list[str]) -> Fixed:
+        return Fixed(self.budget, self.budget.divided({name: float(name in names) for name in self.shapes}))
+
+    def _role(self, target: str) -> list[str]:
+        """The targeted layers that a name for layers stands for."""
+        task = self.setting.task
+        model = task.architecture()
+        meant = layers_of(target, list(outside_heads(model, task.head_names(model))))
+        found = [name for name in self.shapes if name in meant]
+        if not found:
+            raise ValueError(f"allocation {target!r}: none of its layers is targeted; targets: {self.config.targets}")
+        return found
