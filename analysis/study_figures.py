@@ -9,7 +9,10 @@ from matplotlib.figure import Figure
 
 from analysis.comparison_figure import comparison_figure
 from analysis.figure_style import save_figure
+from analysis.front_figure import front_figure
+from analysis.importance_figure import importance_figure
 from analysis.learning_rate_figure import learning_rate_figure
+from analysis.rank_map_figure import rank_map_figure
 from analysis.score_figures import score_by_arm_figure, score_by_rank_figure
 
 FIGURES: dict[str, Callable[[pd.DataFrame], Figure]] = {
@@ -19,8 +22,14 @@ FIGURES: dict[str, Callable[[pd.DataFrame], Figure]] = {
     "score_by_arm_and_rate": score_by_arm_figure,
     "learning_rates": learning_rate_figure,
     "comparisons": comparison_figure,
+    "rank_map": rank_map_figure,
+    "rank_importance": importance_figure,
+    "score_by_parameters": front_figure,
 }
-WORDS = ("setting", "line", "arm", "reference", "kind", "kept_out", "verdict", "tuning", "score")
+WORDS = (
+    *("setting", "line", "arm", "reference", "kind", "kept_out", "verdict", "tuning", "score"),
+    *("layer", "over", "knob", "evaluator"),
+)
 CLAIMS = ("higher_is_better", "added", "chosen")
 
 

@@ -30,13 +30,14 @@ def save_update(variant: Variant, trial: int, folder: Path) -> list[Path]:
     """Write one trial's update and heads; returns the files of the folder itself.
 
     Slices of a fused projection become one adapter of the whole of it, with zeros for the frozen rows.
-    Updates without factors, and those of torch's multi-head attention, which PEFT lays out otherwise, are
-    written dense in float32.
+    Updates without factors, those of rank 0 alone, and those of torch's multi-head attention, which PEFT lays out
+    otherwise, are written dense in float32.
     """
     updates, heads = variant.deltas(trial), variant.head_tensors(trial)
     owners = {name: layer.base.owner for name, layer in variant.layers.items()}
     factors = {name: update for name, update in updates.items() if isinstance(update, Factors)}
-    if factors and not any(isinstance(owner, nn.MultiheadAttention) for owner in owners.values()):
+    learned = any(len(update.right) for update in factors.values())
+    if learned and not any(isinstance(owner, nn.MultiheadAttention) for owner in owners.values()):
         if isinstance(variant, AdaLoRA):
             _save_adalora(variant, trial, owners, heads, folder / ADALORA)
         return _save_lora(factors, owners, heads, folder)

@@ -54,12 +54,11 @@ def look(study: Study, queue: TrialQueue) -> Board:
 
 def fill(queue: TrialQueue, board: Board, *, at_most: int, retry_failed: bool = False) -> int:
     """Have up to so many of the wanted trials that the queue lacks wait in it; how many were added."""
-    lacking = [
-        trial
-        for key, trial in board.wanted.items()
-        if key not in board.entries or (retry_failed and board.entries[key].state == "failed")
-    ]
-    return queue.add([_new(trial) for trial in lacking[:at_most]], retry_failed=retry_failed)
+    lacking = [_new(trial) for key, trial in board.wanted.items() if key not in board.entries]
+    if retry_failed:
+        failed = [board.entries[key] for key in board.wanted if board.state(key) == "failed"]
+        lacking += [NewTrial(entry.key, entry.params, entry.given) for entry in failed]
+    return queue.add(lacking[:at_most], retry_failed=retry_failed)
 
 
 def _result(entry: Entry) -> TrialResult:

@@ -3,7 +3,7 @@
 import os
 import time
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any, cast
@@ -26,7 +26,8 @@ from experiments.training.setting import Setting, attached_pack
 from lora_variants import RankWarning
 from lora_variants.variant import Variant
 
-TIMED_BATCHES = 4  # of a split: enough for a mean, few beside a trial
+TIMED_BATCHES = 2  # of a split: few beside a trial
+PATIENCE_SECONDS = 3.0  # of measuring packs, before further groups are estimated
 
 
 @dataclass(frozen=True)
@@ -72,7 +73,7 @@ def plan_study(study: Study, view: StudyView, *, workers: int, pack: int | None)
     setting = PlanningSetting(study.arms[0].config)
     refuse_impossible_searches(study, setting)
     torch.set_num_threads(study.arms[0].config.training.threads or 1)
-    packing = Packing(setting, size=pack, workers=workers)
+    packing = Packing(setting, size=pack, workers=workers, patience=PATIENCE_SECONDS)
     counts = {arm.identity: _count(study, arm) for arm in study.arms}
     rows = [_row(arm, counts[arm.identity], packing) for arm in study.arms]
     groups = groups_of(study.arms, packing)
@@ -82,7 +83,7 @@ def plan_study(study: Study, view: StudyView, *, workers: int, pack: int | None)
     view.display.say(f"measuring {len(groups)} groups of arms whose trials can train together")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", RankWarning)
-        costs = [_cost(packing, arms, counts) for arms in groups.values()]
+        costs = list(_costs(packing, groups.values(), counts))
     view.plan(
         ("group", "arms", "trials", "pack", "ms/step", "one core"),
         [_words(cost) for cost in costs],
@@ -143,10 +144,20 @@ def _in_words(
     return text + (f" ({duration(longest)} if every grid is extended)" if more else "")
 
 
-def _cost(packing: Packing, arms: Sequence[Arm], counts: dict[str, Count]) -> GroupCost:
-    arm, size = arms[0], packing.size(arms[0])
-    speeds = {speed.trials: speed.seconds for speed in packing.speeds(arm)}
-    rows = _RowCosts(packing.setting, arm, sorted({1, min(size, max(speeds))}))
+def _costs(packing: Packing, groups: Iterable[Sequence[Arm]], counts: dict[str, Count]) -> Iterator[GroupCost]:
+    """Of every group; once patience is used up, evaluations are taken to cost what they did in the last group."""
+    rows: _RowCosts | None = None
+    for arms in groups:
+        size, speeds = packing.size(arms[0]), packing.speeds(arms[0])
+        if rows is None or packing.probed_seconds <= packing.patience:
+            rows = _RowCosts(packing.setting, arms[0], sorted({1, min(size, speeds[-1].trials)}))
+        yield _cost(arms, counts, size, {speed.trials: speed.seconds for speed in speeds}, rows)
+
+
+def _cost(
+    arms: Sequence[Arm], counts: dict[str, Count], size: int, speeds: dict[int, float], rows: "_RowCosts"
+) -> GroupCost:
+    arm = arms[0]
 
     def seconds(trials: int, *, test: bool) -> float:
         full, rest = divmod(trials, size)

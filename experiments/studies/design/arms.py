@@ -11,7 +11,7 @@ from typing import Any
 
 from experiments.config import RunConfig
 from experiments.configuration import ConfigError, choose_variant, full_path, put, resolve
-from experiments.studies.design.search_config import ARM_KEYS, search_faults
+from experiments.studies.design.search_config import ARM_KEYS, search_faults, takes_ranks_over
 from experiments.studies.design.study_config import rounded
 from lora_variants import VARIANTS
 
@@ -30,6 +30,7 @@ class Arm:
     keys: Mapping[str, Any] = field(compare=False)  # what the study's file gives it, with its variant and rank
     config: RunConfig = field(compare=False)
     search: Mapping[str, Any] = field(default_factory=dict, compare=False)  # of `ARM_KEYS`, where there is a search
+    source: "Arm | None" = field(default=None, compare=False)  # whose runs its ranks are taken from
 
     @property
     def centre(self) -> float:
@@ -178,7 +179,16 @@ def _arm(point: Mapping[str, Any], ground: _Ground, variants: set[str]) -> Arm:
     rank = getattr(config.variant, "rank", None)
     keys = {"variant": config.variant.name} | ({} if rank is None or search else {"rank": rank})
     keys |= {_canonical(tree, key): value for key, value in own.items()} | given
-    return Arm(point.get("label", ""), _identity(config, tree, own, search), keys, config, search)
+    source = _source(tree, search) if takes_ranks_over(search) else None
+    return Arm(point.get("label", ""), _identity(config, tree, own, search), keys, config, search, source)
+
+
+def _source(tree: Mapping[str, Any], search: Mapping[str, Any]) -> Arm:
+    """AdaLoRA in the place of an arm's variant; arms that differ in their search alone share it."""
+    own = {"name": "adalora", "rank": 1, "pad_rank_to": tree["variant"]["pad_rank_to"]}
+    config = resolve({**tree, "variant": own})
+    identity = _identity(config, tree, {}, {"budget": search["budget"]})
+    return Arm("adalora for its ranks", identity, {"variant": "adalora"}, config)
 
 
 def _applies(key: str, variant: str | None, variants: Set[str]) -> bool:

@@ -7,7 +7,7 @@ from typing import Any, Literal
 from experiments.config import RunConfig
 from experiments.studies.design.arms import Arm
 
-Stage = Literal["tuning", "search", "race", "evaluation"]
+Stage = Literal["tuning", "allocation", "search", "race", "evaluation"]
 Side = Literal["lower", "higher"]
 TUNED = "tuned"
 
@@ -59,7 +59,8 @@ class Tuning:
     reason: str  # why it stands there, in words
     knobs: Mapping[str, Any] = field(default_factory=dict)  # of the evaluation, where a search chose them
     number: int | None = None  # of the chosen point among those of a search
-    asks: tuple[int, ...] = ()  # numbers of a search's trials that are to be proposed now
+    asks: tuple[int, ...] = ()  # numbers of the trials that are to be proposed now
+    asks_for: Stage = "search"  # their stage
 
 
 @dataclass(frozen=True)

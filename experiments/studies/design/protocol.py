@@ -37,8 +37,7 @@ def progress_of(
         tuning = tuning_of(arm, protocol, results, higher_is_better=higher_is_better)
         evaluation = _evaluation(arm, protocol, tuning)
     else:
-        seeds = protocol.tuning.seeds
-        tuning = searching_of(arm, search, seeds, results, proposals, higher_is_better=higher_is_better)
+        tuning = searching_of(arm, search, protocol.tuning, results, proposals, higher_is_better=higher_is_better)
         fresh = protocol.evaluation.seeds if tuning.number is not None else ()
         evaluation = tuple(evaluation_trial(arm, tuning, seed) for seed in fresh)
     wanted = (*tuning.trials, *evaluation)
@@ -54,13 +53,15 @@ def plan_ahead(arm: Arm, protocol: ProtocolConfig, search: SearchConfig | None =
         grid = grid_trials(arm, protocol, sorted(protocol.tuning.multipliers))
         return (*grid, *_evaluation(arm, protocol, nothing), *tuned)
     first, *others = protocol.tuning.seeds
+    sources = len(protocol.tuning.multipliers) if arm.source is not None else 0
+    before = [_to_be_chosen(arm, "allocation", first, number) for number in range(sources)]
     searched = [_to_be_chosen(arm, "search", first, number) for number in range(search.trials)]
     left = min(search.contenders, search.trials)
     raced: list[PlannedTrial] = []
     for seed in others:
         raced += [_to_be_chosen(arm, "race", seed, number) for number in range(left)]
         left = -(-left // 2)
-    return (*searched, *raced, *tuned)
+    return (*before, *searched, *raced, *tuned)
 
 
 def _to_be_chosen(arm: Arm, stage: Stage, seed: int, number: int = 0) -> PlannedTrial:

@@ -61,9 +61,19 @@ class SearchConfig(Section):
         8, ge=1, description="best points of a search that run with each further tuning seed; the worse half leaves "
         "after every one, and the seed of the search does not count"
     )  # fmt: skip
+    sensitivity: Literal["gradient", "adalora"] = Field(
+        "gradient",
+        description="of `prior`: the norm of each layer's gradient at W0, or the ranks that AdaLoRA ends with",
+    )
     gradient_batches: int = Field(
         16, ge=1, description="batches of the first tuning seed whose gradient at W0 gives sensitivities"
     )
+
+
+def takes_ranks_over(search: Mapping[str, Any]) -> bool:
+    """Whether an arm of this search needs the ranks of other runs."""
+    of_prior = search.get("allocation") == "prior" and search["sensitivity"] == "adalora"
+    return search.get("allocation") == "adalora" or of_prior
 
 
 def search_faults(given: Mapping[str, Any], *, searched: bool) -> list[str]:

@@ -1,9 +1,11 @@
 """Stage 1 of an arm that is searched: from the results so far to the trials that are wanted now.
 
-The search has `search.trials` trials with the first tuning seed, batch by batch; a batch is asked for when all before
-it has ended. Then a race: the best points run with each further tuning seed, and the worse half leaves after every
-one. The race goes by the mean over its own seeds: the score that made a point a contender is the best of many.
-Points are proposed elsewhere and lie in the queue; given them, everything here follows from file and results.
+An arm whose allocation is AdaLoRA's first has AdaLoRA trained at the budget, at the rates of the tuning grid; the ranks
+that the best of these runs ends with are frozen. The search has `search.trials` trials with the first tuning seed,
+batch by batch; a batch is asked for when all before it has ended. Then a race: the best points run with each further
+tuning seed, and the worse half leaves after every one. The race goes by the mean over its own seeds: the score that
+made a point a contender is the best of many. Points are proposed elsewhere and lie in the queue; given them,
+everything here follows from file and results.
 """
 
 import math
@@ -15,6 +17,7 @@ from typing import Any
 from experiments.studies.design.arms import Arm
 from experiments.studies.design.planned import TUNED, PlannedTrial, Stage, TrialResult, Tuning
 from experiments.studies.design.search_config import SearchConfig
+from experiments.studies.design.study_config import TuningConfig
 
 
 @dataclass(frozen=True)
@@ -42,24 +45,28 @@ class _Race:
     open: bool
 
 
-def search_key(arm: Arm, number: int, seed: int) -> str:
-    """The name of a trial of an arm's search."""
-    return f"{arm.identity}-search-{number:04d}-s{seed}"
+def trial_key(arm: Arm, stage: Stage, number: int, seed: int) -> str:
+    """The name of a trial of an arm's search, or of what comes before and after it."""
+    return f"{arm.identity}-{stage}-{number:04d}-s{seed}"
 
 
 def searching_of(
     arm: Arm,
     search: SearchConfig,
-    seeds: Sequence[int],
+    tuning: TuningConfig,
     results: Mapping[str, TrialResult],
     proposals: Mapping[str, Proposal],
     *,
     higher_is_better: bool,
 ) -> Tuning:
-    """Stage 1 of an arm, as far as results and proposals go; `seeds` are the tuning seeds."""
-    keys = [search_key(arm, n, seeds[0]) for n in range(search.trials)]
+    """Stage 1 of an arm, as far as results and proposals go."""
+    seeds = tuning.seeds
+    before = _sources(arm, tuning, results, proposals)
+    if before.state != "tuned":
+        return before
+    keys = [trial_key(arm, "search", n, seeds[0]) for n in range(search.trials)]
     proposed = {n: proposals[key] for n, key in enumerate(keys) if key in proposals}
-    trials = tuple(_trial(arm, "search", n, seeds[0], proposed[n]) for n in proposed)
+    trials = (*before.trials, *(_trial(arm, "search", n, seeds[0], proposed[n]) for n in proposed))
     ended = {n for n in proposed if keys[n] in results}
     if len(ended) < search.trials:
         asks = _asks(search, set(proposed), ended)
@@ -86,13 +93,43 @@ def evaluation_trial(arm: Arm, tuning: Tuning, seed: int) -> PlannedTrial:
     return _trial(arm, "evaluation", tuning.number, seed, chosen)
 
 
+def best_source(
+    arm: Arm, tuning: TuningConfig, results: Mapping[str, float | None], *, higher_is_better: bool
+) -> str | None:
+    """The key of the run whose ranks an arm takes over, given the scores by key; None where none has a score."""
+    assert arm.source is not None
+    keys = [trial_key(arm.source, "allocation", n, tuning.seeds[0]) for n in range(len(tuning.multipliers))]
+    ranked = _ranked([results[key] for key in keys], higher_is_better=higher_is_better)
+    return keys[ranked[0]] if ranked else None
+
+
+def _sources(
+    arm: Arm, tuning: TuningConfig, results: Mapping[str, TrialResult], proposals: Mapping[str, Proposal]
+) -> Tuning:
+    """The runs that an arm's allocation is taken from; none for most."""
+    if arm.source is None:
+        return Tuning("tuned", (), None, None, (), None, "")
+    numbers, seed = range(len(tuning.multipliers)), tuning.seeds[0]
+    keys = [trial_key(arm.source, "allocation", n, seed) for n in numbers]
+    known = [n for n in numbers if keys[n] in proposals]
+    trials = tuple(_trial(arm.source, "allocation", n, seed, proposals[keys[n]]) for n in known)
+    if any(key not in results for key in keys):
+        reason = f"the runs of {arm.source.label} that its ranks are taken from are to come"
+        return _open(trials, reason, tuple(n for n in numbers if n not in known), "allocation")
+    failed = all(results[key].failed for key in keys)
+    reason = f"every run of {arm.source.label} failed: {results[keys[0]].reason}"
+    return Tuning("not tuned" if failed else "tuned", trials, None, None, (), None, reason)
+
+
 def _trial(arm: Arm, stage: Stage, number: int, seed: int, proposal: Proposal) -> PlannedTrial:
-    rate, key = proposal.learning_rate, f"{arm.identity}-{stage}-{number:04d}-s{seed}"
+    rate, key = proposal.learning_rate, trial_key(arm, stage, number, seed)
     return PlannedTrial(key, arm, stage, (TUNED,), seed, rate, rate / arm.centre, proposal.knobs)
 
 
-def _open(trials: tuple[PlannedTrial, ...], reason: str, asks: tuple[int, ...] = ()) -> Tuning:
-    return Tuning("open", trials, None, None, (), None, reason, asks=asks)
+def _open(
+    trials: tuple[PlannedTrial, ...], reason: str, asks: tuple[int, ...] = (), asks_for: Stage = "search"
+) -> Tuning:
+    return Tuning("open", trials, None, None, (), None, reason, asks=asks, asks_for=asks_for)
 
 
 def _asks(search: SearchConfig, proposed: set[int], ended: set[int]) -> tuple[int, ...]:

@@ -10,8 +10,11 @@ import pandas as pd
 from analysis.study_figures import save_drawn
 from experiments.record.folder import as_json, write_atomically
 from experiments.studies.board import Board
+from experiments.studies.design.planned import PlannedTrial
 from experiments.studies.design.study import Study
+from experiments.studies.outcome.allocation_files import export_allocation
 from experiments.studies.outcome.figure_tables import figure_tables
+from experiments.studies.outcome.findings import findings, findings_table, findings_tree
 from experiments.studies.outcome.results import ELSEWHERE, results_table, write_table
 from experiments.studies.outcome.summary import summary_of
 from experiments.studies.outcome.verdict_tables import TextTable, arms_tables, verdict_table
@@ -30,6 +33,7 @@ class Conclusion:
     drawn: Mapping[str, pd.DataFrame]  # name of a figure -> what it shows
     tables: tuple[TextTable, ...]
     warnings: tuple[str, ...]
+    exports: tuple[tuple[str, PlannedTrial], ...]  # label of an arm whose search has chosen -> a run of its choice
     files: tuple[Path, ...]
 
     def lines(self) -> list[str]:
@@ -50,6 +54,8 @@ def conclude(study: Study, board: Board, runs_dir: Path) -> Conclusion:
     files = [folder / "study.parquet"]
     for name, drawn in conclusion.drawn.items():
         files += save_drawn(name, drawn, folder / "figures")
+    for label, trial in conclusion.exports:
+        files += export_allocation(label, trial, board, folder)
     write_atomically(folder / "summary.json", as_json(conclusion.summary))
     return replace(conclusion, files=(*files, folder / "summary.json"))
 
@@ -59,13 +65,15 @@ def conclusion_of(study: Study, board: Board, runs_dir: Path) -> Conclusion:
     table = results_table(study, board, runs_dir)
     evaluated = evaluations(study, board, table)
     judged = families(study, evaluated)
+    found = findings(study, board, table, evaluated)
     verdicts = [verdict_table(study, setting, family) for setting, family in judged.items() if family]
     return Conclusion(
         complete=board.complete,
         table=table,
-        summary=summary_of(study, board, evaluated, judged),
-        drawn=figure_tables(study, board, table, evaluated, judged),
-        tables=(*arms_tables(study, table, evaluated), *verdicts),
+        summary=summary_of(study, board, evaluated, judged) | ({"searches": findings_tree(found)} if found else {}),
+        drawn=figure_tables(study, board, table, evaluated, judged, found),
+        tables=(*arms_tables(study, table, evaluated), *([findings_table(study, found)] if found else []), *verdicts),
+        exports=tuple((each.label, each.chosen) for each in found if each.chosen is not None),
         warnings=tuple(_warnings(study, board, table, judged)),
         files=(),
     )

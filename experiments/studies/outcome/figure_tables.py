@@ -11,6 +11,8 @@ from experiments.studies.board import Board
 from experiments.studies.design.arms import Arm, describe
 from experiments.studies.design.planned import TUNED, ArmProgress
 from experiments.studies.design.study import Study
+from experiments.studies.outcome.findings import Finding
+from experiments.studies.outcome.search_tables import search_tables
 from experiments.studies.outcome.summary import interval_of
 from experiments.studies.outcome.verdicts import Evaluated, Judged
 
@@ -21,18 +23,21 @@ def figure_tables(
     table: pd.DataFrame,
     evaluated: Sequence[Evaluated],
     judged: Mapping[str, Sequence[Judged]],
+    found: Sequence[Finding],
 ) -> dict[str, pd.DataFrame]:
     """Name of a figure (of `analysis.study_figures.FIGURES`) -> its table; figures without a point are left out."""
     scores = _scores(study, evaluated)
     by_rank = _ranks_vary(study.arms)
     tables = {
         "score_by_rank" if by_rank else "score_by_arm": scores[scores["setting"] == TUNED],
-        "learning_rates": _learning_rates(study, board, table),
         "comparisons": _comparisons(study, judged),
-    }
+    } | search_tables(study, board, table, evaluated, found)
+    if study.config.search is None:
+        tables["learning_rates"] = _learning_rates(study, board, table)
     if study.protocol.fixed_learning_rates:
         tables["score_by_rank_and_rate" if by_rank else "score_by_arm_and_rate"] = scores
-    return {name: typed(found).reset_index(drop=True) for name, found in tables.items() if found["value"].notna().any()}
+    shown = {name: drawn for name, drawn in tables.items() if len(drawn) and drawn["value"].notna().any()}
+    return {name: typed(drawn).reset_index(drop=True) for name, drawn in shown.items()}
 
 
 def lines_of(arms: Sequence[Arm]) -> dict[str, str]:

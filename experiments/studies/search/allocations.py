@@ -6,13 +6,14 @@ allocation has no numbers: its ranks are the same in every trial (or, of `random
 
 import random
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, NamedTuple
 
-from experiments.studies.search.budget import Budget, Ranks, Shapes
+from experiments.studies.search.budget import Budget, Ranks
 
 GROUP_RANKS = (0, 1, 2, 4, 8, 16, 32, 64, 128)
+LARGEST_PRIORITY = 4.0  # a layer's share is 2 to this power, up or down
 LARGEST_POWER = 2.0  # of a sensitivity: 0 is uniform, 1 proportional
 LARGEST_RESIDUAL = 2.0  # a group's share is moved by a factor of 2 to this power, up or down
 
@@ -46,8 +47,11 @@ class Allocation(ABC):
         """The rank of every layer."""
 
     def excess(self, point: Point) -> int:
-        """By how much a point goes beyond the budget; above 0 only where an encoding can say what is too much."""
-        return max(0, self.budget.excess(self.ranks(point))) if self.may_exceed else 0
+        """By how much a point goes beyond the budget; 1 for one that adapts nothing. Most encodings know neither."""
+        if not self.may_exceed:
+            return 0
+        ranks = self.ranks(point)
+        return max(0, self.budget.excess(ranks)) if any(ranks.values()) else 1
 
 
 class Grouped(Allocation):
@@ -73,14 +77,16 @@ class Grouped(Allocation):
 
 
 class Priority(Allocation):
-    """One number a layer, its weight in a division that uses the budget up."""
+    """One number a layer, the logarithm of its weight in a division that uses the budget up; all equal is uniform.
+
+    As weights themselves, numbers of one interval hardly ever leave a layer without a rank, or give one most of them.
+    """
 
     def space(self) -> Space:
-        return {f"weight.{name}": Interval(0.0, 1.0) for name in self.budget.costs}
+        return {f"priority.{name}": Interval(-LARGEST_PRIORITY, LARGEST_PRIORITY) for name in self.budget.costs}
 
     def ranks(self, point: Point) -> Ranks:
-        weights = {name: float(point[f"weight.{name}"]) for name in self.budget.costs}
-        return self.budget.divided(weights if any(weights.values()) else dict.fromkeys(weights, 1.0))
+        return self.budget.divided({name: 2.0 ** point[f"priority.{name}"] for name in self.budget.costs})
 
 
 class Prior(Allocation):
@@ -135,12 +141,13 @@ class Grouping:
 
     blocks: int
 
-    def of(self, shapes: Shapes, places: Mapping[str, tuple[str, str]]) -> dict[str, list[str]]:
+    def of(self, names: Iterable[str], places: Mapping[str, tuple[str, str]]) -> dict[str, list[str]]:
         """Group -> layers, given each layer's place (depth, kind)."""
-        depths = sorted({places[name][0] for name in shapes}, key=lambda depth: (len(depth), depth))
+        names = list(names)
+        depths = sorted({places[name][0] for name in names}, key=lambda depth: (len(depth), depth))
         block = {depth: at * min(self.blocks, len(depths)) // len(depths) for at, depth in enumerate(depths)}
         found: dict[str, list[str]] = {}
-        for name in shapes:
+        for name in names:
             depth, kind = places[name]
             found.setdefault(f"{kind}.{block[depth]}", []).append(name)
         return found

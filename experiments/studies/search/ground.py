@@ -13,6 +13,8 @@ from experiments.training.setting import Setting
 from lora_variants.attach import outside_heads
 from lora_variants.target_names import layers_of
 
+LEAST_SENSITIVITY = 1e-3  # of the largest: so that a residual can bring every layer in
+
 
 class Ground:
     """The layers that a configuration targets; `shapes` are (d_out, d_in) by layer, in the model's order.
@@ -30,16 +32,21 @@ class Ground:
         self.budget = Budget.of(unit, amount, self.shapes, highest_rank=search.highest_rank)  # type: ignore[arg-type]
         self.groups = Grouping(search.blocks).of(self.shapes, places(list(self.shapes)))
 
-    def allocation(self, name: str) -> Allocation:
-        """Raises: ValueError for one that this model does not have."""
+    def allocation(self, name: str, taken_over: Mapping[str, int] | None = None) -> Allocation:
+        """The allocation of that name; `taken_over` are the ranks of the run that some are made from.
+
+        Raises: ValueError for one that this model does not have.
+        """
+        ranks = {name: float((taken_over or {}).get(name, 0)) for name in self.shapes}
         makers: Mapping[str, Callable[[], Allocation]] = {
             "grouped": lambda: Grouped(self.budget, self.groups),
             "priority": lambda: Priority(self.budget),
-            "prior": lambda: Prior(self.budget, self.groups, self._sensitivities()),
+            "prior": lambda: Prior(self.budget, self.groups, self._sensitivities(ranks if taken_over else None)),
             "random": lambda: Drawn(self.budget),
             "uniform": lambda: self._evenly(list(self.shapes)),
             "attention": lambda: self._evenly(self._role("attention")),
             "mlp": lambda: self._evenly(self._role("mlp")),
+            "adalora": lambda: Fixed(self.budget, self.budget.divided(ranks)),
             "gradient": lambda: Fixed(self.budget, self.budget.chosen(self._energies())),
         }
         return makers[name]()
@@ -58,11 +65,11 @@ class Ground:
     def _energies(self) -> dict[str, list[float]]:
         return {name: [value**2 for value in values] for name, values in self.spectra.items()}
 
-    def _sensitivities(self) -> dict[str, float]:
-        """The gradient's Frobenius norm, in units of the largest."""
-        norms = {name: sum(energies) ** 0.5 for name, energies in self._energies().items()}
-        largest = max(norms.values())
-        return {name: max(norm / largest, 1e-6) if largest else 1.0 for name, norm in norms.items()}
+    def _sensitivities(self, ranks: Mapping[str, float] | None) -> dict[str, float]:
+        """Those ranks, or else the Frobenius norms of the gradients; in units of the largest, and above 0."""
+        found = ranks or {name: sum(energies) ** 0.5 for name, energies in self._energies().items()}
+        largest = max(found.values()) or 1.0
+        return {name: max(value / largest, LEAST_SENSITIVITY) for name, value in found.items()}
 
     def _evenly(self, names: list[str]) -> Fixed:
         return Fixed(self.budget, self.budget.divided({name: float(name in names) for name in self.shapes}))

@@ -6,7 +6,7 @@ from experiments.studies.board import Board
 from experiments.studies.design.arms import Arm
 from experiments.studies.design.planned import ArmProgress
 from experiments.studies.design.search_config import SearchConfig
-from experiments.studies.design.searching import search_key
+from experiments.studies.design.searching import best_source, trial_key
 from experiments.studies.design.study import Study
 from experiments.studies.design.study_config import rounded
 from experiments.studies.queueing.entries import Entry, NewTrial
@@ -45,14 +45,15 @@ class Proposer:
     def _next(self, progress: ArmProgress, board: Board) -> list[NewTrial]:
         """The trials of the batch that an arm asks for."""
         arm, asks = progress.arm, progress.tuning.asks
-        allocation = self._allocation(arm)
+        if progress.tuning.asks_for == "allocation":
+            assert arm.source is not None
+            return [self._source_trial(arm, arm.source, number) for number in asks]
+        allocation = self._allocation(arm, board)
         first = self.search.batch * (asks[0] // self.search.batch)
         batch = range(first, min(first + self.search.batch, self.search.trials))
-        space = allocation.space() | self._knobs()
-        keys = [self._key(arm, n) for n in range(first)]
         asked = propose(
-            space,
-            [_tried(board.entries[key]) for key in keys],
+            allocation.space() | self._knobs(),
+            [_tried(board.entries[self._key(arm, number)]) for number in range(first)],
             batch,
             sampler=arm.search["sampler"],
             seed=arm.search["search_seed"],
@@ -60,6 +61,14 @@ class Proposer:
             excess=lambda point: float(allocation.excess(point)),
         )
         return [self._trial(arm, allocation, n, of) for n, of in zip(batch, asked, strict=True) if n in asks]
+
+    def _source_trial(self, arm: Arm, source: Arm, number: int) -> NewTrial:
+        """AdaLoRA at the budget, at one of the rates of the tuning grid."""
+        rate = rounded(source.centre * sorted(self.study.protocol.tuning.multipliers)[number])
+        knobs = {"rank": self._ground(arm).budget.divided(dict.fromkeys(self._ground(arm).shapes, 1.0))}
+        facts = {"arm": source.label, "stage": "allocation", "variant": source.config.variant.name, "knobs": knobs}
+        key = trial_key(source, "allocation", number, self.seed)
+        return NewTrial(key, {"learning_rate": rate, "seed": self.seed}, facts)
 
     def _trial(self, arm: Arm, allocation: Allocation, number: int, asked: Asked) -> NewTrial:
         point = asked.point
@@ -81,17 +90,26 @@ class Proposer:
         return NewTrial(self._key(arm, number), {"learning_rate": rate, "seed": self.seed}, facts)
 
     def _key(self, arm: Arm, number: int) -> str:
-        return search_key(arm, number, self.seed)
+        return trial_key(arm, "search", number, self.seed)
 
     def _knobs(self) -> Space:
         """The knobs that every arm searches."""
         ends = self.search.space.model_dump()
         return {name: Interval(found[0], found[1], log=True) for name, found in ends.items() if found is not None}
 
-    def _allocation(self, arm: Arm) -> Allocation:
+    def _allocation(self, arm: Arm, board: Board) -> Allocation:
         if arm.identity not in self._allocations:
-            self._allocations[arm.identity] = self._ground(arm).allocation(arm.search["allocation"])
+            taken = None if arm.source is None else self._ranks_taken_over(arm, board)
+            self._allocations[arm.identity] = self._ground(arm).allocation(arm.search["allocation"], taken)
         return self._allocations[arm.identity]
+
+    def _ranks_taken_over(self, arm: Arm, board: Board) -> dict[str, int]:
+        """Those that the best of the runs before the search ended with."""
+        scores = {key: entry.score for key, entry in board.entries.items()}
+        tuning = self.study.protocol.tuning
+        best = best_source(arm, tuning, scores, higher_is_better=self.study.higher_is_better)
+        assert best is not None  # an arm without it does not get here
+        return dict(board.entries[best].facts["ranks"])
 
     def _ground(self, arm: Arm) -> Ground:
         targets = tuple(arm.config.targets)

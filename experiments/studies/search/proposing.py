@@ -64,7 +64,7 @@ def propose(
     """
     distributions = {name: _distribution(interval) for name, interval in space.items()}
     chosen = sampler if any(tried.score is not None for tried in history) else "random"
-    with _quietly():
+    with quietly():
         study = optuna.create_study(
             direction="maximize" if higher_is_better else "minimize", sampler=RandomSampler(seed=seed)
         )
@@ -152,7 +152,7 @@ def _distribution(interval: Interval) -> BaseDistribution:
 
 
 @contextmanager
-def _quietly() -> Iterator[None]:
+def quietly() -> Iterator[None]:
     """Optuna says nothing of trials that only live in memory, nor that parts of it are experimental."""
     before = optuna.logging.get_verbosity()
     optuna.logging.set_verbosity(optuna.logging.ERROR)

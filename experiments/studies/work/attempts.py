@@ -14,10 +14,13 @@ ATTEMPTS = ".attempts"
 ADOPTED = (CHECKPOINT, "metrics.jsonl", PROGRESS, "config.yaml", "environment.json")
 
 
-def attempt_at(record: RunFolder, number: int) -> RunFolder:
-    """The folder of attempt `number` at a trial; a new one has what the attempt that came farthest has left."""
-    attempt = RunFolder(record.path.parent / ATTEMPTS / f"{record.path.name}.{number}")
-    earlier = [path for path in attempts_at(record) if (path / CHECKPOINT).exists()]
+def attempt_at(record: RunFolder, key: str, number: int) -> RunFolder:
+    """The folder of attempt `number` at the trial `key`; a new one has what the attempt that came farthest has left.
+
+    Two trials of one configuration, as searches may ask for, have one record and attempts of their own.
+    """
+    attempt = RunFolder(record.path.parent / ATTEMPTS / f"{record.path.name}.{key}.{number}")
+    earlier = [path for path in attempts_like(attempt) if (path / CHECKPOINT).exists()]
     if earlier and not attempt.path.exists():
         attempt.path.mkdir(parents=True)
         for name in ADOPTED:  # the checkpoint first: the metrics that it speaks of are there by then
@@ -33,7 +36,7 @@ def publish(attempt: RunFolder, record: RunFolder) -> None:
             shutil.rmtree(record.path)
         if not record.finished:
             attempt.path.replace(record.path)
-    for path in attempts_at(record):
+    for path in attempts_like(attempt):
         shutil.rmtree(path, ignore_errors=True)
 
 
@@ -42,9 +45,9 @@ def discard(attempt: RunFolder) -> None:
     shutil.rmtree(attempt.path, ignore_errors=True)
 
 
-def attempts_at(record: RunFolder) -> list[Path]:
-    """All attempts at a trial, the one that came farthest last."""
-    found = (record.path.parent / ATTEMPTS).glob(f"{record.path.name}.*")
+def attempts_like(attempt: RunFolder) -> list[Path]:
+    """All attempts at the same trial, the one that came farthest last."""
+    found = attempt.path.parent.glob(f"{attempt.path.name.rpartition('.')[0]}.*")
     return sorted(found, key=lambda path: _bytes(path / "metrics.jsonl"))
 
 

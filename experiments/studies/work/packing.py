@@ -1,5 +1,6 @@
 """Which trials may share a pack, and how many of them train fastest together on this machine."""
 
+import math
 import os
 import time
 from collections.abc import Hashable, Sequence
@@ -34,14 +35,19 @@ class Speed:
 
 
 class Packing:
-    """Groups of arms whose trials may share a pack, and the size of a pack for each group.
+    """Groups of arms whose trials may share a pack, and the size of a pack for each group, measured.
+
+    After `patience` seconds of measuring, a further group is measured alone and taken to gain as much as the last one.
 
     Trials share a pack if they have all in common but what belongs to a trial, and if every layer's rank is padded to
     the same length: then a trial's arithmetic is the same alone and in the pack.
     """
 
-    def __init__(self, setting: Setting, *, size: int | None = None, workers: int = 1) -> None:
+    def __init__(
+        self, setting: Setting, *, size: int | None = None, workers: int = 1, patience: float = math.inf
+    ) -> None:
         self.setting, self.fixed, self.workers = setting, size, workers
+        self.patience, self.probed_seconds = patience, 0.0
         self._groups: dict[str, Hashable] = {}
         self._totals: dict[str, int] = {}
         self._speeds: dict[Hashable, list[Speed]] = {}
@@ -75,8 +81,16 @@ class Packing:
         """What a trial-step costs in packs of 1, 2, 4, ..., measured once a group; the last may be the slowest."""
         group = self.group(arm)
         if group not in self._speeds:
-            self._speeds[group] = self._measured(arm.config)
+            since, known = time.process_time(), list(self._speeds.values())
+            impatient = known and self.probed_seconds > self.patience
+            self._speeds[group] = self._like(known[-1], arm.config) if impatient else self._measured(arm.config)
+            self.probed_seconds += time.process_time() - since
         return self._speeds[group]
+
+    def _like(self, other: list[Speed], config: RunConfig) -> list[Speed]:
+        """The speeds of another group, in proportion to what a pack of one takes here."""
+        ratio = self._seconds(config, 1) / other[0].seconds if other[0].seconds else 1.0
+        return [Speed(speed.trials, speed.seconds * ratio) for speed in other]
 
     def halve(self, arm: Arm, trials: int) -> None:
         """A pack of so many did not fit into memory."""

@@ -76,7 +76,8 @@ class Worker:
         self.suspects: set[str] = set()  # trials of a pack that met an error: each goes on alone
         search = study.config.search
         self.proposer = None if search is None else Proposer(study, search, setting)
-        self.starts = {arm.identity: read_start(arm.config.start) for arm in study.arms}
+        arms = [*study.arms, *(arm.source for arm in study.arms if arm.source is not None)]
+        self.starts = {arm.identity: read_start(arm.config.start) for arm in arms}
 
     def work(self) -> None:
         """Train what waits, pack by pack, until all that the study wants has ended.
@@ -145,7 +146,7 @@ class Worker:
         if record.finished:
             self._hand_in(claim, trial, record)
             return
-        attempt = attempt_at(record, claim.number)
+        attempt = attempt_at(record, claim.key, claim.number)
         wishes = Wishes(
             test=trial.stage == "evaluation", runs_dir=self.runs_dir, wandb_mode="disabled", name=record.path.name
         )
@@ -192,6 +193,8 @@ class Worker:
         """The record's scores go into the queue."""
         result = record.result()
         facts: dict[str, Any] = {"folder": record.path.name, "loss": result["validation"].get("loss")}
+        if trial.stage == "allocation":
+            facts["ranks"] = result["ranks"]
         if trial.stage == "evaluation":
             if "test" not in result:  # a run of its own made this record
                 result["test"] = score_on_test(trial.config, self.setting, record, self.runs_dir, name=record.path.name)

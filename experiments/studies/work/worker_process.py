@@ -50,24 +50,23 @@ class PlainStudy:
 
     @classmethod
     def of(cls, study: Study) -> Self:
-        arms = [
-            {
-                "label": arm.label,
-                "identity": arm.identity,
-                "keys": dict(arm.keys),
-                "tree": arm.config.tree(),
-                "search": dict(arm.search),
-            }
-            for arm in study.arms
-        ]
+        arms = [_plain(arm) for arm in study.arms]
         return cls(study.config.model_dump(), arms, study.score_name, study.higher_is_better)
 
     def study(self) -> Study:
-        arms = (
-            Arm(arm["label"], arm["identity"], arm["keys"], resolve(arm["tree"]), arm["search"]) for arm in self.arms
-        )
         config = StudyConfig.model_validate(self.config)
-        return Study(config, tuple(arms), {}, (), self.score_name, self.higher_is_better)
+        return Study(config, tuple(map(_arm, self.arms)), {}, (), self.score_name, self.higher_is_better)
+
+
+def _plain(arm: Arm) -> dict[str, Any]:
+    tree = {"label": arm.label, "identity": arm.identity, "keys": dict(arm.keys), "tree": arm.config.tree()}
+    return tree | {"search": dict(arm.search), "source": None if arm.source is None else _plain(arm.source)}
+
+
+def _arm(plain: dict[str, Any]) -> Arm:
+    source = None if plain["source"] is None else _arm(plain["source"])
+    config = resolve(plain["tree"])
+    return Arm(plain["label"], plain["identity"], plain["keys"], config, plain["search"], source)
 
 
 def open_queue(study: Study, address: Address, *, worker: str | None = None) -> TrialQueue:
