@@ -8,8 +8,9 @@ import numpy as np
 
 from experiments.configuration import yaml_text
 from experiments.studies.board import Board, look
-from experiments.studies.design.planned import PlannedTrial, TrialResult
+from experiments.studies.design.planned import ArmProgress, PlannedTrial, TrialResult
 from experiments.studies.design.protocol import progress_of
+from experiments.studies.design.searching import Proposal, trial_key
 from experiments.studies.design.study import Study, load_study
 from experiments.studies.queueing.entries import Entry
 from experiments.studies.queueing.storage import storage_address
@@ -67,10 +68,23 @@ def board_of(study: Study, outcome: Outcome) -> Board:
     """The board when everything has come to what `outcome` says of each trial."""
     entries: dict[str, Entry] = {}
     results: dict[str, TrialResult] = {}
+    proposals: dict[str, Proposal] = {}
     while True:
         arms = tuple(
-            progress_of(arm, study.protocol, results, higher_is_better=study.higher_is_better) for arm in study.arms
+            progress_of(
+                arm,
+                study.protocol,
+                results,
+                higher_is_better=study.higher_is_better,
+                search=study.config.search,
+                proposals=proposals,
+            )
+            for arm in study.arms
         )
+        asked = {key: point for progress in arms for key, point in _points(study, progress).items()}
+        if asked:
+            proposals |= asked
+            continue
         wanted = {trial.key: trial for arm in arms for trial in arm.wanted}
         new = [trial for key, trial in wanted.items() if key not in entries]
         if not new:
@@ -82,6 +96,22 @@ def board_of(study: Study, outcome: Outcome) -> Board:
                 results[trial.key] = TrialResult(failed=True, reason=ending["failure"])
             elif entry.state == "done":
                 results[trial.key] = TrialResult(failed=False, score=entry.score, loss=ending.get("loss"))
+
+
+def _points(study: Study, progress: ArmProgress) -> dict[str, Proposal]:
+    """What a search asks for: points with other ranks for every number, over the matrices of the byte transformer."""
+    tuning, arm = progress.tuning, progress.arm
+    of = arm.source if tuning.asks_for == "allocation" and arm.source is not None else arm
+    kinds = ("query", "key", "value", "output", "up", "down")
+    names = [f"layers.{layer}.{kind}" for layer in range(4) for kind in kinds]
+    found = {}
+    for number in tuning.asks:
+        own = np.random.default_rng([number, int(of.identity, 16) % 2**32])
+        ranks = dict(zip(names, own.integers(0, 9, len(names)).tolist(), strict=True))
+        key = trial_key(of, tuning.asks_for, number, study.protocol.tuning.seeds[0])
+        knobs = {"rank": ranks, "alpha_per_rank": float(own.uniform(0.5, 8)), "learning_rate_ratio": 1.0 + number}
+        found[key] = Proposal(of.centre * float(own.uniform(0.25, 4)), knobs)
+    return found
 
 
 def _entry(number: int, trial: PlannedTrial, ending: dict[str, Any]) -> Entry:

@@ -247,4 +247,4 @@ def test_without_a_file_the_command_names_the_studies_there_are(tmp_path: Path, 
     command = [sys.executable, str(ROOT / "experiments" / "study.py"), *arguments]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, env=os.environ | {"COLUMNS": "300"})
     assert done.returncode == 2
-    assert "rank.yaml, smoke.yaml" in done.stderr
+    assert "rank.yaml, rank_per_layer.yaml, smoke.yaml" in done.stderr

@@ -284,7 +284,7 @@ def test_what_an_evaluation_was_promised_may_not_change_and_more_may_come(tmp_pa
 def test_a_shipped_study_is_what_its_comment_says(path: Path) -> None:
     found = load_study(path)
     assert found.name == path.stem
-    trials = sum(len(plan_ahead(arm, found.protocol)) for arm in found.arms)
+    trials = sum(len(plan_ahead(arm, found.protocol, found.config.search)) for arm in found.arms)
     extensions = 2 * len(found.arms) if path.stem == "smoke" else 0  # its grids of two are always extended
     comment = re.sub(r"\n# ?", " ", path.read_text().split("\nname:")[0])
     stated = re.search(r"(\d+) arms of \d+ trials.*?(\d+) in all", comment)

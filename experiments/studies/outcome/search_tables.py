@@ -111,31 +111,26 @@ def _point(study: Study, learning_rate: float, knobs: Mapping[str, Any]) -> dict
 
 
 def _by_parameters(study: Study, table: pd.DataFrame, evaluated: Sequence[Evaluated]) -> list[dict[str, Any]]:
-    """Every finished run, the uniform ones once more, the front of all, and what was confirmed."""
+    """Every finished run whose record is here, the uniform ones once more, the front of all, and what was confirmed."""
     assert study.config.search is not None
     budget = {"budget": study.config.search.budget.parameters}
-    done = table[table["state"] == "done"]
+    here = table[(table["state"] == "done") & table["update_parameters"].notna()]
     runs = [
-        {"arm": row["arm"], "kind": "run", "parameters": row["update_parameters"], "value": row["score"]}
-        for row in done.to_dict("records")
+        {"arm": row["arm"], "kind": "run", "parameters": int(row["update_parameters"]), "value": row["score"]}
+        for row in here.to_dict("records")
     ]
     even = {arm.label for arm in study.arms if arm.search["allocation"] == "uniform"}
     uniform = [{**row, "kind": "uniform"} for row in runs if row["arm"] in even]
     rows = [*runs, *uniform, *_front(runs, higher_is_better=study.higher_is_better)]
-    sizes = done.groupby("arm")["update_parameters"]
     for each in (each for each in evaluated if each.setting == TUNED):
+        own = here[(here["identity"] == each.arm.identity) & (here["stage"] == "evaluation")]
         mean = interval_of(each.validation)
-        if mean is not None:
-            own = done[(done["identity"] == each.arm.identity) & (done["stage"] == "evaluation")]
-            ends = (
-                {}
-                if mean.half_width is None
-                else {"low": mean.mean - mean.half_width, "high": mean.mean + mean.half_width}
-            )
-            size = own["update_parameters"].iloc[0] if len(own) else sizes.max()[each.arm.label]
-            rows.append(
-                {"arm": each.arm.label, "kind": "chosen", "parameters": size, "value": mean.mean, "n": mean.n, **ends}
-            )
+        if mean is None or own.empty:
+            continue
+        half = mean.half_width
+        ends = {} if half is None else {"low": mean.mean - half, "high": mean.mean + half}
+        size = {"parameters": int(own["update_parameters"].iloc[0])}
+        rows.append({"arm": each.arm.label, "kind": "chosen", **size, "value": mean.mean, "n": mean.n, **ends})
     columns = {"low": None, "high": None, "n": None}
     return [{**columns, **row, **budget, **_score(study)} for row in rows]
 
