@@ -27,7 +27,7 @@ from lora_variants import RankWarning
 from lora_variants.variant import Variant
 
 TIMED_BATCHES = 2  # of a split: few beside a trial
-PATIENCE_SECONDS = 3.0  # of measuring packs, before further groups are estimated
+PATIENCE_SECONDS = 1.0  # of measuring packs, before further groups are estimated
 
 
 @dataclass(frozen=True)
