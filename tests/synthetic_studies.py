@@ -7,9 +7,8 @@ from typing import Any
 import numpy as np
 
 from experiments.configuration import yaml_text
-from experiments.studies.board import Board, look
+from experiments.studies.board import Board, arms_wanting, look
 from experiments.studies.design.planned import ArmProgress, PlannedTrial, TrialResult
-from experiments.studies.design.protocol import progress_of
 from experiments.studies.design.searching import Proposal, trial_key
 from experiments.studies.design.study import Study, load_study
 from experiments.studies.queueing.entries import Entry
@@ -70,17 +69,7 @@ def board_of(study: Study, outcome: Outcome) -> Board:
     results: dict[str, TrialResult] = {}
     proposals: dict[str, Proposal] = {}
     while True:
-        arms = tuple(
-            progress_of(
-                arm,
-                study.protocol,
-                results,
-                higher_is_better=study.higher_is_better,
-                search=study.config.search,
-                proposals=proposals,
-            )
-            for arm in study.arms
-        )
+        arms = arms_wanting(study, results, proposals)
         asked = {key: point for progress in arms for key, point in _points(study, progress).items()}
         if asked:
             proposals |= asked

@@ -282,6 +282,7 @@ def test_what_the_model_has_no_room_for_is_said_before_the_first_trial(
         (lambda tree: tree.update(arms=[{"allocation": "unifrom"}]), r"'unifrom' is not known \(did you mean 'unif"),
         (lambda tree: tree.update(arms=[{"variant": "lora"}]), "allocation: missing; one of grouped, priority"),
         (lambda tree: tree.update(arms=[{"allocation": "uniform", "sampler": "tpf"}]), "'tpf' is not known"),
+        (lambda tree: tree.update(arms=[{"allocation": "uniform", "rank": 4}]), "rank: cannot be set: the allocation"),
         (lambda tree: tree.pop("search"), "allocation: belongs to a search, and this study has no section `search`"),
         (lambda tree: tree["protocol"].update(fixed_learning_rates=[0.1]), "an arm that is searched has no fixed rate"),
         (lambda tree: tree.update(arms=[{"allocation": "uniform", "variant": "full"}]), "full"),

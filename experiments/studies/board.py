@@ -29,16 +29,11 @@ class Board:
         return self.entries[key].state if key in self.entries else "waiting"
 
 
-def look(study: Study, queue: TrialQueue) -> Board:
-    """What is wanted now, by what has ended so far."""
-    entries = queue.latest()
-    results = {key: _result(entry) for key, entry in entries.items() if entry.state in ("done", "failed")}
-    proposals = {
-        key: Proposal(float(entry.params["learning_rate"]), entry.given["knobs"])
-        for key, entry in entries.items()
-        if "knobs" in entry.given
-    }
-    arms = tuple(
+def arms_wanting(
+    study: Study, results: Mapping[str, TrialResult], proposals: Mapping[str, Proposal]
+) -> tuple[ArmProgress, ...]:
+    """What every arm wants, given results and proposed points by trial key."""
+    return tuple(
         progress_of(
             arm,
             study.protocol,
@@ -49,6 +44,18 @@ def look(study: Study, queue: TrialQueue) -> Board:
         )
         for arm in study.arms
     )
+
+
+def look(study: Study, queue: TrialQueue) -> Board:
+    """What is wanted now, by what has ended so far."""
+    entries = queue.latest()
+    results = {key: _result(entry) for key, entry in entries.items() if entry.state in ("done", "failed")}
+    proposals = {
+        key: Proposal(float(entry.params["learning_rate"]), entry.given["knobs"])
+        for key, entry in entries.items()
+        if "knobs" in entry.given
+    }
+    arms = arms_wanting(study, results, proposals)
     return Board(arms, {trial.key: trial for arm in arms for trial in arm.wanted}, entries)
 
 

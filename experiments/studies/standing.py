@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from statistics import fmean
 
-from experiments.studies.board import Board
+from experiments.studies.board import Board, arms_wanting
 from experiments.studies.design.planned import ArmProgress, PlannedTrial
-from experiments.studies.design.protocol import plan_ahead, progress_of
+from experiments.studies.design.protocol import plan_ahead
 from experiments.studies.design.study import Study
 from experiments.studies.queueing.attendance import WorkerSeen
 from experiments.studies.queueing.entries import Entry
@@ -52,10 +52,7 @@ class Standing:
 
 def untouched(study: Study) -> Board:
     """The board of a study that nobody has started."""
-    arms = tuple(
-        progress_of(arm, study.protocol, {}, higher_is_better=study.higher_is_better, search=study.config.search)
-        for arm in study.arms
-    )
+    arms = arms_wanting(study, {}, {})
     return Board(arms, {trial.key: trial for arm in arms for trial in arm.wanted}, {})
 
 

@@ -172,6 +172,8 @@ def _arm(point: Mapping[str, Any], ground: _Ground, variants: set[str]) -> Arm:
     own = {k: v for k, v in point.items() if k not in apart and _applies(k, name, variants)}
     given = {k: v for k, v in point.items() if k in ARM_KEYS}
     faults += search_faults(given, searched=ground.search is not None)
+    if ground.search is not None and {"rank", "variant.rank"} & own.keys():
+        faults.append("rank: cannot be set: the allocation gives every layer its rank, within search.budget")
     for key, value in (*common.items(), *own.items()):
         put(tree, key, copy.deepcopy(value), faults)
     config = resolve(tree, faults)

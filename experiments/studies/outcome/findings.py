@@ -9,6 +9,7 @@ import pandas as pd
 
 from experiments.studies.board import Board
 from experiments.studies.design.planned import TUNED, ArmProgress, PlannedTrial
+from experiments.studies.design.searching import trial_key
 from experiments.studies.design.study import Study
 from experiments.studies.outcome.verdict_tables import NOTHING, TextTable
 from experiments.studies.outcome.verdicts import Evaluated
@@ -79,16 +80,17 @@ def findings_tree(found: Sequence[Finding]) -> list[dict[str, Any]]:
 def _finding(
     study: Study, board: Board, rows: Mapping[str, Mapping[Any, Any]], evaluated: Evaluated, progress: ArmProgress
 ) -> Finding:
-    stage_1 = [trial for trial in progress.tuning.trials if board.state(trial.key) in ("done", "failed")]
-    scores = [entry.score for trial in stage_1 if trial.stage == "search" and (entry := board.entries[trial.key]).score]
-    best = (max if study.higher_is_better else min)(scores, default=None)
-    races = [trial for trial in progress.tuning.trials if trial.stage == "race"]
+    tuning, scores = progress.tuning, {key: entry.score for key, entry in board.entries.items()}
+    stage_1 = [trial for trial in tuning.trials if board.state(trial.key) in ("done", "failed")]
+    searched = [scores[trial.key] for trial in stage_1 if trial.stage == "search"]
+    best = (max if study.higher_is_better else min)([each for each in searched if each is not None], default=None)
+    races = [trial for trial in tuning.trials if trial.stage == "race"]
     first = races[0].seed if races else None
-    ours = [
-        score
-        for trial in races
-        if f"-{progress.tuning.number:04d}-" in trial.key and (score := board.entries[trial.key].score) is not None
-    ] if progress.tuning.number is not None else []  # fmt: skip
+    own: list[str] = []
+    if tuning.number is not None:
+        number = tuning.number
+        own = [trial_key(progress.arm, "race", number, seed) for seed in sorted({race.seed for race in races})]
+    raced = [score for key in own if (score := scores.get(key)) is not None]
     mean = fmean(evaluated.validation.values()) if evaluated.validation and not evaluated.to_come else None
     gain = None if best is None or mean is None else (best - mean if study.higher_is_better else mean - best)
     chosen = next((trial for trial in progress.wanted if trial.stage == "evaluation"), None)
@@ -98,7 +100,7 @@ def _finding(
         chosen=chosen,
         contenders=tuple(trial.knobs["rank"] for trial in races if trial.seed == first),
         searched=best,
-        raced=fmean(ours) if ours else None,
+        raced=fmean(raced) if raced else None,
         confirmed=mean,
         optimism=gain,
         trials=len(stage_1),

@@ -151,17 +151,21 @@ class Worker:
             test=trial.stage == "evaluation", runs_dir=self.runs_dir, wandb_mode="disabled", name=record.path.name
         )
         try:
-            try:
-                member = Member(trial.config, self.setting, attempt, wishes, Display.silent(), start=start)
-            except CheckpointError:  # torn by a crash of the machine: from the first step
-                discard(attempt)
-                member = Member(trial.config, self.setting, attempt, wishes, Display.silent(), start=start)
+            member = self._member(trial, attempt, wishes)
         except OSError:
             if self.queue.holds(claim):
                 raise
             discard(attempt)  # this worker slept, and who took the trial over has cleared its attempts away
             return
         self.held[claim.key] = Held(claim, trial, record, member)
+
+    def _member(self, trial: PlannedTrial, attempt: RunFolder, wishes: Wishes) -> Member:
+        start = self.starts[trial.arm.identity]
+        try:
+            return Member(trial.config, self.setting, attempt, wishes, Display.silent(), start=start)
+        except CheckpointError:  # torn by a crash of the machine: from the first step
+            discard(attempt)
+            return Member(trial.config, self.setting, attempt, wishes, Display.silent(), start=start)
 
     def _train(self, pack: Sequence[Held]) -> None:
         """The pack until a trial ends, and what became of its trials."""
