@@ -1,22 +1,26 @@
 """The queue in PostgreSQL, on a real server: what the journal promises, starts at once, passwords, and outages."""
 
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from itertools import count
 from pathlib import Path
+from typing import Any
 
 import pytest
-from sqlalchemy import URL
+from sqlalchemy import URL, event
 
+from experiments.studies.queueing import postgres_store
 from experiments.studies.queueing.storage import (
     ADDRESS_VARIABLE,
     Address,
     QueueError,
+    TurnLostError,
     open_store,
     read_address,
     storage_address,
 )
-from experiments.studies.queueing.trial_queue import TrialQueue
+from experiments.studies.queueing.trial_queue import Claim, TrialQueue
 from tests.postgres_server import PASSWORD, USER, Server, postgres_server
 from tests.queue_contract import STUDY, QueueContract, one_claim, trials
 from tests.queue_processes import ProcessContract, heard, tell, worker
@@ -153,3 +157,57 @@ def test_a_restart_of_the_server_between_two_calls_is_not_noticed(address: Addre
     postgres_server.stop()
     postgres_server.start()
     assert len(queue.entries()) == 1
+
+
+@pytest.fixture
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A server that ends after a second what stands still inside a transaction."""
+    monkeypatch.setattr(postgres_store, "ASLEEP_SECONDS", 1)
+
+
+@pytest.mark.usefixtures("impatient")
+def test_a_process_that_is_stopped_in_its_turn_loses_it_and_what_it_was_to_settle_is_an_error(address: Address) -> None:
+    sleeps, goes_on = opened(address), opened(address)
+    with pytest.raises(TurnLostError, match="idle-in-transaction"), sleeps.store.turn(STUDY):
+        assert goes_on.add(trials(3)) == 3
+
+
+@pytest.mark.usefixtures("impatient")
+def test_a_stopped_process_that_adds_trials_goes_on_when_it_wakes_up_and_no_trial_is_there_twice(
+    address: Address,
+) -> None:
+    sleeps, goes_on = opened(address), opened(address)
+    with sleeping_once(sleeps, "INSERT INTO trials "):
+        assert sleeps.add(trials(3)) == 3
+    goes_on.add(trials(3))
+    assert sorted(entry.key for entry in goes_on.latest().values()) == ["trial 0", "trial 1", "trial 2"]
+    assert len(goes_on.claim(lambda entries: entries)) == 3
+
+
+@pytest.mark.usefixtures("impatient")
+def test_a_process_stopped_with_a_trial_locked_leaves_it_to_others_and_its_own_claim_is_lost(address: Address) -> None:
+    sleeps, goes_on = opened(address), opened(address)
+    sleeps.add(trials(1))
+    won: list[Claim] = []
+    with sleeping_once(sleeps, "UPDATE trials ", meanwhile=lambda: won.append(one_claim(goes_on))):
+        assert sleeps.claim(lambda entries: entries) == []
+    assert goes_on.finish(won[0], 1.0, {})
+
+
+@contextmanager
+def sleeping_once(queue: TrialQueue, statement: str, meanwhile: Callable[[], object] = lambda: None) -> Iterator[None]:
+    """The first statement of that kind is sent, and its transaction stands still until the server has ended it."""
+    engine = vars(queue.store.optuna)["storage"]._backend.engine
+    slept = []
+
+    @event.listens_for(engine, "after_cursor_execute")
+    def sleep(*arguments: Any) -> None:
+        if not slept and arguments[2].startswith(statement):
+            slept.append(statement)
+            time.sleep(0.2)
+            meanwhile()
+            time.sleep(1.5)
+
+    yield
+    event.remove(engine, "after_cursor_execute", sleep)
+    assert slept

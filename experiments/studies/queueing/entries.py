@@ -96,13 +96,8 @@ def missing(wanted: Iterable[NewTrial], counting: Mapping[str, Entry], *, retry_
 
 
 def waiting_trials(new: Sequence[NewTrial], known: Iterable[Entry]) -> list[FrozenTrial]:
-    """As Optuna adds them. A parameter's range is that of its values so far: dashboards draw their axes by it.
-
-    Raises: QueueError for a parameter or fact that an entry cannot hold.
-    """
+    """As Optuna adds them. A parameter's range is that of its values so far: dashboards draw their axes by it."""
     values: dict[str, list[float | int]] = {name: [] for name in PARAMETERS}
-    for each in new:
-        refuse_unfit(each)
     for params in (*(entry.params for entry in known), *(trial.params for trial in new)):
         for name, value in params.items():
             values[name].append(value)
@@ -125,6 +120,7 @@ def distribution(name: str, values: Sequence[float | int]) -> BaseDistribution:
 
 
 def refuse_unfit(trial: NewTrial) -> None:
+    """Raises: QueueError for a parameter or fact that an entry cannot hold."""
     for name, value in trial.params.items():
         if name not in PARAMETERS:
             raise QueueError(f"trial {trial.key!r}: the parameters are {', '.join(PARAMETERS)}; make {name!r} a fact")

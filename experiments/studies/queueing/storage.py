@@ -20,6 +20,10 @@ class QueueError(RuntimeError):
     """The queue cannot be used as it is; the text names the rule, the value and the way out, and holds no password."""
 
 
+class TurnLostError(QueueError):
+    """This process was stopped in its turn for so long that others were let in."""
+
+
 @dataclass(frozen=True)
 class Address:
     """A journal file or a database. As text, and in its repr, it has no password."""
@@ -118,7 +122,10 @@ class Store(ABC):
 
     @abstractmethod
     def turn(self, study: str) -> AbstractContextManager[None]:
-        """Inside, no other process is in its turn of this study; a process that dies loses it."""
+        """Inside, no other process is in its turn of this study; a process that dies loses it.
+
+        Raises: TurnLostError at its end, where a stopped process loses it too and this one has.
+        """
 
     @abstractmethod
     def errors(self) -> AbstractContextManager[None]: ...

@@ -16,6 +16,7 @@ A crash between two steps loses nothing: an entry that failed without a reason s
 import json
 import math
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Literal, Self
 
@@ -24,11 +25,20 @@ from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
 from experiments.studies.queueing.attendance import Attendance, WorkerSeen
-from experiments.studies.queueing.entries import Entry, NewTrial, entry_of, missing, that_count, waiting_trials
-from experiments.studies.queueing.storage import Address, QueueError, Store, open_store
+from experiments.studies.queueing.entries import (
+    Entry,
+    NewTrial,
+    entry_of,
+    missing,
+    refuse_unfit,
+    that_count,
+    waiting_trials,
+)
+from experiments.studies.queueing.storage import Address, QueueError, Store, TurnLostError, open_store
 
 FORMAT = 1
 GRACE_SECONDS = 120.0
+PORTION = 64  # trials added in one turn, which a slow link also ends well within its seconds
 
 
 @dataclass(frozen=True)
@@ -144,15 +154,13 @@ class TrialQueue:
 
         Raises: QueueError, before any is added, for a parameter or fact that an entry cannot hold.
         """
-        if not missing(wanted, self.latest(), retry_failed=retry_failed):
-            return 0
-        with self.store.turn(self.study):
-            entries = self.entries()
-            trials = waiting_trials(missing(wanted, that_count(entries), retry_failed=retry_failed), entries)
-            with self.store.use() as storage:
-                for trial in trials:
-                    storage.create_new_trial(self._study_id, trial)
-        return len(trials)
+        lacking = missing(wanted, self.latest(), retry_failed=retry_failed)
+        for trial in lacking:
+            refuse_unfit(trial)
+        return sum(
+            self._add_in_turn(lacking[start : start + PORTION], retry_failed=retry_failed)
+            for start in range(0, len(lacking), PORTION)
+        )
 
     def claim(self, choose: Callable[[Sequence[Entry]], Sequence[Entry]]) -> list[Claim]:
         """Of the waiting trials, given to `choose` by number, the chosen ones for which no other worker was first.
@@ -235,6 +243,16 @@ class TrialQueue:
         for worker in sorted(dead):
             self._attendance.say_left(worker)
         return lost
+
+    def _add_in_turn(self, wanted: Sequence[NewTrial], *, retry_failed: bool) -> int:
+        """If the turn is lost meanwhile, another worker may add them too: of such twins one counts."""
+        with suppress(TurnLostError), self.store.turn(self.study):
+            entries = self.entries()
+            trials = waiting_trials(missing(wanted, that_count(entries), retry_failed=retry_failed), entries)
+            with self.store.use() as storage:
+                for trial in trials:
+                    storage.create_new_trial(self._study_id, trial)
+        return len(trials)
 
     def _running(self) -> list[Entry]:
         return [entry for entry in self.entries() if entry.state == "running"]
