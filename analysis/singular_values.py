@@ -1,8 +1,8 @@
 """Singular values of an update ΔW, from its factors where it has any, and the ranks read off them."""
 
 import numpy as np
+import scipy
 from jaxtyping import Float
-from scipy import linalg
 
 EPSILON = float(np.finfo(np.float64).eps)
 
@@ -17,8 +17,8 @@ def svd_of_factors(
     (leftᵀ left)(right rightᵀ) it does not square the condition number.
     Raises ValueError for entries that are not finite.
     """
-    q_left, r_left = linalg.qr(_finite(left, "left factor"), mode="economic", check_finite=False)
-    q_right, r_right = linalg.qr(_finite(right, "right factor").T, mode="economic", check_finite=False)
+    q_left, r_left = scipy.linalg.qr(_finite(left, "left factor"), mode="economic", check_finite=False)
+    q_right, r_right = scipy.linalg.qr(_finite(right, "right factor").T, mode="economic", check_finite=False)
     u, sigma, vt = _dense_svd(r_left @ r_right.T)
     return q_left @ u, sigma, vt @ q_right.T
 
@@ -27,8 +27,8 @@ def singular_values_of_factors(
     left: Float[np.ndarray, "d_out r"], right: Float[np.ndarray, "r d_in"]
 ) -> Float[np.ndarray, " k"]:
     """The sigma of `svd_of_factors`, without the singular vectors."""
-    (r_left,) = linalg.qr(_finite(left, "left factor"), mode="r", check_finite=False)
-    (r_right,) = linalg.qr(_finite(right, "right factor").T, mode="r", check_finite=False)
+    (r_left,) = scipy.linalg.qr(_finite(left, "left factor"), mode="r", check_finite=False)
+    (r_right,) = scipy.linalg.qr(_finite(right, "right factor").T, mode="r", check_finite=False)
     rank = left.shape[1]
     return _dense_svd(r_left[:rank] @ r_right[:rank].T)[1]
 
@@ -40,9 +40,9 @@ def singular_values(delta: Float[np.ndarray, "d_out d_in"]) -> Float[np.ndarray,
     """
     dense = _finite(delta, "ΔW")
     try:
-        sigma = linalg.svd(dense, compute_uv=False, lapack_driver="gesdd", check_finite=False)
-    except linalg.LinAlgError:  # divide and conquer can fail to converge where QR iteration does not
-        sigma = linalg.svd(dense, compute_uv=False, lapack_driver="gesvd", check_finite=False)
+        sigma = scipy.linalg.svd(dense, compute_uv=False, lapack_driver="gesdd", check_finite=False)
+    except scipy.linalg.LinAlgError:  # divide and conquer can fail to converge where QR iteration does not
+        sigma = scipy.linalg.svd(dense, compute_uv=False, lapack_driver="gesvd", check_finite=False)
     return np.asarray(sigma, dtype=np.float64)
 
 
@@ -102,7 +102,7 @@ def energy_rank(sigma: Float[np.ndarray, " k"], fraction: float) -> int:
 def summary(sigma: Float[np.ndarray, " k"], shape: tuple[int, int]) -> dict[str, float | int]:
     """‖ΔW‖_F, sigma_1 and every measure of this file for a ΔW of `shape` (d_out, d_in); zeros for ΔW = 0."""
     return {
-        "frobenius": float(linalg.norm(_checked(sigma))),
+        "frobenius": float(scipy.linalg.norm(_checked(sigma))),
         "sigma_1": float(np.max(sigma, initial=0.0)),
         "hard_rank": hard_rank(sigma, shape),
         "stable_rank": stable_rank(sigma),
@@ -120,9 +120,9 @@ def _dense_svd(
     core: Float[np.ndarray, "m n"],
 ) -> tuple[Float[np.ndarray, "m k"], Float[np.ndarray, " k"], Float[np.ndarray, "k n"]]:
     try:
-        u, sigma, vt = linalg.svd(core, full_matrices=False, lapack_driver="gesdd", check_finite=False)
-    except linalg.LinAlgError:
-        u, sigma, vt = linalg.svd(core, full_matrices=False, lapack_driver="gesvd", check_finite=False)
+        u, sigma, vt = scipy.linalg.svd(core, full_matrices=False, lapack_driver="gesdd", check_finite=False)
+    except scipy.linalg.LinAlgError:
+        u, sigma, vt = scipy.linalg.svd(core, full_matrices=False, lapack_driver="gesvd", check_finite=False)
     return u, sigma, vt
 
 

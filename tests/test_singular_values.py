@@ -203,14 +203,14 @@ def test_where_divide_and_conquer_does_not_converge_the_other_driver_answers(
 ) -> None:
     from analysis import singular_values as module
 
-    genuine = module.linalg.svd
+    genuine = module.scipy.linalg.svd
 
     def gesdd_fails(*arguments: object, lapack_driver: str, **options: object) -> object:
         if lapack_driver == "gesdd":
-            raise module.linalg.LinAlgError("SVD did not converge")
+            raise module.scipy.linalg.LinAlgError("SVD did not converge")
         return genuine(*arguments, lapack_driver=lapack_driver, **options)
 
-    monkeypatch.setattr(module.linalg, "svd", gesdd_fails)
+    monkeypatch.setattr(module.scipy.linalg, "svd", gesdd_fails)
     assert singular_values(np.diag([3.0, 2.0])) == pytest.approx([3, 2])
     assert singular_values_of_factors(np.diag([3.0, 2.0]), np.eye(2)) == pytest.approx([3, 2])
 

@@ -27,7 +27,7 @@ from lora_variants import RankWarning
 from lora_variants.variant import Variant
 
 TIMED_BATCHES = 2  # of a split: few beside a trial
-PATIENCE_SECONDS = 1.0  # of measuring packs, before further groups are estimated
+PATIENCE_SECONDS = 2.0  # of measuring packs, before further groups are estimated
 
 
 @dataclass(frozen=True)
@@ -149,7 +149,7 @@ def _costs(packing: Packing, groups: Iterable[Sequence[Arm]], counts: dict[str, 
     rows: _RowCosts | None = None
     for arms in groups:
         size, speeds = packing.size(arms[0]), packing.speeds(arms[0])
-        if rows is None or packing.probed_seconds <= packing.patience:
+        if rows is None or not packing.impatient:
             rows = _RowCosts(packing.setting, arms[0], sorted({1, min(size, speeds[-1].trials)}))
         yield _cost(arms, counts, size, {speed.trials: speed.seconds for speed in speeds}, rows)
 

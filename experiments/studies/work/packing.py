@@ -37,7 +37,8 @@ class Speed:
 class Packing:
     """Groups of arms whose trials may share a pack, and the size of a pack for each group, measured.
 
-    After `patience` seconds of measuring, a further group is measured alone and taken to gain as much as the last one.
+    After `patience` seconds of measuring, the first group is not tried in larger packs, and a further one is measured
+    alone and taken to gain as much as the last.
 
     Trials share a pack if they have all in common but what belongs to a trial, and if every layer's rank is padded to
     the same length: then a trial's arithmetic is the same alone and in the pack.
@@ -47,10 +48,14 @@ class Packing:
         self, setting: Setting, *, size: int | None = None, workers: int = 1, patience: float = math.inf
     ) -> None:
         self.setting, self.fixed, self.workers = setting, size, workers
-        self.patience, self.probed_seconds = patience, 0.0
+        self.patience, self.deadline = patience, 0.0
         self._groups: dict[str, Hashable] = {}
         self._totals: dict[str, int] = {}
         self._speeds: dict[Hashable, list[Speed]] = {}
+
+    @property
+    def impatient(self) -> bool:
+        return time.process_time() > self.deadline
 
     def group(self, arm: Arm) -> Hashable:
         """What the trials of an arm share with those that they may be packed with."""
@@ -81,10 +86,10 @@ class Packing:
         """What a trial-step costs in packs of 1, 2, 4, ..., measured once a group; the last may be the slowest."""
         group = self.group(arm)
         if group not in self._speeds:
-            since, known = time.process_time(), list(self._speeds.values())
-            impatient = known and self.probed_seconds > self.patience
-            self._speeds[group] = self._like(known[-1], arm.config) if impatient else self._measured(arm.config)
-            self.probed_seconds += time.process_time() - since
+            known = list(self._speeds.values())
+            self.deadline = self.deadline or time.process_time() + self.patience
+            hurried = known and self.impatient
+            self._speeds[group] = self._like(known[-1], arm.config) if hurried else self._measured(arm.config)
         return self._speeds[group]
 
     def _like(self, other: list[Speed], config: RunConfig) -> list[Speed]:
@@ -115,6 +120,8 @@ class Packing:
                 break
             before, memory = memory, _peak(self.setting)
             if trials >= SURE_FROM and found[-1].seconds > WORTH_IT * min(speed.seconds for speed in found[:-1]):
+                break
+            if trials >= SURE_FROM and self.impatient:
                 break
             if found[-1].seconds * trials > LONG_STEP_SECONDS:
                 break
