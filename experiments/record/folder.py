@@ -98,6 +98,15 @@ class RunFolder:
         """Say why there is no result."""
         write_atomically(self.path / "error.txt", reason.rstrip() + "\n")
 
+    def stop(self, reason: str) -> None:
+        """Say why the run was not trained to its end."""
+        write_atomically(self.path / "stopped.txt", reason.rstrip() + "\n")
+
+    def scores(self, name: str) -> dict[int, float]:
+        """By step, a score on the validation split on the way."""
+        wanted = f"validation/{name}"
+        return {int(row["step"]): row[wanted] for row in self.history() if wanted in row}
+
     def result(self) -> dict[str, Any]:
         found: dict[str, Any] = json.loads((self.path / "result.json").read_text(encoding="utf-8"))
         return found

@@ -7,7 +7,7 @@ from experiments.studies.design.planned import ArmProgress, PlannedTrial, TrialR
 from experiments.studies.design.protocol import progress_of
 from experiments.studies.design.searching import Proposal
 from experiments.studies.design.study import Study
-from experiments.studies.queueing.entries import Entry, NewTrial
+from experiments.studies.queueing.entries import ENDED, Entry, NewTrial
 from experiments.studies.queueing.trial_queue import TrialQueue
 
 
@@ -25,7 +25,7 @@ class Board:
         return all(arm.complete for arm in self.arms)
 
     def state(self, key: str) -> str:
-        """'waiting', 'running', 'done' or 'failed'."""
+        """'waiting', 'running', 'done', 'stopped' or 'failed'."""
         return self.entries[key].state if key in self.entries else "waiting"
 
 
@@ -49,9 +49,9 @@ def arms_wanting(
 def look(study: Study, queue: TrialQueue) -> Board:
     """What is wanted now, by what has ended so far."""
     entries = queue.latest()
-    results = {key: _result(entry) for key, entry in entries.items() if entry.state in ("done", "failed")}
+    results = {key: _result(entry) for key, entry in entries.items() if entry.state in ENDED}
     proposals = {
-        key: Proposal(float(entry.params["learning_rate"]), entry.given["knobs"])
+        key: Proposal(float(entry.params["learning_rate"]), entry.given["knobs"], _bars(entry))
         for key, entry in entries.items()
         if "knobs" in entry.given
     }
@@ -66,6 +66,10 @@ def fill(queue: TrialQueue, board: Board, *, at_most: int, retry_failed: bool = 
         failed = [board.entries[key] for key in board.wanted if board.state(key) == "failed"]
         lacking += [NewTrial(entry.key, entry.params, entry.given) for entry in failed]
     return queue.add(lacking[:at_most], retry_failed=retry_failed)
+
+
+def _bars(entry: Entry) -> dict[int, float | None]:
+    return {int(step): bar for step, bar in entry.given.get("bars", {}).items()}
 
 
 def _result(entry: Entry) -> TrialResult:

@@ -23,6 +23,7 @@ from experiments.studies.board import Board, fill, look
 from experiments.studies.collecting import Collection
 from experiments.studies.design.study import Study, load_study
 from experiments.studies.mirroring import StudyMirror, study_mode
+from experiments.studies.queueing.entries import ENDED
 from experiments.studies.queueing.storage import Address, storage_address
 from experiments.studies.queueing.trial_queue import GRACE_SECONDS, TrialQueue
 from experiments.studies.search.proposer import refuse_impossible_searches
@@ -208,7 +209,7 @@ class Start:
     def _progress(self) -> tuple[int, int]:
         """Trials that have ended, and steps that the others would go on from."""
         entries = self.queue.latest().values()
-        return sum(e.state in ("done", "failed") for e in entries), steps_kept(self.runs_dir / self.study.name)
+        return sum(e.state in ENDED for e in entries), steps_kept(self.runs_dir / self.study.name)
 
     def _conclude(self) -> int:
         """Copies and results of what has ended; the exit code."""

@@ -17,7 +17,7 @@ from experiments.record.wandb_mirror import WandbMirror, wanted_mode
 from experiments.studies.board import Board
 from experiments.studies.design.planned import PlannedTrial
 from experiments.studies.design.study import Study
-from experiments.studies.queueing.entries import Entry
+from experiments.studies.queueing.entries import ENDED, Entry
 from experiments.studies.standing import Standing
 from lora_variants.start import as_factors
 
@@ -48,7 +48,7 @@ class StudyMirror:
             return
         since = time.monotonic()
         for key, entry in board.entries.items():
-            ended = entry.state in ("done", "failed") and key in board.wanted and entry.number not in self._seen
+            ended = entry.state in ENDED and key in board.wanted and entry.number not in self._seen
             if ended and "folder" in entry.facts:
                 if time.monotonic() - since > seconds:
                     return
@@ -91,8 +91,9 @@ class StudyMirror:
                 summary=flat(result), spectra=_spectra(record.path), ranks=result["ranks"], files=files, failed=False
             )
         else:
-            reason = str(entry.facts.get("failure"))
-            mirror.finish(summary={"failure": reason}, spectra={}, ranks={}, files=[], failed=True)
+            stopped = entry.state == "stopped"
+            summary = {"stopped": entry.facts["steps"]} if stopped else {"failure": str(entry.facts.get("failure"))}
+            mirror.finish(summary=summary, spectra={}, ranks={}, files=[], failed=not stopped)
         self._note(mirror)
 
     def _opened(

@@ -11,9 +11,9 @@ from experiments.studies.design.planned import ArmProgress, PlannedTrial
 from experiments.studies.design.protocol import plan_ahead
 from experiments.studies.design.study import Study
 from experiments.studies.queueing.attendance import WorkerSeen
-from experiments.studies.queueing.entries import Entry
+from experiments.studies.queueing.entries import ENDED, Entry
 
-STATES = ("done", "running", "waiting", "failed")
+STATES = ("done", "stopped", "running", "waiting", "failed")
 
 
 @dataclass(frozen=True)
@@ -100,7 +100,7 @@ def _yet_unknown(study: Study, arm: ArmProgress) -> tuple[int, int]:
 
 
 def _of_arm(study: Study, board: Board, arm: ArmProgress) -> ArmStanding:
-    ended = {key for trial in arm.wanted if board.state(key := trial.key) in ("done", "failed")}
+    ended = {key for trial in arm.wanted if board.state(key := trial.key) in ENDED}
     begun = any(board.state(trial.key) != "waiting" for trial in arm.wanted)
     evaluations = [trial.key for trial in arm.wanted if trial.stage == "evaluation"]
     tuned = sum(trial.key in ended for trial in arm.tuning.trials)

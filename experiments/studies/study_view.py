@@ -80,7 +80,8 @@ class StudyView:
 def headline(standing: Standing) -> str:
     """'study rank: 30 of 342 trials done, 8 running, 304 waiting, 0 failed; 350 trial-steps/s, 2 min left'."""
     counts = standing.counts
-    states = ", ".join(f"{counts[state]} {state}" for state in ("running", "waiting", "failed"))
+    stopped = ["stopped"] if counts["stopped"] else []
+    states = ", ".join(f"{counts[state]} {state}" for state in (*stopped, "running", "waiting", "failed"))
     text = f"study {standing.name}: {counts['done']} of {standing.planned} trials done, {states}"
     if standing.steps_per_second and not standing.complete:
         text += f"; {standing.steps_per_second:,.0f} trial-steps/s"

@@ -29,8 +29,10 @@ def train_together(
         training = Training(variant, setting.task, [trial_of(config) for config in configs], regime_of(configs[0]))
         for slot, member in enumerate(members):
             member.sit(training, slot)
+        _score_at_rungs(setting, training, members)
         while not any(member.ended for member in members):
             _step(training, members)
+            _score_at_rungs(setting, training, members)
             heard(len(members))
             if interruption.asked and not any(member.ended for member in members):
                 _stop(members)
@@ -61,6 +63,15 @@ def _step(training: Training, members: Sequence[Member]) -> None:
             member.report(row | score, seconds)
 
 
+def _score_at_rungs(setting: Setting, training: Training, members: Sequence[Member]) -> None:
+    """A checkpoint of this step is older than its score, so that a trial that goes on from it may be at its rung."""
+    due = [member for member in members if member.at_rung]
+    if due:
+        scores = evaluate(training.variant, setting.task, "validation", training.regime.precision)
+        for member in due:
+            member.score(scores[member.slot])
+
+
 def _training_seconds(members: Sequence[Member]) -> float:
     return sum(member.clock.seconds for member in members)
 
@@ -76,7 +87,7 @@ Scores = tuple[dict[str, float], dict[str, float] | None]
 
 def _scores(setting: Setting, training: Training, ended: Sequence[Member]) -> list[Scores]:
     """On validation, and on the base's own domain where there are such data, of each trial that has ended."""
-    if all(member.failure is not None for member in ended):
+    if all(member.failure is not None or member.stopped is not None for member in ended):
         return [({}, None) for _ in ended]
     precision = training.regime.precision
     validation = evaluate(training.variant, setting.task, "validation", precision)

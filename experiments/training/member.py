@@ -2,7 +2,7 @@
 
 import copy
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from experiments.record.recorder import Recorder
 from experiments.record.starting_point import StartingPoint
 from experiments.training.evaluation import by_split, evaluate
 from experiments.training.loop import Clock, Training
+from experiments.training.rungs import Rungs
 from experiments.training.setting import Setting
 from lora_variants import VARIANTS
 from lora_variants.attach import attach
@@ -26,13 +27,15 @@ from lora_variants.pack import Pack
 class Wishes:
     """What is asked for besides training: the test score, the ledger's folder, the W&B mirror while it trains.
 
-    `name` is that of the record, which the folder that the trial trains in may take only later.
+    `name` is that of the record, which the folder that the trial trains in may take only later. `rungs`: where the
+    trial is scored on the way, and may be stopped.
     """
 
     test: bool
     runs_dir: Path
     wandb_mode: str
     name: str
+    rungs: Rungs = field(default_factory=Rungs)
 
 
 class Member:
@@ -80,9 +83,26 @@ class Member:
         return self.training.outcomes[self.slot].failure
 
     @property
+    def reached(self) -> dict[int, float]:
+        """The scores at the rungs so far, by step."""
+        name = self.setting.task.score_name
+        return {step: scores[name] for step, scores in self.recorder.validation if step in self.wishes.rungs.bars}
+
+    @property
+    def at_rung(self) -> bool:
+        """Whether the trial is to be scored on validation before it goes on."""
+        return self.failure is None and self.step in self.wishes.rungs.bars and self.step not in self.reached
+
+    @property
+    def stopped(self) -> int | None:
+        """The rung that the trial has not passed."""
+        return self.wishes.rungs.stops_at(self.reached) if self.wishes.rungs.bars else None
+
+    @property
     def ended(self) -> bool:
-        """Whether there is nothing more to train: all steps are done, nothing trains, or the trial failed."""
-        return not self.training.trains or self.failure is not None or self.step >= self.training.regime.steps
+        """Whether there is nothing more to train: all steps are done, nothing trains, the trial failed or stopped."""
+        over = self.step >= self.training.regime.steps or self.stopped is not None
+        return not self.training.trains or self.failure is not None or over
 
     def report(self, row: dict[str, float], seconds: float) -> None:
         """Take note of a step that the trial did; `seconds` is its share of the pack's time."""
@@ -90,6 +110,10 @@ class Member:
         self.executed += 1
         self.recorder.on_step(self.step, row)
         self.keep()
+
+    def score(self, scores: dict[str, float]) -> None:
+        """Take note of what the trial scores on validation at this step."""
+        self.recorder.on_step(self.step, by_split("validation", [scores])[0])
 
     def keep(self, *, now: bool = False) -> None:
         """Write a checkpoint where one is due, or now."""
@@ -103,12 +127,12 @@ class Member:
 
     def conclude(self, scores: dict[str, float], forgetting: dict[str, float] | None) -> None:
         """Write down what was learned and what it scored, while the pack stands; `close` comes after it."""
-        if self.failure is not None:
+        if self.failure is not None or self.stopped is not None:
             return
         if not all(math.isfinite(value) for value in scores.values()):
             self.training.outcomes[self.slot].failure = f"not finite on the validation split: {scores}"
             return
-        self.recorder.on_step(self.step, by_split("validation", [scores])[0])
+        self.score(scores)
         seconds = {"training": self.clock.seconds, "besides": self.besides}
         self.result: dict[str, Any] = self.recorder.result(
             self.checkpoints,
@@ -123,6 +147,11 @@ class Member:
         if self.failure is not None:
             self.folder.fail(self.failure)
             self.recorder.abandon(self.failure)
+            return
+        if self.stopped is not None:
+            self.folder.stop(f"stopped at step {self.stopped}: {self.reached} misses {dict(self.wishes.rungs.bars)}")
+            self.checkpoints.remove()
+            self.recorder.abandon("stopped early")
             return
         if self.wishes.test:
             self.result["test"] = score_on_test(

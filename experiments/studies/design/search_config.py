@@ -45,6 +45,18 @@ class SpaceConfig(Section):
         return ends
 
 
+class HalvingConfig(Section):
+    """Successive halving: trials of a search that fall behind those of earlier batches are stopped."""
+
+    rungs: list[Annotated[float, Field(gt=0, lt=1)]] = Field(
+        [0.25, 0.5], min_length=1, description="parts of its steps after which a trial is scored on validation"
+    )
+    keep: float = Field(
+        0.5, gt=0, lt=1, description="a trial goes on if its score is among this best part of all that the earlier "
+        "batches of its arm have reached there"
+    )  # fmt: skip
+
+
 class SearchConfig(Section):
     """Stage 1 of a study whose arms are allocations of a budget: each gets the same trials of the same sampler."""
 
@@ -57,6 +69,9 @@ class SearchConfig(Section):
     highest_rank: int = Field(32, ge=1, description="no layer gets more; all trials are padded to it, so that they "
                               "share packs")  # fmt: skip
     blocks: int = Field(2, ge=1, description="parts of the model's depth that make groups of layers, by kind of matrix")
+    halving: HalvingConfig | None = Field(
+        None, description="null: every trial trains to its end, as those with random ranks always do: they explain"
+    )
     contenders: int = Field(
         8, ge=1, description="best points of a search that run with each further tuning seed; the worse half leaves "
         "after every one, and the seed of the search does not count"
@@ -74,6 +89,12 @@ def takes_ranks_over(search: Mapping[str, Any]) -> bool:
     """Whether an arm of this search needs the ranks of other runs."""
     of_prior = search.get("allocation") == "prior" and search["sensitivity"] == "adalora"
     return search.get("allocation") == "adalora" or of_prior
+
+
+def has_random_ranks(search: Mapping[str, Any]) -> bool:
+    """Whether nothing was learned for the ranks of the trials of an arm: they say something of the whole space."""
+    allocation, sampler = search["allocation"], search["sampler"]
+    return allocation == "random" or (sampler == "random" and allocation in ("grouped", "priority"))
 
 
 def search_faults(given: Mapping[str, Any], *, searched: bool) -> list[str]:

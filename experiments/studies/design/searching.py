@@ -10,7 +10,7 @@ everything here follows from file and results.
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from statistics import fmean
 from typing import Any
 
@@ -22,10 +22,14 @@ from experiments.studies.design.study_config import TuningConfig
 
 @dataclass(frozen=True)
 class Proposal:
-    """A point of an arm's space: the learning rate, and the variant's knobs with the rank of every layer."""
+    """A point of an arm's space: the learning rate, and the variant's knobs with the rank of every layer.
+
+    `bars`: by step, the score with which the search's trial goes on.
+    """
 
     learning_rate: float
     knobs: Mapping[str, Any]
+    bars: Mapping[int, float | None] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -123,7 +127,8 @@ def _sources(
 
 def _trial(arm: Arm, stage: Stage, number: int, seed: int, proposal: Proposal) -> PlannedTrial:
     rate, key = proposal.learning_rate, trial_key(arm, stage, number, seed)
-    return PlannedTrial(key, arm, stage, (TUNED,), seed, rate, rate / arm.centre, proposal.knobs)
+    bars = proposal.bars if stage == "search" else {}
+    return PlannedTrial(key, arm, stage, (TUNED,), seed, rate, rate / arm.centre, proposal.knobs, bars)
 
 
 def _open(

@@ -13,6 +13,7 @@ from experiments.studies.design.searching import trial_key
 from experiments.studies.design.study import Study
 from experiments.studies.outcome.verdict_tables import NOTHING, TextTable
 from experiments.studies.outcome.verdicts import Evaluated
+from experiments.studies.queueing.entries import ENDED
 
 
 @dataclass(frozen=True)
@@ -81,7 +82,7 @@ def _finding(
     study: Study, board: Board, rows: Mapping[str, Mapping[Any, Any]], evaluated: Evaluated, progress: ArmProgress
 ) -> Finding:
     tuning, scores = progress.tuning, {key: entry.score for key, entry in board.entries.items()}
-    stage_1 = [trial for trial in tuning.trials if board.state(trial.key) in ("done", "failed")]
+    stage_1 = [trial for trial in tuning.trials if board.state(trial.key) in ENDED]
     searched = [scores[trial.key] for trial in stage_1 if trial.stage == "search"]
     best = (max if study.higher_is_better else min)([each for each in searched if each is not None], default=None)
     races = [trial for trial in tuning.trials if trial.stage == "race"]

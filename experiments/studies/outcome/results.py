@@ -122,6 +122,8 @@ def _outcome(trial: PlannedTrial, board: Board, folder: Path) -> dict[str, Any]:
     ended = {"state": state, "folder": entry.facts.get("folder")}
     if state == "failed":
         return ended | {"failure": entry.facts["failure"]}
+    if state == "stopped":
+        return ended | {name: entry.facts[name] for name in ("steps", "steps_executed", "seconds")}
     of_queue = {"score": entry.score, "loss": entry.facts.get("loss"), "test_score": entry.facts.get("test")}
     record = RunFolder(folder / str(ended["folder"]))
     if not record.finished:

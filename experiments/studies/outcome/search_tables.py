@@ -9,8 +9,8 @@ import pandas as pd
 
 from analysis.matrix_names import places
 from experiments.studies.board import Board
-from experiments.studies.design.arms import Arm
 from experiments.studies.design.planned import TUNED
+from experiments.studies.design.search_config import has_random_ranks
 from experiments.studies.design.study import Study
 from experiments.studies.outcome.findings import Finding
 from experiments.studies.outcome.summary import interval_of
@@ -73,7 +73,7 @@ def _importance(study: Study, board: Board) -> list[dict[str, Any]]:
     """Of the ranks of groups of matrices and of the other knobs, on the trials of random searches."""
     points, scores = [], []
     for progress in board.arms:
-        if _is_random(progress.arm):
+        if has_random_ranks(progress.arm.search):
             for trial in progress.tuning.trials:
                 score = board.entries[trial.key].score if trial.key in board.entries else None
                 if trial.stage == "search" and score is not None:
@@ -92,12 +92,6 @@ def _importance(study: Study, board: Board) -> list[dict[str, Any]]:
         }
         for of in importances(points, scores)
     ]
-
-
-def _is_random(arm: Arm) -> bool:
-    """Whether its trials have ranks that nothing was learned for."""
-    allocation, sampler = arm.search["allocation"], arm.search["sampler"]
-    return allocation == "random" or (sampler == "random" and allocation in ("grouped", "priority"))
 
 
 def _point(study: Study, learning_rate: float, knobs: Mapping[str, Any]) -> dict[str, float]:

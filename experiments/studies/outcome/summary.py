@@ -13,6 +13,7 @@ from experiments.studies.board import Board
 from experiments.studies.design.planned import ArmProgress
 from experiments.studies.design.study import Study, frozen
 from experiments.studies.outcome.verdicts import Evaluated, Judged
+from experiments.studies.standing import STATES
 
 CONFIDENCE = 0.95
 
@@ -28,7 +29,7 @@ def summary_of(
         "complete": board.complete,
         "frozen_sha256": frozen_sha256(study),
         "score": {"name": study.score_name, "higher_is_better": study.higher_is_better},
-        "trials": {state: states[state] for state in ("done", "failed", "running", "waiting")},
+        "trials": {state: states[state] for state in STATES},
         "tuning": {
             "split": "validation",
             "multipliers": sorted(protocol.tuning.multipliers),

@@ -10,11 +10,13 @@ from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from experiments.studies.queueing.storage import QueueError
 
-State = Literal["waiting", "running", "done", "failed", "returned"]
+State = Literal["waiting", "running", "done", "stopped", "failed", "returned"]
+ENDED = ("done", "stopped", "failed")
 STATES: dict[TrialState, State] = {
     TrialState.WAITING: "waiting",
     TrialState.RUNNING: "running",
     TrialState.COMPLETE: "done",
+    TrialState.PRUNED: "stopped",
 }
 PARAMETERS = ("learning_rate", "rank", "seed")
 OWN_NAMES = {"key", "worker", "outcome"}
@@ -33,8 +35,9 @@ class NewTrial:
 class Entry:
     """What the queue knows of one Optuna trial.
 
-    `state`: "failed" has a reason in facts["failure"]; "returned" was given back or was a twin of another entry, and
-    says nothing about its key. `facts`: those given when it was added, `given`, and those given when it ended.
+    `state`: "stopped" ended early, without a score; "failed" has a reason in facts["failure"]; "returned" was given
+    back or was a twin of another entry, and says nothing about its key. `facts`: those given when it was added, which
+    are `given`, and those given when it ended.
     """
 
     number: int
@@ -72,7 +75,7 @@ def entry_of(trial: FrozenTrial) -> Entry | None:
 
 
 def that_count(entries: Iterable[Entry]) -> dict[str, Entry]:
-    """Of each key the done entry, else the live one, each with the lowest number, else the one that failed last."""
+    """Of each key the entry that ended well, else the live one, the first of each, else the last that failed."""
     counting: dict[str, Entry] = {}
     for entry in entries:
         if entry.state == "returned":
@@ -86,7 +89,7 @@ def that_count(entries: Iterable[Entry]) -> dict[str, Entry]:
 def importance(entry: Entry) -> tuple[int, int]:
     if entry.state == "failed":
         return 0, entry.number
-    return (2 if entry.state == "done" else 1), -entry.number
+    return (2 if entry.state in ("done", "stopped") else 1), -entry.number
 
 
 def missing(wanted: Iterable[NewTrial], counting: Mapping[str, Entry], *, retry_failed: bool) -> list[NewTrial]:

@@ -18,6 +18,7 @@ import math
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any, Literal, Self
 
 from optuna.exceptions import UpdateFinishedTrialError
@@ -191,14 +192,20 @@ class TrialQueue:
         with self.store.use() as storage:
             return storage.get_trial(claim.trial_id).state == TrialState.RUNNING
 
-    def finish(self, claim: Claim, score: float, facts: Mapping[str, Any]) -> bool:
+    def finish(
+        self, claim: Claim, score: float, facts: Mapping[str, Any], reached: Mapping[int, float] = MappingProxyType({})
+    ) -> bool:
         """The trial is done; may be called again after an error. False: another worker has taken it over.
 
-        Raises: QueueError for a score that is not finite.
+        `reached`: its scores on the way, by step. Raises: QueueError for a score that is not finite.
         """
         if not math.isfinite(score):
             raise QueueError(f"trial {claim.key!r}: a score is a finite number, not {score}; a run without one failed")
-        return self._end(claim, TrialState.COMPLETE, facts, [float(score)])
+        return self._end(claim, TrialState.COMPLETE, facts, [float(score)], reached)
+
+    def stop(self, claim: Claim, facts: Mapping[str, Any], reached: Mapping[int, float]) -> bool:
+        """The trial has ended early, with these scores on the way; else as `finish`."""
+        return self._end(claim, TrialState.PRUNED, facts, None, reached)
 
     def fail(self, claim: Claim, reason: str, facts: Mapping[str, Any]) -> bool:
         """The trial has failed for that reason; may be called again. False: another worker has taken it over."""
@@ -276,10 +283,19 @@ class TrialQueue:
             with self.store.use() as storage:
                 storage.set_trial_state_values(claim.trial_id, TrialState.FAIL)
 
-    def _end(self, claim: Claim, state: TrialState, outcome: Mapping[str, Any], values: list[float] | None) -> bool:
+    def _end(
+        self,
+        claim: Claim,
+        state: TrialState,
+        outcome: Mapping[str, Any],
+        values: list[float] | None,
+        reached: Mapping[int, float] = MappingProxyType({}),
+    ) -> bool:
         """Only who claimed a trial completes it or gives it a reason: one that has ended so was ended by this call."""
         with self.store.use() as storage:
             try:
+                for step, score in reached.items():
+                    storage.set_trial_intermediate_value(claim.trial_id, step, score)
                 storage.set_trial_user_attr(claim.trial_id, "outcome", dict(outcome))
                 storage.set_trial_state_values(claim.trial_id, state, values)
             except UpdateFinishedTrialError:

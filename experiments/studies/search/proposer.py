@@ -1,11 +1,12 @@
 """The points of a study's searches: each arm's allocation and space over the model at hand, and what to try next."""
 
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from experiments.studies.board import Board
 from experiments.studies.design.arms import Arm
 from experiments.studies.design.planned import ArmProgress
-from experiments.studies.design.search_config import SearchConfig
+from experiments.studies.design.search_config import SearchConfig, has_random_ranks
 from experiments.studies.design.searching import best_source, trial_key
 from experiments.studies.design.study import Study
 from experiments.studies.design.study_config import rounded
@@ -14,6 +15,7 @@ from experiments.studies.queueing.trial_queue import TrialQueue
 from experiments.studies.search.allocations import Allocation, Interval, Space
 from experiments.studies.search.ground import Ground
 from experiments.studies.search.proposing import Asked, Tried, propose
+from experiments.training.rungs import bar
 from experiments.training.setting import Setting
 
 
@@ -51,16 +53,31 @@ class Proposer:
         allocation = self._allocation(arm, board)
         first = self.search.batch * (asks[0] // self.search.batch)
         batch = range(first, min(first + self.search.batch, self.search.trials))
+        before = [board.entries[self._key(arm, number)] for number in range(first)]
         asked = propose(
             allocation.space() | self._knobs(),
-            [_tried(board.entries[self._key(arm, number)]) for number in range(first)],
+            [_tried(entry) for entry in before],
             batch,
             sampler=arm.search["sampler"],
             seed=arm.search["search_seed"],
             higher_is_better=self.study.higher_is_better,
             excess=lambda point: float(allocation.excess(point)),
         )
-        return [self._trial(arm, allocation, n, of) for n, of in zip(batch, asked, strict=True) if n in asks]
+        bars = self._bars(arm, before)
+        return [self._trial(arm, allocation, n, of, bars) for n, of in zip(batch, asked, strict=True) if n in asks]
+
+    def _bars(self, arm: Arm, before: Sequence[Entry]) -> dict[str, float | None]:
+        """By step, what the trials of the next batch must have reached to go on, given all before them."""
+        halving = self.search.halving
+        if halving is None or has_random_ranks(arm.search):
+            return {}
+        steps = arm.config.training.steps
+        rungs = sorted({str(max(1, round(part * steps))) for part in halving.rungs} - {str(steps)}, key=int)
+        reached = {
+            rung: [e.facts["reached"][rung] for e in before if rung in e.facts.get("reached", {})] for rung in rungs
+        }
+        higher = self.study.higher_is_better
+        return {rung: bar(found, keep=halving.keep, higher_is_better=higher) for rung, found in reached.items()}
 
     def _source_trial(self, arm: Arm, source: Arm, number: int) -> NewTrial:
         """AdaLoRA at the budget, at one of the rates of the tuning grid."""
@@ -70,7 +87,9 @@ class Proposer:
         key = trial_key(source, "allocation", number, self.seed)
         return NewTrial(key, {"learning_rate": rate, "seed": self.seed}, facts)
 
-    def _trial(self, arm: Arm, allocation: Allocation, number: int, asked: Asked) -> NewTrial:
+    def _trial(
+        self, arm: Arm, allocation: Allocation, number: int, asked: Asked, bars: Mapping[str, float | None]
+    ) -> NewTrial:
         point = asked.point
         ranks = allocation.ranks({**point, "draw": number})
         allocation.budget.refuse(ranks)
@@ -87,6 +106,7 @@ class Proposer:
             "knobs": knobs,
         }
         facts |= {"point": point, "refused": list(asked.refused), "excess": list(asked.excess)}
+        facts |= {"bars": dict(bars)} if bars else {}
         return NewTrial(self._key(arm, number), {"learning_rate": rate, "seed": self.seed}, facts)
 
     def _key(self, arm: Arm, number: int) -> str:
@@ -125,5 +145,7 @@ def refuse_impossible_searches(study: Study, setting: Setting) -> None:
 
 
 def _tried(entry: Entry) -> Tried:
-    given = entry.given
-    return Tried(given["point"], entry.score, given["refused"], given["excess"])
+    given, reached = entry.given, entry.facts.get("reached", {})
+    last = max(reached, key=int, default=None) if entry.state == "stopped" else None
+    stopped = None if last is None else (int(last), float(reached[last]))
+    return Tried(given["point"], entry.score, stopped, given["refused"], given["excess"])

@@ -26,10 +26,14 @@ REMEMBERED = 8  # infeasible attempts before a trial that later questions hear o
 
 @dataclass(frozen=True)
 class Tried:
-    """A point whose trial has ended; without a score it failed. `refused` are points that exceeded the budget."""
+    """A point whose trial has ended: with a score, or stopped at a step with what it had `reached` there, or failed.
+
+    `refused` are points that exceeded the budget.
+    """
 
     point: Point
     score: float | None
+    reached: tuple[int, float] | None = None
     refused: Sequence[Point] = ()
     excess: Sequence[float] = ()  # of each refused point
 
@@ -86,20 +90,31 @@ class _Told:
         """CMA-ES learns only from trials that it was asked for, so they are asked for again, at their points."""
         for point, excess in zip(tried.refused, tried.excess, strict=True):
             self._add(point, self.worst, excess, replayed=replayed)
-        self._add(tried.point, tried.score, 0.0, replayed=replayed)
+        self._add(tried.point, tried.score, 0.0, tried.reached, replayed=replayed)
 
-    def _add(self, point: Point, score: float | None, excess: float, *, replayed: bool) -> None:
+    def _add(
+        self,
+        point: Point,
+        score: float | None,
+        excess: float,
+        reached: tuple[int, float] | None = None,
+        *,
+        replayed: bool,
+    ) -> None:
+        stopped = score is None and reached is not None
+        state = TrialState.PRUNED if stopped else TrialState.FAIL if score is None else TrialState.COMPLETE
         if replayed:
             self.study.sampler = CmaEsSampler(seed=0, warn_independent_sampling=False)
             self.study.enqueue_trial(dict(point))
             trial = self.study.ask(self.distributions)
             trial.set_constraint(CONSTRAINT, excess)
-            self.study.tell(trial, score, state=TrialState.FAIL if score is None else TrialState.COMPLETE)
+            self.study.tell(trial, score, state=state)
             return
         self.study.add_trial(
             create_trial(
-                state=TrialState.FAIL if score is None else TrialState.COMPLETE,
+                state=state,
                 value=score,
+                intermediate_values=dict([reached]) if stopped and reached is not None else {},
                 params=dict(point),
                 distributions=self.distributions,
                 constraints={CONSTRAINT: excess},

@@ -1,9 +1,10 @@
 """A worker of a study: it claims trials that may share a pack, trains them together, and hands in what they scored."""
 
+import math
 import threading
 import time
 import traceback
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -24,6 +25,7 @@ from experiments.studies.work.packing import Packing, out_of_memory, share
 from experiments.training.crew import train_together
 from experiments.training.interruption import Interrupted, Interruption
 from experiments.training.member import Member, Wishes, score_on_test
+from experiments.training.rungs import Rungs
 from experiments.training.setting import Setting
 
 KEPT_WAITING = 256  # trials in the queue that wait: enough for all workers, few beside a study of thousands
@@ -148,7 +150,11 @@ class Worker:
             return
         attempt = attempt_at(record, claim.key, claim.number)
         wishes = Wishes(
-            test=trial.stage == "evaluation", runs_dir=self.runs_dir, wandb_mode="disabled", name=record.path.name
+            test=trial.stage == "evaluation",
+            runs_dir=self.runs_dir,
+            wandb_mode="disabled",
+            name=record.path.name,
+            rungs=self._rungs(trial),
         )
         try:
             member = self._member(trial, attempt, wishes)
@@ -183,6 +189,9 @@ class Worker:
             if held.member.ended:
                 self._end(held)
 
+    def _rungs(self, trial: PlannedTrial) -> Rungs:
+        return Rungs(trial.bars, higher_is_better=self.study.higher_is_better)
+
     def _heard(self, trials: int) -> None:
         self.progress.trial_steps += trials
 
@@ -195,6 +204,9 @@ class Worker:
         publish(held.member.folder, held.record)
         if held.member.failure is not None:
             self.queue.fail(held.claim, held.member.failure, {"folder": held.record.path.name})
+        elif held.member.stopped is not None:
+            seconds = held.member.clock.seconds
+            self._stop(held.claim, held.trial, held.record, held.member.reached, seconds=seconds)
         else:
             self._hand_in(held.claim, held.trial, held.record)
         self.progress.trials += 1
@@ -203,6 +215,12 @@ class Worker:
         """The record's scores go into the queue."""
         result = record.result()
         facts: dict[str, Any] = {"folder": record.path.name, "loss": result["validation"].get("loss")}
+        reached = record.scores(self.setting.task.score_name) if trial.bars else {}
+        reached = {step: score for step, score in reached.items() if step in trial.bars}
+        if self._rungs(trial).stops_at(reached) is not None:  # another trial made this record, and went on
+            self._stop(claim, trial, record, reached, seconds=0.0)
+            return
+        facts |= {"reached": _by_name(reached)} if reached else {}
         if trial.stage == "allocation":
             facts["ranks"] = result["ranks"]
         if trial.stage == "evaluation":
@@ -210,7 +228,17 @@ class Worker:
                 result["test"] = score_on_test(trial.config, self.setting, record, self.runs_dir, name=record.path.name)
                 record.finish(result)
             facts["test"] = result["test"][result["score_name"]]
-        self.queue.finish(claim, result["score"], facts)
+        self.queue.finish(claim, result["score"], facts, _finite(reached))
+
+    def _stop(
+        self, claim: Claim, trial: PlannedTrial, record: RunFolder, reached: Mapping[int, float], *, seconds: float
+    ) -> None:
+        step = self._rungs(trial).stops_at(reached)
+        assert step is not None  # it is at a rung that it has not passed
+        until = _finite({rung: score for rung, score in reached.items() if rung <= step})
+        cost = {"steps": step, "steps_executed": step, "seconds": seconds}
+        facts = {"folder": record.path.name, "reached": _by_name(until), **cost}
+        self.queue.stop(claim, facts, until)
 
     def _recover(self, pack: Sequence[Held], error: Exception) -> None:
         """After an error the pack's trials go on from their checkpoints, in smaller packs; one alone has failed."""
@@ -256,3 +284,12 @@ class Worker:
         finally:
             over.set()
             thread.join()
+
+
+def _by_name(scores: Mapping[int, float]) -> dict[str, float]:
+    """As JSON keeps it."""
+    return {str(step): score for step, score in _finite(scores).items()}
+
+
+def _finite(scores: Mapping[int, float]) -> dict[int, float]:
+    return {step: score for step, score in scores.items() if math.isfinite(score)}
