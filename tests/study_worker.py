@@ -1,4 +1,4 @@
-"""A process that works on a study whose queue is where LORA_STUDIES_STORAGE says: folder of the study, grace, pack."""
+"""A process that works on a study whose queue is where LORA_STUDIES_STORAGE says: the study's file, grace, pack."""
 
 import sys
 from pathlib import Path
@@ -12,8 +12,8 @@ from experiments.training.interruption import Interruption
 from experiments.training.setting import Setting
 
 
-def main(folder: Path, grace: float, pack: int) -> None:
-    study = load_study(folder / "tiny.yaml")
+def main(file: Path, grace: float, pack: int) -> None:
+    study, folder = load_study(file), file.parent
     setting = Setting(study.arms[0].config)
     setting.load()
     address = storage_address(None, runs_dir=folder, study=study.name)

@@ -1,10 +1,9 @@
 """A worker of a study: it claims trials that may share a pack, trains them together, and hands in what they scored."""
 
-import math
 import threading
 import time
 import traceback
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,11 +20,11 @@ from experiments.studies.queueing.entries import Entry
 from experiments.studies.queueing.trial_queue import Claim, TrialQueue
 from experiments.studies.search.proposer import Proposer
 from experiments.studies.work.attempts import attempt_at, discard, publish
+from experiments.studies.work.handing_in import HandingIn
 from experiments.studies.work.packing import Packing, out_of_memory, share
 from experiments.training.crew import train_together
 from experiments.training.interruption import Interrupted, Interruption
-from experiments.training.member import Member, Wishes, score_on_test
-from experiments.training.rungs import Rungs
+from experiments.training.member import Member, Wishes
 from experiments.training.setting import Setting
 
 KEPT_WAITING = 256  # trials in the queue that wait: enough for all workers, few beside a study of thousands
@@ -73,6 +72,7 @@ class Worker:
     ) -> None:
         self.study, self.queue, self.setting, self.packing = study, queue, setting, packing
         self.runs_dir, self.interruption, self.workers = runs_dir, interruption, workers
+        self.handing_in = HandingIn(queue, setting, runs_dir)
         self.progress = Progress()
         self.held: dict[str, Held] = {}
         self.suspects: set[str] = set()  # trials of a pack that met an error: each goes on alone
@@ -146,7 +146,7 @@ class Worker:
         rank_total = sum(trial.knobs["rank"].values()) if trial.knobs else self.packing.rank_total(trial.arm)
         record = self.setting.folder(trial.config, self.runs_dir, rank_total=rank_total, start=start)
         if record.finished:
-            self._hand_in(claim, trial, record)
+            self.handing_in.record_of(claim, trial, record)
             return
         attempt = attempt_at(record, claim.key, claim.number)
         wishes = Wishes(
@@ -154,7 +154,7 @@ class Worker:
             runs_dir=self.runs_dir,
             wandb_mode="disabled",
             name=record.path.name,
-            rungs=self._rungs(trial),
+            rungs=self.handing_in.rungs(trial),
         )
         try:
             member = self._member(trial, attempt, wishes)
@@ -189,9 +189,6 @@ class Worker:
             if held.member.ended:
                 self._end(held)
 
-    def _rungs(self, trial: PlannedTrial) -> Rungs:
-        return Rungs(trial.bars, higher_is_better=self.study.higher_is_better)
-
     def _heard(self, trials: int) -> None:
         self.progress.trial_steps += trials
 
@@ -203,42 +200,13 @@ class Worker:
             return
         publish(held.member.folder, held.record)
         if held.member.failure is not None:
-            self.queue.fail(held.claim, held.member.failure, {"folder": held.record.path.name})
+            self.handing_in.failed(held.claim, held.record, held.member.failure)
         elif held.member.stopped is not None:
             seconds = held.member.clock.seconds
-            self._stop(held.claim, held.trial, held.record, held.member.reached, seconds=seconds)
+            self.handing_in.stopped(held.claim, held.trial, held.record, held.member.reached, seconds=seconds)
         else:
-            self._hand_in(held.claim, held.trial, held.record)
+            self.handing_in.record_of(held.claim, held.trial, held.record)
         self.progress.trials += 1
-
-    def _hand_in(self, claim: Claim, trial: PlannedTrial, record: RunFolder) -> None:
-        """The record's scores go into the queue."""
-        result = record.result()
-        facts: dict[str, Any] = {"folder": record.path.name, "loss": result["validation"].get("loss")}
-        reached = record.scores(self.setting.task.score_name) if trial.bars else {}
-        reached = {step: score for step, score in reached.items() if step in trial.bars}
-        if self._rungs(trial).stops_at(reached) is not None:  # another trial made this record, and went on
-            self._stop(claim, trial, record, reached, seconds=0.0)
-            return
-        facts |= {"reached": _by_name(reached)} if reached else {}
-        if trial.stage == "allocation":
-            facts["ranks"] = result["ranks"]
-        if trial.stage == "evaluation":
-            if "test" not in result:  # a run of its own made this record
-                result["test"] = score_on_test(trial.config, self.setting, record, self.runs_dir, name=record.path.name)
-                record.finish(result)
-            facts["test"] = result["test"][result["score_name"]]
-        self.queue.finish(claim, result["score"], facts, _finite(reached))
-
-    def _stop(
-        self, claim: Claim, trial: PlannedTrial, record: RunFolder, reached: Mapping[int, float], *, seconds: float
-    ) -> None:
-        step = self._rungs(trial).stops_at(reached)
-        assert step is not None  # it is at a rung that it has not passed
-        until = _finite({rung: score for rung, score in reached.items() if rung <= step})
-        cost = {"steps": step, "steps_executed": step, "seconds": seconds}
-        facts = {"folder": record.path.name, "reached": _by_name(until), **cost}
-        self.queue.stop(claim, facts, until)
 
     def _recover(self, pack: Sequence[Held], error: Exception) -> None:
         """After an error the pack's trials go on from their checkpoints, in smaller packs; one alone has failed."""
@@ -251,7 +219,11 @@ class Worker:
             self.held |= {held.claim.key: held for held in ours}
             raise error
         if len(pack) == 1 and ours:
-            self._fail(ours[0], error)
+            ours[0].member.folder.fail("".join(traceback.format_exception(error)))
+            publish(ours[0].member.folder, ours[0].record)
+            reason = f"{type(error).__name__}: {error}" + (" (in a pack of one)" if out_of_memory(error) else "")
+            self.handing_in.failed(ours[0].claim, ours[0].record, reason)
+            self.progress.trials += 1
             return
         if out_of_memory(error):
             self.packing.halve(pack[0].trial.arm, len(pack))
@@ -259,13 +231,6 @@ class Worker:
             self.suspects |= {held.claim.key for held in pack}
         for held in ours:
             self._begin(held.claim, held.trial)
-
-    def _fail(self, held: Held, error: Exception) -> None:
-        held.member.folder.fail("".join(traceback.format_exception(error)))
-        publish(held.member.folder, held.record)
-        reason = f"{type(error).__name__}: {error}" + (" (in a pack of one)" if out_of_memory(error) else "")
-        self.queue.fail(held.claim, reason, {"folder": held.record.path.name})
-        self.progress.trials += 1
 
     @contextmanager
     def _beating(self) -> Iterator[None]:
@@ -284,12 +249,3 @@ class Worker:
         finally:
             over.set()
             thread.join()
-
-
-def _by_name(scores: Mapping[int, float]) -> dict[str, float]:
-    """As JSON keeps it."""
-    return {str(step): score for step, score in _finite(scores).items()}
-
-
-def _finite(scores: Mapping[int, float]) -> dict[int, float]:
-    return {step: score for step, score in scores.items() if math.isfinite(score)}
