@@ -9,11 +9,11 @@ import pytest
 from test_search_study import board_of, worker_on
 from tiny_studies import ROOT
 
-from experiments.configuration import yaml_text
 from experiments.record.folder import RunFolder
 from experiments.studies.design.planned import ArmProgress
 
 RANKS, BUDGET, SEEDS = (0, 2, 8, 2), 12, 10
+ENOUGH = 0.95  # of the gap from uniform ranks to the best
 DECAY = 2**-0.5  # the task's own
 TREE: dict[str, Any] = {
     "name": "planted_search",
@@ -24,10 +24,6 @@ TREE: dict[str, Any] = {
         "training.rows": 64, "training.steps": 200, "training.evaluate_every": 0, "training.checkpoint_every": 0,
     },
     "search": {"budget": {"total_rank": BUDGET}, "trials": 100, "batch": 10, "contenders": 8, "highest_rank": 8},
-    "arms": [
-        {"allocation": "uniform"},
-        {"allocation": "priority", "sampler": ["tpe", "random"], "search_seed": list(range(SEEDS))},
-    ],
     "protocol": {
         "tuning": {"seeds": [100, 101, 102]},
         "evaluation": {"seeds": [0, 1]},
@@ -44,20 +40,29 @@ def least_risk(ranks: Mapping[str, int]) -> float:
 
 
 @pytest.mark.slow
-def test_a_search_closes_the_gap_from_uniform_to_the_optimum_and_beats_random_search(tmp_path: Path) -> None:
-    worker = worker_on(tmp_path, pack=32, **TREE)
+def test_a_search_closes_the_gap_from_uniform_to_the_optimum(tmp_path: Path) -> None:
+    closed = shares_closed("tpe", tmp_path)
+    assert sum(share >= ENOUGH for share in closed) >= 9, closed
+
+
+@pytest.mark.slow
+def test_random_search_with_as_many_trials_closes_less_in_the_median(tmp_path: Path) -> None:
+    closed = shares_closed("random", tmp_path)
+    assert median(closed) < ENOUGH, closed  # which the median of the others exceeds
+
+
+def shares_closed(sampler: str, folder: Path) -> list[float]:
+    """Of each search, how much of the risk that uniform ranks leave is gone with the ranks and knobs it has chosen."""
+    searches = {"allocation": "priority", "sampler": sampler, "search_seed": list(range(SEEDS))}
+    worker = worker_on(folder, pack=32, **TREE, arms=[{"allocation": "uniform"}, searches])
     worker.work()
     board = board_of(worker)
     uniform = least_risk(dict.fromkeys("abcd", BUDGET // 4))
-    closed: dict[str, list[float]] = {"tpe": [], "random": []}
-    for progress in board.arms:
-        if progress.arm.search["allocation"] == "priority":
-            risk = _confirmed_risk(progress, board.entries, tmp_path / "planted_search")
-            closed[progress.arm.search["sampler"]].append(1 - risk / uniform)
-    said = yaml_text({name: sorted(round(value, 3) for value in values) for name, values in closed.items()})
-    print(said)
-    assert sum(value >= 0.95 for value in closed["tpe"]) >= 9, said
-    assert median(closed["tpe"]) > median(closed["random"]), said
+    return [
+        1 - _confirmed_risk(progress, board.entries, folder / "planted_search") / uniform
+        for progress in board.arms
+        if progress.arm.search["allocation"] == "priority"
+    ]
 
 
 def _confirmed_risk(progress: ArmProgress, entries: Mapping[str, Any], folder: Path) -> float:

@@ -242,8 +242,8 @@ def test_a_study_s_numbers_come_back_from_disk() -> None:
 
 @pytest.mark.slow
 def test_a_study_is_measured_against_the_same_trials_of_peft() -> None:
-    result = measure_study(StudyCase(ranks=(2, 16), trials=8, steps=60), lambda *_: None)
-    assert result.trials >= 8  # a grid may be extended
+    result = measure_study(StudyCase(ranks=(4,), trials=4, steps=60), lambda *_: None)
+    assert result.trials >= 4  # a grid may be extended
     assert result.difference < ALLOWED_DIFFERENCE
     assert all(run.seconds >= run.seconds_to_last_score > 0 for run in result.runs.values())
     assert all(run.processor_seconds > 1 for run in result.runs.values())
