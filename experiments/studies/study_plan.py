@@ -140,7 +140,9 @@ def _in_words(
     more = sum(count.extension for count in counts.values() if not count.extended_for_sure)
     text = f"{trials} trials of a base of {base:,} parameters"
     text += f" (up to {more} more where a best rate is at an end of its grid)" if more else ""
-    text += f"; about {duration(seconds)} with {workers} worker{'s' * (workers > 1)} on {_cores()} free cores"
+    halved = study.config.search is not None and study.config.search.halving is not None
+    text += f"; {'at most' if halved else 'about'} {duration(seconds)} with {workers} worker{'s' * (workers > 1)}"
+    text += f" on {_cores()} free cores"
     return text + (f" ({duration(longest)} if every grid is extended)" if more else "")
 
 
