@@ -32,7 +32,8 @@ class PostgresStore(Store):
         with self.errors():
             settings: dict[str, Any] = {"pool_pre_ping": True, "connect_args": self.connect_arguments(address.url)}
             self.turns = create_engine(address.url, poolclass=NullPool, connect_args=settings["connect_args"])
-            with advisory_lock(self.turns, "tables of optuna"):  # two processes that create them at once: one crashes
+            # Of two processes that create the tables at once one crashes; it may take long.
+            with advisory_lock(self.turns, "tables of optuna", asleep=LOCK_SECONDS):
                 storage = RDBStorage(address.url, engine_kwargs=settings)
             self.optuna = cast(BaseStorage, Repeating(get_storage(storage)))  # that reads each finished trial once
 
@@ -109,11 +110,13 @@ class Repeating:
 
 
 @contextmanager
-def advisory_lock(engine: Engine, name: str) -> Iterator[None]:
-    """Inside, no other connection holds it; the server frees it when the connection ends."""
+def advisory_lock(engine: Engine, name: str, *, asleep: float | None = None) -> Iterator[None]:
+    """Inside, no other connection holds it; the server frees it when the connection ends, or after `asleep` seconds."""
     number = int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "big", signed=True)
     with engine.begin() as connection:
         connection.execute(text(f"SET LOCAL lock_timeout = '{LOCK_SECONDS}s'"))
+        if asleep is not None:
+            connection.execute(text(f"SET LOCAL idle_in_transaction_session_timeout = '{asleep:g}s'"))
         connection.execute(select(func.pg_advisory_xact_lock(number)))
         yield
 
