@@ -33,6 +33,7 @@ OWNERS = {
         "experiments/studies/queueing/journal_store.py",
         "experiments/studies/queueing/postgres_store.py",
         "experiments/studies/queueing/entries.py",
+        "experiments/studies/queueing/listing.py",
         "experiments/studies/queueing/trial_queue.py",
         "experiments/studies/search/proposing.py",
         "experiments/studies/search/explaining.py",

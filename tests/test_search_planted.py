@@ -39,13 +39,13 @@ def least_risk(ranks: Mapping[str, int]) -> float:
     return sum(DECAY ** (2 * i) for rank, true in tails for i in range(rank + 1, true + 1))
 
 
-@pytest.mark.slow
+@pytest.mark.acceptance
 def test_a_search_closes_the_gap_from_uniform_to_the_optimum(tmp_path: Path) -> None:
     closed = shares_closed("tpe", tmp_path)
     assert sum(share >= ENOUGH for share in closed) >= 9, closed
 
 
-@pytest.mark.slow
+@pytest.mark.acceptance
 def test_random_search_with_as_many_trials_closes_less_in_the_median(tmp_path: Path) -> None:
     closed = shares_closed("random", tmp_path)
     assert median(closed) < ENOUGH, closed  # which the median of the others exceeds

@@ -231,7 +231,9 @@ def test_an_evaluation_that_is_not_over_gives_no_verdict_and_says_what_is_missin
     }
     assert not conclusion.complete
     assert conclusion.summary["complete"] is False
-    assert conclusion.summary["trials"] == {"done": 47, "failed": 0, "running": 1, "waiting": 6}
+    assert conclusion.summary["trials"] == {
+        "done": 47, "stopped": 0, "failed": 0, "running": 1, "waiting": 6,
+    }  # fmt: skip
     assert any("7 trials" in warning for warning in conclusion.warnings)
 
 
