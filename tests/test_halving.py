@@ -25,7 +25,10 @@ HALVED: dict[str, Any] = {
     "search": TREE["search"] | {"halving": {"rungs": [0.25, 0.5], "keep": 0.5}},
     "arms": [{"allocation": ["uniform", "priority", "random"]}],
 }
-HALVED_LONGER = HALVED | {"set": TREE["set"] | {"training.steps": 200, "training.checkpoint_every": 20}}
+HALVED_LONGER: dict[str, Any] = HALVED | {
+    "set": TREE["set"] | {"training.steps": 120, "training.checkpoint_every": 20},
+    "arms": [{"allocation": ["uniform", "priority"]}],
+}
 SCORES = st.lists(st.floats(-10, 10), min_size=1, max_size=20)
 
 
