@@ -1,11 +1,14 @@
 """Ranks under a budget: what is decoded never exceeds it, and uses it up."""
 
+import random
+
 import pytest
-from hypothesis import given
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from experiments.studies.search.allocations import Drawn, Fixed, Grouped, Grouping, Prior, Priority
 from experiments.studies.search.budget import Budget
+from experiments.studies.search.proposing import Tried, propose
 
 SHAPES = {
     f"layers.{depth}.{kind}": shape
@@ -22,6 +25,7 @@ def budget(unit: str = "total_rank", amount: int = 48, highest: int = 32) -> Bud
     return Budget.of(unit, amount, SHAPES, highest_rank=highest)  # type: ignore[arg-type]
 
 
+@example(("total_rank", 48), [0.0] * 7 + [1.0] * 4 + [2e-311], 10)
 @given(UNITS, WEIGHTS, st.integers(4, 64))
 def test_a_division_never_exceeds_the_budget_and_leaves_no_room_for_a_rank(
     given_unit: tuple[str, int], weights: list[float], highest: int
@@ -79,6 +83,36 @@ def test_every_point_of_every_encoding_keeps_to_the_budget_or_says_by_how_much_i
         over = max(0, own.excess(ranks))
         assert allocation.excess(point) == (over if any(ranks.values()) else 1)  # what adapts nothing is no allocation
         assert over == 0 or allocation.may_exceed
+
+
+@pytest.mark.parametrize("sampler", ["tpe", "cmaes", "random", pytest.param("gp", marks=pytest.mark.slow)])
+@settings(max_examples=2, deadline=None)
+@given(UNITS, st.integers(0, 10**6))
+def test_no_proposal_of_any_sampler_for_any_encoding_exceeds_the_budget(
+    sampler: str, given_unit: tuple[str, int], seed: int
+) -> None:
+    """Whatever became of the trials before: a score, a stop on the way, a failure."""
+    own, dice = budget(*given_unit), random.Random(seed)
+    sensitivities = {name: dice.random() for name in SHAPES}
+    for allocation in (Priority(own), Grouped(own, GROUPS), Prior(own, GROUPS, sensitivities)):
+        tried: list[Tried] = []
+        for first in (0, 4, 8):
+            asked = propose(
+                allocation.space(),
+                tried,
+                range(first, first + 4),
+                sampler=sampler,
+                seed=seed,
+                higher_is_better=bool(seed % 2),
+                excess=lambda point, of=allocation: float(of.excess(point)),
+            )
+            for each in asked:
+                own.refuse(allocation.ranks(each.point))
+            ends = [(dice.random(), None), (dice.random(), None), (None, (5, dice.random())), (None, None)]
+            tried += [
+                Tried(each.point, score, reached, each.refused, each.excess)
+                for each, (score, reached) in zip(asked, ends, strict=True)
+            ]
 
 
 def test_groups_are_kinds_of_matrix_by_blocks_of_depth() -> None:

@@ -91,10 +91,11 @@ class Budget:
         free, left = dict(weights), float(self.amount)
         targets: dict[str, float] = {}
         while free:
-            scale = left / sum(weight * self.costs[name] for name, weight in free.items())
-            full = [name for name, weight in free.items() if weight * scale >= self.limits[name]]
+            total = sum(weight * self.costs[name] for name, weight in free.items())
+            shares = {name: left * (weight / total) for name, weight in free.items()}  # tiny weights overflow otherwise
+            full = [name for name, share in shares.items() if share >= self.limits[name]]
             if not full:
-                return targets | {name: weight * scale for name, weight in free.items()}
+                return targets | shares
             for name in full:
                 targets[name] = float(self.limits[name])
                 left -= self.costs[name] * self.limits[name]

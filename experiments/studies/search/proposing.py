@@ -21,6 +21,7 @@ from experiments.studies.search.allocations import Interval, Point, Space
 SAMPLERS = ("tpe", "cmaes", "gp", "random")
 CONSTRAINT = "budget"
 MOST_ATTEMPTS = 400  # at a trial that keeps to the budget
+OWN_ATTEMPTS = 100  # of the sampler; then points are random: a sampler may be stuck where none keeps to it
 REMEMBERED = 8  # infeasible attempts before a trial that later questions hear of
 
 
@@ -125,7 +126,7 @@ class _Told:
 def _ask(told: _Told, number: int, sampler: str, seed: int, excess: Excess) -> Asked:
     refused: list[tuple[dict[str, float | int], float]] = []
     for attempt in range(MOST_ATTEMPTS):
-        told.study.sampler = _sampler(sampler, _seed(seed, number, attempt))
+        told.study.sampler = _sampler(sampler if attempt < OWN_ATTEMPTS else "random", _seed(seed, number, attempt))
         trial: Trial = told.study.ask(told.distributions)
         over = excess(trial.params)
         trial.set_constraint(CONSTRAINT, over)
