@@ -130,6 +130,8 @@ def test_stops_of_the_worker_change_no_stop_of_a_trial(finished: Worker, tmp_pat
         except Interrupted:
             stops += 1
     assert stops >= 6
+    costs = [e.facts for e in board_of(worker).entries.values() if e.state == "stopped"]
+    assert all(cost["steps_executed"] >= cost["steps"] for cost in costs)
     assert outcome(worker) == outcome(finished)
 
 

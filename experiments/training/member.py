@@ -83,6 +83,11 @@ class Member:
         return self.training.outcomes[self.slot].failure
 
     @property
+    def steps_executed(self) -> int:
+        """Those of earlier attempts included."""
+        return self.checkpoints.executed_before + self.executed
+
+    @property
     def reached(self) -> dict[int, float]:
         """The scores at the rungs so far, by step."""
         name = self.setting.task.score_name

@@ -32,7 +32,7 @@ class HandingIn:
         reached = record.scores(self.setting.task.score_name) if trial.bars else {}
         reached = {step: score for step, score in reached.items() if step in trial.bars}
         if self.rungs(trial).stops_at(reached) is not None:
-            self.stopped(claim, trial, record, reached, seconds=0.0)
+            self.stopped(claim, trial, record, reached, executed=0, seconds=0.0)
             return
         facts: dict[str, Any] = {"folder": record.path.name, "loss": result["validation"].get("loss")}
         facts |= {"reached": _by_name(reached)} if reached else {}
@@ -46,13 +46,20 @@ class HandingIn:
         self.queue.finish(claim, result["score"], facts, _finite(reached))
 
     def stopped(
-        self, claim: Claim, trial: PlannedTrial, record: RunFolder, reached: Mapping[int, float], *, seconds: float
+        self,
+        claim: Claim,
+        trial: PlannedTrial,
+        record: RunFolder,
+        reached: Mapping[int, float],
+        *,
+        executed: int,
+        seconds: float,
     ) -> None:
-        """A trial that has ended at a rung."""
+        """A trial that has ended at a rung, and what it cost: steps, those that a kill had repeated included."""
         step = self.rungs(trial).stops_at(reached)
         assert step is not None  # it has missed a bar
         until = _finite({rung: score for rung, score in reached.items() if rung <= step})
-        cost = {"steps": step, "steps_executed": step, "seconds": seconds}
+        cost = {"steps": step, "steps_executed": executed, "seconds": seconds}
         self.queue.stop(claim, {"folder": record.path.name, "reached": _by_name(until), **cost}, until)
 
     def failed(self, claim: Claim, record: RunFolder, reason: str) -> None:

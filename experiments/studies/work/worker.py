@@ -202,8 +202,11 @@ class Worker:
         if held.member.failure is not None:
             self.handing_in.failed(held.claim, held.record, held.member.failure)
         elif held.member.stopped is not None:
-            seconds = held.member.clock.seconds
-            self.handing_in.stopped(held.claim, held.trial, held.record, held.member.reached, seconds=seconds)
+            member = held.member
+            self.handing_in.stopped(
+                held.claim, held.trial, held.record, member.reached,
+                executed=member.steps_executed, seconds=member.clock.seconds,
+            )  # fmt: skip
         else:
             self.handing_in.record_of(held.claim, held.trial, held.record)
         self.progress.trials += 1
