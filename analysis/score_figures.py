@@ -15,6 +15,7 @@ from analysis.frames import score_frame
 MARKERS = ("o", "s", "D", "^", "v", "P", "X", "<", ">", "*")
 APART = 0.02  # between lines at one rank, as a part of the axis
 BESIDE = 0.008  # from a mean to its runs, likewise
+BENEATH = 0.28  # of a row, from an arm's mean to its runs
 LISTED = 3
 Colour = tuple[float, float, float]
 
@@ -115,7 +116,8 @@ def _draw_arms(axes: Axes, scores: pd.DataFrame, arms: list[str]) -> None:
     for place, arm in enumerate(arms):
         of_arm = scores[scores["arm"] == arm]
         runs, means, failed = (of_arm[of_arm["kind"] == kind] for kind in ("seed", "mean", "failed"))
-        axes.plot(runs["value"], [place] * len(runs), ".", color="0.6", markersize=4, markeredgewidth=0, zorder=2)
+        beneath = np.full(len(runs), place + BENEATH)
+        axes.plot(runs["value"], beneath, ".", color="0.6", markersize=4, markeredgewidth=0, zorder=2)
         for row in means.to_dict("records"):
             axes.hlines(place, row["low"], row["high"], color=colour, linewidth=1.4, zorder=3)
             face = colour if pd.isna(row["kept_out"]) else "white"

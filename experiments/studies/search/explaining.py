@@ -18,7 +18,8 @@ from optuna.trial import TrialState, create_trial
 from experiments.studies.search.proposing import quietly
 
 RESAMPLES = 10
-FEWEST = 8  # trials, for any of it to be worth a look
+FEWEST = 10  # trials, for any of it to be worth a look
+BEST = 5  # trials at least that PED-ANOVA sets against all; a tenth of them where that is more
 
 
 @dataclass(frozen=True)
@@ -46,7 +47,7 @@ def importances(points: Sequence[Mapping[str, float]], scores: Sequence[float], 
     with quietly():
         studies = [_study([points[i] for i in sample], [scores[i] for i in sample], ends) for sample in samples]
         evaluators: dict[str, BaseImportanceEvaluator] = {
-            "PED-ANOVA": PedAnovaImportanceEvaluator(),
+            "PED-ANOVA": PedAnovaImportanceEvaluator(target_quantile=max(0.1, BEST / len(points))),
             "fANOVA": FanovaImportanceEvaluator(seed=seed),
         }
         for name, evaluator in evaluators.items():

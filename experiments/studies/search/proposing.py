@@ -175,9 +175,11 @@ def quietly() -> Iterator[None]:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-            warnings.filterwarnings(
-                "ignore", "Constraints have been set"
-            )  # CMA-ES goes by the score they are told with
+            for harmless in (
+                "Constraints have been set",  # CMA-ES goes by the score they are told with
+                "Target and region quantiles select the same set",  # a resample of few trials: all knobs are equal then
+            ):
+                warnings.filterwarnings("ignore", harmless)
             yield
     finally:
         optuna.logging.set_verbosity(before)
