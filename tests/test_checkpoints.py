@@ -3,12 +3,12 @@
 import os
 import random
 import signal
-import subprocess
 import sys
 import time
 from pathlib import Path
 
 import pytest
+from forked_python import ForkedPython
 from wandb_reading import read_offline_run
 
 from experiments.record.folder import RunFolder
@@ -28,15 +28,20 @@ KNOBS = {
 }
 
 
-def start(folder: Path, *arguments: str) -> subprocess.Popen[str]:
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    return subprocess.Popen(
-        [*COMMAND, *arguments], cwd=folder, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
-    )
+def start(folder: Path, *arguments: str) -> ForkedPython:
+    with (folder / "printed").open("wb") as printed:
+        environment = os.environ | {"OMP_NUM_THREADS": "1"}
+        return ForkedPython([*COMMAND, *arguments], cwd=folder, env=environment, stdout=printed, stderr=printed)
 
 
-def end(process: subprocess.Popen[str], code: int = 0) -> str:
-    printed, _ = process.communicate(timeout=120)
+def run(folder: Path, *arguments: str, code: int = 0) -> str:
+    """From its start to its end; what it printed."""
+    return end(start(folder, *arguments), folder, code)
+
+
+def end(process: ForkedPython, folder: Path, code: int) -> str:
+    process.wait(timeout=120)
+    printed = (folder / "printed").read_text()
     assert process.returncode == code, printed
     return printed
 
@@ -46,7 +51,7 @@ def record(folder: Path) -> RunFolder:
     return RunFolder(found)
 
 
-def reach(process: subprocess.Popen[str], folder: Path, step: int) -> None:
+def reach(process: ForkedPython, folder: Path, step: int) -> None:
     """Wait until the run has logged a step, wherever exactly it is by then."""
     deadline = time.monotonic() + 60
     while process.poll() is None and time.monotonic() < deadline:
@@ -59,8 +64,8 @@ def reach(process: subprocess.Popen[str], folder: Path, step: int) -> None:
 def kill_at(folder: Path, step: int, *arguments: str) -> None:
     process = start(folder, *arguments)
     reach(process, folder, step)
-    process.send_signal(signal.SIGKILL)
-    process.communicate()
+    process.kill()
+    process.wait()
 
 
 @pytest.mark.parametrize(
@@ -71,11 +76,11 @@ def test_a_run_killed_at_five_random_moments_ends_bit_identical(tmp_path: Path, 
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     whole.mkdir()
     killed.mkdir()
-    end(start(whole, *arguments))
+    run(whole, *arguments)
     for step in sorted(random.Random(variant).sample(range(5, STEPS - 60), 5)):
         kill_at(killed, step, *arguments)
         assert not record(killed).finished
-    end(start(killed, *arguments))
+    run(killed, *arguments)
 
     ours, theirs = record(killed), record(whole)
     assert ours.history() == theirs.history()
@@ -94,8 +99,8 @@ def test_a_run_resumed_after_ctrl_c_executes_no_step_twice_and_its_wandb_run_is_
     process = start(tmp_path, "--wandb", "offline")
     reach(process, tmp_path, 60)
     process.send_signal(signal.SIGINT)
-    assert "the same command goes on from there" in end(process, 130)
-    assert "going on from the checkpoint at step" in end(start(tmp_path, "--wandb", "offline"))
+    assert "the same command goes on from there" in end(process, tmp_path, 130)
+    assert "going on from the checkpoint at step" in run(tmp_path, "--wandb", "offline")
     assert record(tmp_path).result()["steps_executed"] == STEPS
     mirrored = read_offline_run(record(tmp_path).path)
     assert [row["step"] for row in mirrored.history if "train/task_loss" in row] == list(range(1, STEPS + 1))
@@ -109,19 +114,19 @@ def test_a_torn_or_foreign_checkpoint_is_refused_with_the_way_out(tmp_path: Path
     identity = record(tmp_path).path.name[-12:].encode()
     changed = {"torn": content[:-200], "empty": b"", "of another run": content.replace(identity, b"0" * 12)}
     path.write_bytes(changed[damage])
-    assert f"delete {path} to start this run again" in end(start(tmp_path, "--wandb", "disabled"), 2)
+    assert f"delete {path} to start this run again" in run(tmp_path, "--wandb", "disabled", code=2)
     assert path.read_bytes() == changed[damage]
     path.unlink()
-    end(start(tmp_path, "--wandb", "disabled"))
+    run(tmp_path, "--wandb", "disabled")
 
 
 def test_a_failed_run_may_be_started_again_and_fails_again(tmp_path: Path) -> None:
     for _ in range(2):
-        end(start(tmp_path, "--set", "learning_rate=1e30", "--wandb", "disabled"), 1)
+        run(tmp_path, "--set", "learning_rate=1e30", "--wandb", "disabled", code=1)
     assert "not finite" in (record(tmp_path).path / "error.txt").read_text()
 
 
 def test_how_often_a_checkpoint_is_written_is_not_part_of_what_a_run_is(tmp_path: Path) -> None:
-    end(start(tmp_path, "--wandb", "disabled"))
-    assert "finished already" in end(start(tmp_path, "--wandb", "disabled", "--set", "checkpoint_every=0"))
+    run(tmp_path, "--wandb", "disabled")
+    assert "finished already" in run(tmp_path, "--wandb", "disabled", "--set", "checkpoint_every=0")
     assert record(tmp_path).result()["resumed_from"] == []

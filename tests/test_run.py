@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from forked_python import run_python
 from safetensors.torch import load_file
 from wandb_reading import read_offline_run
 
@@ -31,8 +32,7 @@ PLANTED = ["--config", str(ROOT / "configs" / "planted.yaml"), *QUICK]
 def run(folder: Path, *arguments: str, script: str = "experiments/run.py") -> subprocess.CompletedProcess[str]:
     """The command, from a folder that is not the project's and without an account."""
     environment = os.environ | {"OMP_NUM_THREADS": "1", "HOME": str(folder), "COLUMNS": "100"}
-    command = [sys.executable, str(ROOT / script), *arguments]
-    return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=120)
+    return run_python([sys.executable, ROOT / script, *arguments], cwd=folder, env=environment)
 
 
 def only_run(folder: Path, study: str = "single") -> Path:

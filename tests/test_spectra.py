@@ -13,6 +13,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from forked_python import run_python
 from safetensors.numpy import load_file, save_file
 from torch import nn
 
@@ -24,6 +25,7 @@ from analysis.updates import Dense, Factors, Update
 from experiments.record.adapter_formats import RunStoreError
 
 ROOT = Path(__file__).resolve().parents[1]
+SPECTRA = ROOT / "analysis" / "spectra.py"
 DATA = Path(os.environ.get("LORA_STUDY_DATA", ROOT.parent / "shared" / "data"))
 MNLI = next(
     (
@@ -412,12 +414,9 @@ def test_an_adapter_that_was_never_trained_is_tabled_and_drawn(tmp_path: Path) -
     assert (row["frobenius"], row["hard_rank"], row["r90"], row["stable_rank"]) == (0, 0, 0, 0)
 
 
-def command(*arguments: object, folder: Path, interpreter: tuple[str, ...] = ()) -> subprocess.CompletedProcess[str]:
+def command(*arguments: object, folder: Path) -> subprocess.CompletedProcess[str]:
     environment = {key: value for key, value in os.environ.items() if key not in ("PYTHONPATH", "COLUMNS")}
-    return subprocess.run(
-        [sys.executable, *interpreter, str(ROOT / "analysis" / "spectra.py"), *map(str, arguments)],
-        cwd=folder, env=environment | {"PYTHONIOENCODING": "utf-8"}, capture_output=True, text=True, encoding="utf-8",
-    )  # fmt: skip
+    return run_python([sys.executable, SPECTRA, *map(str, arguments)], cwd=folder, env=environment)
 
 
 def test_the_command_works_from_any_folder_and_fits_a_pipe_of_80_columns(tmp_path: Path) -> None:
@@ -481,8 +480,8 @@ def test_options_cannot_be_abbreviated(tmp_path: Path) -> None:
 
 
 def test_help_imports_nothing_heavy(tmp_path: Path) -> None:
-    done = command("--help", folder=tmp_path, interpreter=("-X", "importtime"))
-    assert done.returncode == 0
+    started = [sys.executable, "-X", "importtime", str(SPECTRA), "--help"]
+    done = subprocess.run(started, cwd=tmp_path, capture_output=True, text=True, check=True)
     imported = {line.rsplit("|", 1)[-1].strip().split(".")[0] for line in done.stderr.splitlines()}
     assert "argparse" in imported
     assert not imported & {"torch", "numpy", "scipy", "pandas", "matplotlib", "seaborn", "rich", "jaxtyping"}

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from forked_python import run_python
 from safetensors.torch import load_file
 
 from experiments.configuration import load
@@ -28,10 +29,10 @@ ADAPTERS = ("lora", "rslora", "lora_plus", "adalora")
 
 
 def run(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, str(ROOT / "experiments" / "run.py"), "--config", str(PLANTED), *arguments]
+    command = [sys.executable, ROOT / "experiments" / "run.py", "--config", PLANTED, *arguments]
     settings = [part for setting in QUICK for part in ("--set", setting)]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "HOME": str(folder), "COLUMNS": "100"}
-    return subprocess.run([*command, *settings], cwd=folder, env=environment, capture_output=True, text=True)
+    return run_python([*command, *settings], cwd=folder, env=environment)
 
 
 def recorded(folder: Path, variant: str, *settings: str, start: Path | None = None) -> RunFolder:
