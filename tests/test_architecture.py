@@ -11,7 +11,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGES = ("lora_variants", "experiments", "analysis")
 OWNERS = {
-    "wandb": {"experiments/record/wandb_mirror.py"},
+    "wandb": {"experiments/record/wandb_mirror.py", "experiments/record/wandb_mode.py"},
     "yaml": {"experiments/configuration.py"},
     "seaborn": {
         "analysis/figures.py",

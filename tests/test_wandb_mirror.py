@@ -17,8 +17,9 @@ from typing import Any
 import pytest
 from wandb_reading import OfflineRun, read_offline_run
 
-from experiments.record import wandb_mirror
-from experiments.record.wandb_mirror import WandbMirror, host_answers, resolve_mode, wanted_mode
+from experiments.record import wandb_mirror, wandb_mode
+from experiments.record.wandb_mirror import WandbMirror
+from experiments.record.wandb_mode import host_answers, resolve_mode, wanted_mode
 
 KEY = "0123456789abcdef" * 2 + "01234567"
 ROOT = Path(__file__).parents[1]
@@ -43,7 +44,7 @@ def no_account(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None
     for variable, value in zip(QUIETED, ("true", "false"), strict=True):
         monkeypatch.setenv(variable, value)
     monkeypatch.chdir(tmp_path)
-    wandb_mirror._asked_again_at.clear()
+    wandb_mode._asked_again_at.clear()
     yield
     if "wandb" in sys.modules and sys.modules["wandb"] is not None:
         import wandb
@@ -365,7 +366,7 @@ def test_auto_is_online_exactly_where_wandb_has_a_key_for_its_host(
 ) -> None:
     monkeypatch.setenv("WANDB_BASE_URL", "https://wandb.invalid")
     configure(monkeypatch)
-    monkeypatch.setattr(wandb_mirror, "host_answers", lambda url, proxies: url == "https://wandb.invalid")
+    monkeypatch.setattr(wandb_mode, "host_answers", lambda url, proxies: url == "https://wandb.invalid")
     assert resolve_mode("auto") == (mode, None)
     assert capfd.readouterr() == ("", "")
 
@@ -422,7 +423,7 @@ def test_a_host_that_never_answers_costs_less_than_twenty_seconds_and_is_asked_o
 
 
 def test_the_longest_wait_for_a_start_is_below_twenty_seconds() -> None:
-    assert wandb_mirror.PROBE_SECONDS + wandb_mirror.START_SECONDS <= 15
+    assert wandb_mode.PROBE_SECONDS + wandb_mirror.START_SECONDS <= 15
 
 
 def test_a_host_that_answers_and_then_falls_silent_delays_neither_the_start_nor_the_end_of_the_process(
@@ -454,8 +455,8 @@ def test_a_host_that_answers_and_then_falls_silent_delays_neither_the_start_nor_
 
 def test_a_probe_that_cannot_be_interrupted_is_left_behind(monkeypatch: pytest.MonkeyPatch) -> None:
     release = threading.Event()
-    monkeypatch.setattr(wandb_mirror, "PROBE_SECONDS", 0.1)
-    monkeypatch.setattr(wandb_mirror, "_ask", lambda url, proxies: release.wait(30))
+    monkeypatch.setattr(wandb_mode, "PROBE_SECONDS", 0.1)
+    monkeypatch.setattr(wandb_mode, "_ask", lambda url, proxies: release.wait(30))
     began = time.monotonic()
     assert not host_answers("https://wandb.invalid", {})
     assert time.monotonic() - began < 5

@@ -1,158 +1,27 @@
 """A copy of a run in Weights & Biases, which the run can lose without losing anything of its own."""
 
 import contextlib
-import http.client
 import os
 import re
 import secrets
 import shutil
-import ssl
-import threading
-import time
 import traceback
-import urllib.error
-import urllib.request
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
+
+from experiments.record.wandb_mode import give_up, import_wandb, in_short, offline_because, resolve_mode, wanted_mode
 
 if TYPE_CHECKING:
     import wandb
 
-MODES = ("auto", "online", "offline", "disabled")
-
-# Probe and start together stay below 20 s, which is what a user without a network may be made to wait.
-PROBE_SECONDS = 5.0
 START_SECONDS = 10.0
-# A host that did not answer is not asked again by the next trials of a study for this long.
-GIVEN_UP_SECONDS = 600.0
 # Uploading an adapter may take minutes; waiting for a network that has gone must end.
 UPLOAD_SECONDS = 300.0
 # wandb's default of 15 s is what a killed run loses.
 FLUSH_SECONDS = 1.0
 # wandb cuts a longer table without a word (wandb.Table.MAX_ARTIFACT_ROWS).
 TABLE_ROWS = 200_000
-
-_WANDB_MODES = {mode: mode for mode in MODES[1:]} | {"run": "online", "shared": "online", "dryrun": "offline"}
-# How a proxy says that nothing answers behind it.
-_GATEWAY_ERRORS = (502, 503, 504)
-
-_asked_again_at: dict[str, float] = {}
-
-
-class EffectiveMode(NamedTuple):
-    """The mode a mirror works in, and what its user has to be told about it."""
-
-    mode: str
-    warning: str | None
-
-
-def wanted_mode(asked: str) -> str:
-    """The mode wanted by the caller or, where that is "auto", by WANDB_MODE: one of MODES.
-
-    An explicit request beats WANDB_MODE. Each run of ours is a W&B run of its own, so "shared" is "online".
-    Raises ValueError for a mode that does not exist, also when it stands in WANDB_MODE.
-    """
-    if asked not in MODES:
-        raise ValueError(f"W&B mode {asked!r} does not exist; choose one of {', '.join(MODES)}")
-    if asked == "disabled":
-        return asked
-    exported = os.environ.get("WANDB_MODE", "")
-    if exported and exported not in _WANDB_MODES:
-        known = ", ".join(_WANDB_MODES)
-        raise ValueError(f"the environment has WANDB_MODE={exported!r}; unset it or choose one of {known}")
-    return _WANDB_MODES[exported] if asked == "auto" and exported else asked
-
-
-def resolve_mode(asked: str) -> EffectiveMode:
-    """Where the run will be mirrored, settled without a prompt and within PROBE_SECONDS.
-
-    "auto" is "online" where wandb finds a key for its host and "offline" elsewhere; `wandb offline` and
-    `wandb disabled`, kept in wandb's settings files, are respected. "online" without a usable key, or with a
-    host that does not answer, is "offline" with a warning. Raises ValueError as `wanted_mode` does.
-    """
-    wanted = wanted_mode(asked)
-    if wanted in ("offline", "disabled"):
-        return EffectiveMode(wanted, None)
-    wandb = _import_wandb()
-    settings = wandb.setup().settings
-    if wanted == "auto" and _WANDB_MODES[settings.mode] != "online":
-        return EffectiveMode(_WANDB_MODES[settings.mode], None)
-    host = settings.base_url
-    try:
-        key_found = _key_is_configured(host)
-    except wandb.errors.Error as error:
-        return EffectiveMode("offline", _offline_because(f"its key for {host} is unusable: {_in_short(error)}"))
-    if not key_found:
-        missing = f"no key is configured for {host} (`wandb login`, or WANDB_API_KEY)"
-        return EffectiveMode("offline", _offline_because(missing) if wanted == "online" else None)
-    proxies = {"http": settings.http_proxy, "https": settings.https_proxy}
-    if time.monotonic() >= _asked_again_at.get(host, 0.0):
-        if host_answers(host, {scheme: proxy for scheme, proxy in proxies.items() if proxy}):
-            return EffectiveMode("online", None)
-        _asked_again_at[host] = time.monotonic() + GIVEN_UP_SECONDS
-    return EffectiveMode("offline", _offline_because(f"{host} does not answer"))
-
-
-def host_answers(url: str, proxies: Mapping[str, str]) -> bool:
-    """Whether anything speaks HTTP at this address, known within PROBE_SECONDS.
-
-    Goes through `proxies` (scheme -> address) and those of the environment, as wandb does. An error page is
-    an answer, and so is a certificate unknown to Python: wandb judges it by its own store.
-    """
-    answers: list[bool] = []
-    # A lookup of a name cannot be interrupted and knows no timeout: it is left behind in its thread.
-    asking = threading.Thread(target=lambda: answers.append(_ask(url, proxies)), daemon=True)
-    asking.start()
-    asking.join(PROBE_SECONDS)
-    return bool(answers and answers[0])
-
-
-def _ask(url: str, proxies: Mapping[str, str]) -> bool:
-    through = urllib.request.ProxyHandler({**urllib.request.getproxies(), **proxies})
-    try:
-        with urllib.request.build_opener(through).open(url, timeout=PROBE_SECONDS):
-            return True
-    except urllib.error.HTTPError as error:
-        return error.code not in _GATEWAY_ERRORS
-    except urllib.error.URLError as error:
-        return isinstance(error.reason, ssl.SSLCertVerificationError)
-    except (OSError, http.client.HTTPException, ValueError):
-        return False
-
-
-def _key_is_configured(host: str) -> bool:
-    """Whether wandb's own search (environment, netrc, settings files) finds credentials for the host.
-
-    Raises wandb.errors.Error for credentials that are malformed or contradict each other.
-    """
-    # Private, but the only way to ask without a prompt, a login or a request; wandb is pinned below 0.32.
-    from wandb.sdk.lib import wbauth
-
-    found = wbauth.authenticate_session(host=host, source="mirror", prompt=False, update_session=False)
-    return found is not None
-
-
-def _import_wandb() -> Any:
-    """The wandb module, told to leave the terminal alone.
-
-    Both variables are read when wandb starts, before any setting of a run exists. Without the first it prints
-    dropped rows and the settings files it read; without the second its own telemetry prints connection errors
-    and holds the end of the process for 20 s when the network is gone.
-    """
-    os.environ.setdefault("WANDB_SILENT", "true")
-    os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
-    import wandb
-
-    return wandb
-
-
-def _offline_because(reason: str) -> str:
-    return f"W&B records offline: {reason}. `wandb sync` uploads the run later"
-
-
-def _in_short(error: Exception) -> str:
-    return f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0][:200]}"
 
 
 class WandbMirror:
@@ -241,7 +110,7 @@ class WandbMirror:
         except Exception as error:
             if self.mode != "failed":
                 self.mode = "failed"
-                told = f"W&B could not {doing} ({_in_short(error)})"
+                told = f"W&B could not {doing} ({in_short(error)})"
                 self._tell(f"{told}; the run goes on without it, the traceback is in wandb_error.txt")
             try:
                 self._record.mkdir(parents=True, exist_ok=True)
@@ -255,22 +124,22 @@ class WandbMirror:
 
     def _start(self, described: dict[str, Any], config: dict[str, Any]) -> "wandb.Run":
         """An open W&B run; offline with a warning where online has failed."""
-        wandb = _import_wandb()
+        wandb = import_wandb()
         if self.mode == "online":
             run_id = secrets.token_hex(4)
             try:
                 return self._open(run_id, described, config)
             except wandb.errors.Error as error:
                 host = wandb.setup().settings.base_url
-                _asked_again_at[host] = time.monotonic() + GIVEN_UP_SECONDS
-                self._tell(_offline_because(f"{host} started no run, is the key right? ({_in_short(error)})"))
+                give_up(host)
+                self._tell(offline_because(f"{host} started no run, is the key right? ({in_short(error)})"))
                 self.mode = "offline"
             for abandoned in (self._record / "wandb").glob(f"run-*-{run_id}"):
                 shutil.rmtree(abandoned, ignore_errors=True)
         return self._open(secrets.token_hex(4), described, config)
 
     def _open(self, run_id: str, described: dict[str, Any], config: dict[str, Any]) -> "wandb.Run":
-        wandb = _import_wandb()
+        wandb = import_wandb()
         # wandb would silently move to the system's temporary folder.
         (self._record / "wandb").mkdir(parents=True, exist_ok=True)
         quiet = {"silent": True, "console": "off", "symlink": False, "use_dot_wandb": False}
@@ -299,17 +168,17 @@ def _spectra_table(spectra: Mapping[str, Sequence[float]]) -> "wandb.Table":
     kept = TABLE_ROWS // max(1, len(spectra))
     largest = {matrix: sigmas[:kept] for matrix, sigmas in spectra.items()}
     rows = [[matrix, i, float(sigma)] for matrix, sigmas in largest.items() for i, sigma in enumerate(sigmas)]
-    return _import_wandb().Table(columns=["matrix", "index", "sigma"], data=rows)
+    return import_wandb().Table(columns=["matrix", "index", "sigma"], data=rows)
 
 
 def _ranks_table(ranks: Mapping[str, int]) -> "wandb.Table":
     rows = [[layer, int(rank)] for layer, rank in ranks.items()]
-    return _import_wandb().Table(columns=["layer", "rank"], data=rows)
+    return import_wandb().Table(columns=["layer", "rank"], data=rows)
 
 
 def _adapter_artifact(run: "wandb.Run", files: Sequence[Path]) -> "wandb.Artifact":
     name = re.sub(r"[^\w.-]", "-", f"adapter-{run.name or run.id}")[:128]
-    artifact = _import_wandb().Artifact(name, type="adapter")
+    artifact = import_wandb().Artifact(name, type="adapter")
     for file in files:
         # "immutable" and no cache: wandb would keep a second and a third copy in the user's home.
         artifact.add_file(str(file), policy="immutable", skip_cache=True)

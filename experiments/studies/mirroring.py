@@ -13,7 +13,8 @@ from experiments.configuration import parse_yaml
 from experiments.record.adapter_reading import read_folder
 from experiments.record.folder import RecordError, RunFolder
 from experiments.record.recorder import flat
-from experiments.record.wandb_mirror import WandbMirror, wanted_mode
+from experiments.record.wandb_mirror import WandbMirror
+from experiments.record.wandb_mode import wanted_mode
 from experiments.studies.board import Board
 from experiments.studies.design.planned import PlannedTrial
 from experiments.studies.design.study import Study
