@@ -17,7 +17,8 @@ if not __package__:  # run as a script: the project belongs on the path, this fo
 def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     """The command line; nothing heavy is imported for it."""
     there = sorted((ROOT / "configs" / "studies").glob("*.yaml"))
-    studies = "\n".join(f"  {path.name:20} {_question(path)}" for path in there)
+    width = max((len(path.name) for path in there), default=0)
+    studies = "\n".join(f"  {path.name:{width}}  {_question(path)}" for path in there)
     parser = argparse.ArgumentParser(
         prog="study.py",
         description=__doc__,

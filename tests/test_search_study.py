@@ -8,6 +8,7 @@ from typing import Any
 
 import pandas as pd
 import pytest
+from tiny_studies import start
 
 from experiments.configuration import ConfigError, load, parse_yaml, yaml_text
 from experiments.record.folder import RunFolder
@@ -235,6 +236,15 @@ def test_searches_with_other_seeds_are_other_searches_with_one_map(tmp_path: Pat
     drawn = conclude(worker.study, board_of(worker), tmp_path).drawn["rank_map"]
     assert set(drawn["arm"]) == {"uniform", "priority"}
     assert set(drawn[drawn["arm"] == "priority"]["over"]) == {"2 searches"}
+
+
+def test_the_plan_of_a_search_says_the_budget_and_nothing_of_ranks_that_no_trial_has(tmp_path: Path) -> None:
+    study_in(tmp_path)
+    plan = start(tmp_path / "search.yaml", tmp_path / "runs", plan=True)
+    assert (plan.error, plan.code) == (None, 0)
+    assert plan.said.count(f"{BUDGET} ranks") == len(load_study(tmp_path / "search.yaml").arms)
+    assert "trainable" not in plan.said
+    assert not (tmp_path / "runs").exists()
 
 
 def test_a_failed_trial_of_a_search_is_tried_again_at_its_point(tmp_path: Path) -> None:

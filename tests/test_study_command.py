@@ -111,6 +111,14 @@ def test_what_is_wrong_with_the_file_is_said_before_anything_is_made(
     assert not (tmp_path / "runs").exists()
 
 
+def test_what_is_wrong_with_many_arms_is_said_once_with_the_first_of_them(tmp_path: Path) -> None:
+    arms = [{"variant": ["lora", "rslora"], "rank": [2, 4], "targets": [["nothing.*"]]}]
+    refused = start(study_file(tmp_path, arms=arms), tmp_path / "runs")
+    assert isinstance(refused.error, ConfigError)
+    [fault] = refused.error.faults
+    assert fault.startswith("lora r=2, rslora r=2, lora r=4 and 1 more arm: target 'nothing.*' matches no")
+
+
 def test_a_runs_folder_that_cannot_be_written_is_an_error_with_the_way_out(tmp_path: Path) -> None:
     (tmp_path / "runs").write_text("a file")
     refused = start(study_file(tmp_path), tmp_path / "runs")

@@ -3,7 +3,7 @@
 import platform
 import secrets
 import socket
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from importlib.metadata import version
@@ -21,6 +21,7 @@ from experiments.training.setting import Setting
 
 TOKEN = ".token"
 FROZEN = "frozen-"
+NAMED = 3  # arms of one fault
 
 
 @dataclass(frozen=True)
@@ -73,17 +74,25 @@ def warnings_of_arms(study: Study, setting: Setting) -> list[str]:
 
     Raises: ConfigError with every arm that does not fit the base model.
     """
-    faults, warnings = [], []
+    faults: dict[str, list[str]] = {}
+    warnings: dict[str, list[str]] = {}
     for arm in study.arms:
         try:
             _, of_arm = setting.plan(arm.config, read_start(arm.config.start))
         except (ValueError, OSError) as error:
-            faults.append(f"{arm.label}: {error}")
+            faults.setdefault(str(error), []).append(arm.label)
         else:
-            warnings += [f"{arm.label}: {warning}" for warning in of_arm]
+            for warning in of_arm:
+                warnings.setdefault(str(warning), []).append(arm.label)
     if faults:
-        raise ConfigError(faults)
-    return warnings
+        raise ConfigError([f"{_named(arms)}: {fault}" for fault, arms in faults.items()])
+    return [f"{_named(arms)}: {warning}" for warning, arms in warnings.items()]
+
+
+def _named(arms: Sequence[str]) -> str:
+    """'a, b, c and 9 more arms'."""
+    more = len(arms) - NAMED
+    return ", ".join(arms[:NAMED]) + (f" and {more} more arm{'s' * (more > 1)}" if more > 0 else "")
 
 
 def agree_on_file(study: Study, queue: TrialQueue, path: Path) -> None:

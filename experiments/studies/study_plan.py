@@ -75,12 +75,14 @@ def plan_study(study: Study, view: StudyView, *, workers: int, pack: int | None)
     torch.set_num_threads(study.arms[0].config.training.threads or 1)
     packing = Packing(setting, size=pack, workers=workers, patience=PATIENCE_SECONDS)
     counts = {arm.identity: _count(study, arm) for arm in study.arms}
-    rows = [_row(arm, counts[arm.identity], packing) for arm in study.arms]
+    rows = [_row(study, arm, counts[arm.identity], packing) for arm in study.arms]
     groups = groups_of(study.arms, packing)
-    columns = ("arm", "rate around", "trainable parameters", "tuning", "evaluation", "extension")
+    columns: tuple[str, ...] = ("arm", "rate around", "trainable parameters", "tuning", "evaluation", "extension")
+    if study.config.search is not None:
+        columns = ("arm", "rate around", "budget", "tuning", "evaluation")
     view.plan(columns, rows, title=f"study {study.name}: {len(rows)} arms; trials of tuning and evaluation")
     begun = time.process_time()
-    view.display.say(f"measuring {len(groups)} groups of arms whose trials can train together")
+    view.display.say(f"measuring {len(groups)} group{'s' * (len(groups) > 1)} of arms whose trials can train together")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", RankWarning)
         costs = list(_costs(packing, groups.values(), counts))
@@ -102,17 +104,14 @@ def _count(study: Study, arm: Arm) -> Count:
     return Count(len(planned) - evaluation, evaluation, extension, extended_for_sure=sure)
 
 
-def _row(arm: Arm, count: Count, packing: Packing) -> tuple[str, ...]:
+def _row(study: Study, arm: Arm, count: Count, packing: Packing) -> tuple[str, ...]:
     trainable = packing.setting.plan(arm.config)[0].trainable_parameters(0)
     packing.group(arm)  # while the setting remembers its plan
-    return (
-        arm.label,
-        f"{arm.centre:g}",
-        f"{trainable:,}",
-        str(count.tuning),
-        str(count.evaluation),
-        f"{'' if count.extended_for_sure else 'up to '}{count.extension}",
-    )
+    trials = (str(count.tuning), str(count.evaluation))
+    if study.config.search is not None:
+        return (arm.label, f"{arm.centre:g}", study.config.search.budget.in_words, *trials)
+    extension = f"{'' if count.extended_for_sure else 'up to '}{count.extension}"
+    return (arm.label, f"{arm.centre:g}", f"{trainable:,}", *trials, extension)
 
 
 def _words(cost: GroupCost) -> tuple[str, ...]:

@@ -26,6 +26,11 @@ class BudgetConfig(Section):
             raise ValueError("give total_rank or parameters, one of them")
         return self
 
+    @property
+    def in_words(self) -> str:
+        """'96 ranks', '18,432 parameters'."""
+        return f"{self.parameters:,} parameters" if self.total_rank is None else f"{self.total_rank:,} ranks"
+
 
 class SpaceConfig(Section):
     """The knobs that every arm searches besides its allocation: [lowest, highest], on a logarithmic scale."""
