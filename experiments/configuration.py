@@ -82,8 +82,10 @@ def load(
 def read_tree(path: Path) -> dict[str, Any]:
     try:
         tree = parse_yaml(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise ConfigError([f"{path}: cannot be read as YAML: {error}"]) from None
+    except OSError as error:
+        raise ConfigError([f"{path}: cannot be read: {error.strerror}"]) from None
+    except (UnicodeDecodeError, yaml.YAMLError) as error:
+        raise ConfigError([f"{path}: is no YAML: {error}"]) from None
     if not isinstance(tree, dict):
         raise ConfigError([f"{path}: a configuration is a map of keys to values, this is a {type(tree).__name__}"])
     return tree

@@ -157,7 +157,7 @@ def test_every_fault_of_the_file_the_arms_and_the_command_line_is_reported_at_on
         ({"arms": []}, "arms: List should have at least 1 item"),
         ({"arms": [3]}, "arms.0: should be a valid dictionary"),
         ({"arms": None}, "arms: missing"),
-        ({"config": "nowhere.yaml"}, "nowhere.yaml: cannot be read as YAML"),
+        ({"config": "nowhere.yaml"}, "nowhere.yaml: cannot be read: No such file"),
         ({"arms": [{"variant": {"name": "lora"}}]}, "arms.0.variant: {'name': 'lora'} is no name"),
         ({"arms": [{"label": 3}]}, "arms.0.label: a label is a text, got 3"),
         ({"set": {"seed": 1}}, "set.seed: cannot be set"),
