@@ -1,28 +1,19 @@
 """From a file and a command line to a configuration: defaults < file < command line, and every fault at once."""
 
-import difflib
 import functools
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import yaml
 from pydantic import BaseModel, ValidationError, create_model
-from pydantic_core import ErrorDetails
 
 from experiments.bases.model_config import ModelConfig
 from experiments.config import RunConfig
+from experiments.faults import ConfigError, explained, fields_of, name_of, nearest
 from experiments.tasks.table import TASKS
 from lora_variants import VARIANTS
-
-
-class ConfigError(ValueError):
-    """All faults of a configuration, each with its path, the value, the rule and the nearest known key."""
-
-    def __init__(self, faults: Sequence[str]) -> None:
-        super().__init__("\n".join(faults))
-        self.faults = tuple(faults)
 
 
 class _Loader(yaml.SafeLoader):
@@ -93,7 +84,7 @@ def read_tree(path: Path) -> dict[str, Any]:
 
 def choose_variant(tree: dict[str, Any], name: str) -> None:
     """The tree's variant is the named one, without the knobs of another."""
-    if _name(tree.get("variant")) != name:
+    if name_of(tree.get("variant")) != name:
         tree["variant"] = {"name": name}
 
 
@@ -102,7 +93,7 @@ def resolve(tree: Mapping[str, Any], faults: Sequence[str] = ()) -> RunConfig:
     found = list(faults)
     schema = _schema(tree, found)
     if tree.get("model") is not None and schema.model_fields["task"].is_required() and not _needs_model(schema):
-        found.append(f"model: task {_name(tree['task'])!r} brings its own base model; leave the section out")
+        found.append(f"model: task {name_of(tree['task'])!r} brings its own base model; leave the section out")
         tree = {**tree, "model": None}
     try:
         config = schema.model_validate(tree)
@@ -118,12 +109,12 @@ def _schema(tree: Mapping[str, Any], faults: list[str]) -> type[RunConfig]:
     """RunConfig with the sections of the named task and variant; faulty names leave their section unchecked."""
     sections: list[type[BaseModel] | None] = []
     for key, table in (("task", TASKS), ("variant", VARIANTS)):
-        name = _name(tree.get(key))
+        name = name_of(tree.get(key))
         sections.append(table[name].load().config_class if name in table else None)  # type: ignore[index]
         if name not in table:
             given = "missing" if name is None else f"{name!r} is not known{nearest(name, table)}"
             faults.append(f"{key}.name: {given}; one of {', '.join(table)}")
-    task = TASKS.get(str(_name(tree.get("task"))))
+    task = TASKS.get(str(name_of(tree.get("task"))))
     return _schema_with(*sections, needs_model=task is not None and task.load().needs_model)
 
 
@@ -144,7 +135,7 @@ def _needs_model(schema: type[RunConfig]) -> bool:
 
 def _with_own_rate(config: RunConfig, faults: list[str]) -> RunConfig:
     """A map of learning rates becomes the rate of the run's variant."""
-    rates, name = config.training.learning_rate, _name(config.variant)
+    rates, name = config.training.learning_rate, name_of(config.variant)
     if isinstance(rates, dict):
         faults += [
             f"training.learning_rate.{key}: no such variant{nearest(key, VARIANTS)}"
@@ -189,76 +180,9 @@ def full_path(tree: Mapping[str, Any], key: str, faults: list[str]) -> list[str]
         return key.split(".")
     schema = _schema(tree, [])
     there = [name for name, field in schema.model_fields.items() if field.is_required() or field.default is not None]
-    sections = [name for name in there if key in _fields(schema, (name,))]  # one that may be null takes whole paths
+    sections = [name for name in there if key in fields_of(schema, (name,))]  # one that may be null takes whole paths
     if len(sections) > 1:
         faults.append(f"{key}: stands for {' and '.join(f'{name}.{key}' for name in sections)}; give the whole path")
     if not sections and key == "rank":  # so that the fault names the variant that has none
         return ["variant", "rank"]
     return [sections[0], key] if sections else [key]
-
-
-def explained(schema: type[BaseModel], error: ValidationError, tree: Mapping[str, Any]) -> list[str]:
-    """One line a faulty path: the rules it breaks, the value, and the nearest known key."""
-    rules: dict[str, list[str]] = {}
-    for detail in error.errors():
-        path = _known_path(schema, detail)
-        rules.setdefault(path, []).append(_rule(schema, detail, tree))
-    return [f"{path or 'configuration'}: {', or '.join(dict.fromkeys(found))}" for path, found in rules.items()]
-
-
-def _known_path(schema: type[BaseModel], detail: ErrorDetails) -> str:
-    """The path of the knob, without the names of the alternatives that were tried for its type."""
-    parts = []
-    for i, part in enumerate(detail["loc"]):
-        parts.append(str(part))
-        if part not in _fields(schema, detail["loc"][:i]) and not isinstance(part, int) and i:
-            return ".".join(parts if detail["type"] == "extra_forbidden" else parts[:-1])
-    return ".".join(parts)
-
-
-def _rule(schema: type[BaseModel], detail: ErrorDetails, tree: Mapping[str, Any]) -> str:
-    """What a value breaks and how to mend it."""
-    key, known = str(detail["loc"][-1]) if detail["loc"] else "", _fields(schema, detail["loc"][:-1])
-    variant = _name(tree.get("variant"))
-    if detail["type"] == "extra_forbidden":
-        if key == "rank" and detail["loc"][0] == "variant":
-            return f"{variant!r} has no rank: it trains no low-rank factors; leave rank out or choose another variant"
-        below = [f"{section}.{name}" for section in known for name in _fields(schema, (*detail["loc"][:-1], section))]
-        near = nearest(key, known) or _nearest_last(key, below)
-        return f"unknown key{near}; known: {', '.join(known)}"
-    if detail["type"] == "missing":
-        way_out = "; give the base model, e.g. model.name=FOLDER or a name on the Hub" if key == "model" else ""
-        return f"missing{way_out}"
-    message = detail["msg"].removeprefix("Value error, ").removeprefix("Input ")
-    return message if detail["type"] == "value_error" else f"{message}, got {detail['input']!r}"
-
-
-def _fields(schema: type[BaseModel], loc: Sequence[str | int]) -> list[str]:
-    """The known keys of the section at a path; none where the path leads to a value."""
-    found: Any = schema
-    for part in loc:
-        if isinstance(part, int):
-            continue
-        if not (isinstance(found, type) and issubclass(found, BaseModel) and part in found.model_fields):
-            return []
-        found = found.model_fields[part].annotation
-        arguments = get_args(found)
-        found = arguments[0] if arguments and isinstance(arguments[0], type) else found
-    return list(found.model_fields) if isinstance(found, type) and issubclass(found, BaseModel) else []
-
-
-def _name(section: object) -> str | None:
-    name = section.get("name") if isinstance(section, Mapping) else getattr(section, "name", None)
-    return name if isinstance(name, str) else None
-
-
-def nearest(key: str, known: Iterable[str]) -> str:
-    """' (did you mean ...?)', or nothing."""
-    close = difflib.get_close_matches(key, list(known), n=1)
-    return f" (did you mean {close[0]!r}?)" if close else ""
-
-
-def _nearest_last(key: str, paths: Sequence[str]) -> str:
-    """The path whose last name is nearest, for a knob that was looked for in the wrong section."""
-    close = difflib.get_close_matches(key, [path.rpartition(".")[2] for path in paths], n=1)
-    return f" (did you mean {next(p for p in paths if p.rpartition('.')[2] == close[0])!r}?)" if close else ""

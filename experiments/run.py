@@ -50,8 +50,9 @@ def main(arguments: list[str] | None = None) -> int:
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="replace")  # a pipe may not have the letter Δ
     asked = parse_arguments(arguments)
-    from experiments.configuration import ConfigError, load
+    from experiments.configuration import load
     from experiments.display import Display
+    from experiments.faults import ConfigError
     from experiments.plan import show_plan
     from experiments.runner import TrainingFailedError, execute
 

@@ -90,7 +90,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _carry_out(asked: argparse.Namespace, ready: "list[subprocess.Popen[bytes]]") -> int:
-    from experiments.configuration import ConfigError
+    from experiments.faults import ConfigError
     from experiments.studies.driver import Request, carry_out
     from experiments.studies.queueing.storage import QueueError
     from experiments.studies.work.workforce import WorkerError

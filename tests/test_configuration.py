@@ -4,7 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from experiments.configuration import ConfigError, load, parse_yaml, resolve, yaml_text
+from experiments.configuration import load, parse_yaml, resolve, yaml_text
+from experiments.faults import ConfigError
 
 ROOT = Path(__file__).resolve().parents[1]
 BYTES = ROOT / "configs" / "bytes.yaml"

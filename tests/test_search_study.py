@@ -10,7 +10,8 @@ import pandas as pd
 import pytest
 from tiny_studies import start
 
-from experiments.configuration import ConfigError, load, parse_yaml, yaml_text
+from experiments.configuration import load, parse_yaml, yaml_text
+from experiments.faults import ConfigError
 from experiments.record.folder import RunFolder
 from experiments.studies.board import Board, fill, look
 from experiments.studies.design.protocol import plan_ahead

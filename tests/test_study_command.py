@@ -12,7 +12,7 @@ import pytest
 from tiny_studies import ROOT, TINY, board_of, finished_study, learned, queue_of, start, study_file
 from wandb_reading import read_offline_run
 
-from experiments.configuration import ConfigError
+from experiments.faults import ConfigError
 from experiments.record.folder import RecordError
 from experiments.studies.agreement import agree_on_protocol, agree_on_runs_folder
 from experiments.studies.board import fill, look

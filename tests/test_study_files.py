@@ -12,7 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from experiments.bases.byte_transformer import ByteTransformer
-from experiments.configuration import ConfigError, load, yaml_text
+from experiments.configuration import load, yaml_text
+from experiments.faults import ConfigError
 from experiments.studies.design.arms import Arm, Expansion, expand
 from experiments.studies.design.families import comparisons
 from experiments.studies.design.protocol import plan_ahead

@@ -8,8 +8,9 @@ from typing import Any
 import pytest
 import torch
 
-from experiments.configuration import ConfigError, load, parse_yaml, resolve, yaml_text
+from experiments.configuration import load, parse_yaml, resolve, yaml_text
 from experiments.display import Display
+from experiments.faults import ConfigError
 from experiments.runner import execute
 from experiments.tasks.text_classification import TextClassification, TextClassificationConfig
 from experiments.text.presets import PRESETS

@@ -10,7 +10,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from experiments.configuration import ConfigError
+from experiments.faults import ConfigError
 from experiments.record.starting_point import read_start
 from experiments.studies.board import Board
 from experiments.studies.design.study import Study, changes, frozen

@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from experiments.config import RunConfig
-from experiments.configuration import ConfigError, parse_yaml, resolve
+from experiments.configuration import parse_yaml, resolve
+from experiments.faults import ConfigError
 from experiments.record.folder import RecordError, RunFolder
 from experiments.record.starting_point import read_start
 from experiments.studies.design.study import Study

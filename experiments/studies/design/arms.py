@@ -10,7 +10,8 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from experiments.config import RunConfig
-from experiments.configuration import ConfigError, choose_variant, full_path, put, resolve
+from experiments.configuration import choose_variant, full_path, put, resolve
+from experiments.faults import ConfigError
 from experiments.studies.design.search_config import ARM_KEYS, search_faults, takes_ranks_over
 from experiments.studies.design.study_config import rounded
 from lora_variants import VARIANTS

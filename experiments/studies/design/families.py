@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from experiments.configuration import nearest
+from experiments.faults import nearest
 from experiments.studies.design.arms import Arm, describe
 
 _ABSENT = object()

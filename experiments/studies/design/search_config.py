@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal, Self, get_args
 from pydantic import Field, field_validator, model_validator
 
 from experiments.config import Section
-from experiments.configuration import nearest
+from experiments.faults import nearest
 
 Sampler = Literal["tpe", "cmaes", "gp", "random"]
 ALLOCATIONS = ("grouped", "priority", "prior", "uniform", "attention", "mlp", "gradient", "adalora", "random")

@@ -7,7 +7,8 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from experiments.configuration import ConfigError, explained, parse_setting, read_tree
+from experiments.configuration import parse_setting, read_tree
+from experiments.faults import ConfigError, explained
 from experiments.studies.design.arms import Arm, Expansion, expand
 from experiments.studies.design.families import comparison_warnings, comparisons, reference_faults
 from experiments.studies.design.search_config import SearchConfig

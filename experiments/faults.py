@@ -1,0 +1,84 @@
+"""What is wrong with a configuration, in words: every fault with its path, the value, the rule and the way out."""
+
+import difflib
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, get_args
+
+from pydantic import BaseModel, ValidationError
+from pydantic_core import ErrorDetails
+
+
+class ConfigError(ValueError):
+    """All faults of a configuration, each with its path, the value, the rule and the nearest known key."""
+
+    def __init__(self, faults: Sequence[str]) -> None:
+        super().__init__("\n".join(faults))
+        self.faults = tuple(faults)
+
+
+def explained(schema: type[BaseModel], error: ValidationError, tree: Mapping[str, Any]) -> list[str]:
+    """One line a faulty path: the rules it breaks, the value, and the nearest known key."""
+    rules: dict[str, list[str]] = {}
+    for detail in error.errors():
+        path = _known_path(schema, detail)
+        rules.setdefault(path, []).append(_rule(schema, detail, tree))
+    return [f"{path or 'configuration'}: {', or '.join(dict.fromkeys(found))}" for path, found in rules.items()]
+
+
+def _known_path(schema: type[BaseModel], detail: ErrorDetails) -> str:
+    """The path of the knob, without the names of the alternatives that were tried for its type."""
+    parts = []
+    for i, part in enumerate(detail["loc"]):
+        parts.append(str(part))
+        if part not in fields_of(schema, detail["loc"][:i]) and not isinstance(part, int) and i:
+            return ".".join(parts if detail["type"] == "extra_forbidden" else parts[:-1])
+    return ".".join(parts)
+
+
+def _rule(schema: type[BaseModel], detail: ErrorDetails, tree: Mapping[str, Any]) -> str:
+    """What a value breaks and how to mend it."""
+    key, known = str(detail["loc"][-1]) if detail["loc"] else "", fields_of(schema, detail["loc"][:-1])
+    variant = name_of(tree.get("variant"))
+    if detail["type"] == "extra_forbidden":
+        if key == "rank" and detail["loc"][0] == "variant":
+            return f"{variant!r} has no rank: it trains no low-rank factors; leave rank out or choose another variant"
+        below = [f"{section}.{name}" for section in known for name in fields_of(schema, (*detail["loc"][:-1], section))]
+        near = nearest(key, known) or _nearest_last(key, below)
+        return f"unknown key{near}; known: {', '.join(known)}"
+    if detail["type"] == "missing":
+        way_out = "; give the base model, e.g. model.name=FOLDER or a name on the Hub" if key == "model" else ""
+        return f"missing{way_out}"
+    message = detail["msg"].removeprefix("Value error, ").removeprefix("Input ")
+    return message if detail["type"] == "value_error" else f"{message}, got {detail['input']!r}"
+
+
+def fields_of(schema: type[BaseModel], loc: Sequence[str | int]) -> list[str]:
+    """The known keys of the section at a path; none where the path leads to a value."""
+    found: Any = schema
+    for part in loc:
+        if isinstance(part, int):
+            continue
+        if not (isinstance(found, type) and issubclass(found, BaseModel) and part in found.model_fields):
+            return []
+        found = found.model_fields[part].annotation
+        arguments = get_args(found)
+        found = arguments[0] if arguments and isinstance(arguments[0], type) else found
+    return list(found.model_fields) if isinstance(found, type) and issubclass(found, BaseModel) else []
+
+
+def name_of(section: object) -> str | None:
+    """The `name` of a task or variant, of its tree or its configuration; None where it has none."""
+    name = section.get("name") if isinstance(section, Mapping) else getattr(section, "name", None)
+    return name if isinstance(name, str) else None
+
+
+def nearest(key: str, known: Iterable[str]) -> str:
+    """' (did you mean ...?)', or nothing."""
+    close = difflib.get_close_matches(key, list(known), n=1)
+    return f" (did you mean {close[0]!r}?)" if close else ""
+
+
+def _nearest_last(key: str, paths: Sequence[str]) -> str:
+    """The path whose last name is nearest, for a knob that was looked for in the wrong section."""
+    close = difflib.get_close_matches(key, [path.rpartition(".")[2] for path in paths], n=1)
+    return f" (did you mean {next(p for p in paths if p.rpartition('.')[2] == close[0])!r}?)" if close else ""
