@@ -74,7 +74,7 @@ def read_tree(path: Path) -> dict[str, Any]:
     try:
         tree = parse_yaml(path.read_text(encoding="utf-8"))
     except OSError as error:
-        raise ConfigError([f"{path}: cannot be read: {error.strerror}"]) from None
+        raise ConfigError([f"{path}: cannot be read: {error.strerror or error}"]) from None
     except (UnicodeDecodeError, yaml.YAMLError) as error:
         raise ConfigError([f"{path}: is no YAML: {error}"]) from None
     if not isinstance(tree, dict):

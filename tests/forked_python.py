@@ -22,7 +22,7 @@ from pathlib import Path
 from struct import Struct
 from subprocess import CompletedProcess, TimeoutExpired
 from tempfile import TemporaryFile
-from typing import IO, Any
+from typing import IO, Any, NoReturn
 
 ROOT = Path(__file__).resolve().parents[1]
 PATHS = str(ROOT), str(ROOT / "tests")
@@ -120,9 +120,9 @@ class Starter:
 
     def __init__(self) -> None:
         self._requests, theirs = socket.socketpair()
-        environment = os.environ | {"PYTHONPATH": os.pathsep.join(PATHS), "OMP_NUM_THREADS": "1"}
+        own = {"PYTHONPATH": os.pathsep.join(PATHS), "PYTHONIOENCODING": "utf-8", "OMP_NUM_THREADS": "1"}
         with theirs:
-            self._process = subprocess.Popen([sys.executable, __file__], stdin=theirs, env=environment)
+            self._process = subprocess.Popen([sys.executable, __file__], stdin=theirs, env=os.environ | own)
         self._asking = threading.Lock()
 
     def ask(self, request: Mapping[str, Any], files: list[int]) -> None:
@@ -155,7 +155,7 @@ def _serve() -> None:
                 os.close(file)
 
 
-def _report(request: Mapping[str, Any], reports: int, *streams: int) -> None:
+def _report(request: Mapping[str, Any], reports: int, *streams: int) -> NoReturn:
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     if (pid := os.fork()) == 0:
         os.close(reports)
@@ -165,7 +165,7 @@ def _report(request: Mapping[str, Any], reports: int, *streams: int) -> None:
     os._exit(0)
 
 
-def _become(request: Mapping[str, Any], streams: Sequence[int]) -> None:
+def _become(request: Mapping[str, Any], streams: Sequence[int]) -> NoReturn:
     for number, file in enumerate(streams):
         os.dup2(file, number)
         os.close(file)

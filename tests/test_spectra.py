@@ -422,7 +422,12 @@ def command(*arguments: object, folder: Path) -> subprocess.CompletedProcess[str
 def test_the_command_works_from_any_folder_and_fits_a_pipe_of_80_columns(tmp_path: Path) -> None:
     dense_run(tmp_path / "full")
     head_run(tmp_path / "head")
-    done = command("full", "head", "--out", "new/drawn", folder=tmp_path)
+    environment = {key: value for key, value in os.environ.items() if key not in ("PYTHONPATH", "COLUMNS")}
+    done = subprocess.run(
+        [sys.executable, str(SPECTRA), "full", "head", "--out", "new/drawn"],
+        cwd=tmp_path, env=environment | {"PYTHONIOENCODING": "utf-8"}, capture_output=True, encoding="utf-8",
+        check=False,
+    )  # fmt: skip
     assert (done.returncode, done.stderr) == (0, "")
     lines = done.stdout.splitlines()
     assert max(map(len, lines)) <= 80

@@ -114,7 +114,7 @@ class Recorder:
             "trainable_share": trainable / base_parameters,
             "update_parameters": sum(_size(update) for update in variant.deltas(self.trial).values()),
             "steps": self.variant.pack.steps[self.trial],
-            "steps_executed": checkpoints.executed_before + steps_executed,
+            "steps_executed": steps_executed,
             "resumed_from": checkpoints.resumed_from,
             "seconds": dict(seconds),
             "bytes_peak": peak_bytes(next(variant.model.parameters()).device),

@@ -105,11 +105,11 @@ def _count(study: Study, arm: Arm) -> Count:
 
 
 def _row(study: Study, arm: Arm, count: Count, packing: Packing) -> tuple[str, ...]:
-    trainable = packing.setting.plan(arm.config)[0].trainable_parameters(0)
-    packing.group(arm)  # while the setting remembers its plan
+    packing.group(arm)
     trials = (str(count.tuning), str(count.evaluation))
     if study.config.search is not None:
         return (arm.label, f"{arm.centre:g}", study.config.search.budget.in_words, *trials)
+    trainable = packing.setting.plan(arm.config)[0].trainable_parameters(0)  # of the plan that it remembers
     extension = f"{'' if count.extended_for_sure else 'up to '}{count.extension}"
     return (arm.label, f"{arm.centre:g}", f"{trainable:,}", *trials, extension)
 

@@ -142,7 +142,7 @@ class Member:
         self.result: dict[str, Any] = self.recorder.result(
             self.checkpoints,
             seconds=seconds,
-            steps_executed=self.executed,
+            steps_executed=self.steps_executed,
             base_parameters=self.setting.base_parameters,
         ) | ({} if forgetting is None else {"forgetting": forgetting})
         self.files = save_update(self.training.variant, self.slot, self.folder.path)
