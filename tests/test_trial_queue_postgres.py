@@ -1,20 +1,20 @@
 """The queue in PostgreSQL, on a real server: what the journal promises, starts at once, passwords, and outages."""
 
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from itertools import count
 from pathlib import Path
+from select import select
 from typing import Any
 
 import pytest
-from sqlalchemy import URL, event
+from sqlalchemy import URL, Engine, event, text
 
-from experiments.studies.queueing import postgres_store
 from experiments.studies.queueing.storage import (
     ADDRESS_VARIABLE,
     Address,
     QueueError,
+    Store,
     TurnLostError,
     open_store,
     read_address,
@@ -159,55 +159,73 @@ def test_a_restart_of_the_server_between_two_calls_is_not_noticed(address: Addre
     assert len(queue.entries()) == 1
 
 
-@pytest.fixture
-def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A server that ends after a second what stands still inside a transaction."""
-    monkeypatch.setattr(postgres_store, "ASLEEP_SECONDS", 1)
+def test_the_server_ends_every_connection_that_holds_locks_and_says_nothing_for_half_a_minute(address: Address) -> None:
+    store = opened(address).store
+    for engine in (store_engine(store), vars(store)["turns"]):
+        with engine.connect() as connection:
+            assert connection.execute(text("SHOW idle_in_transaction_session_timeout")).scalar() == "30s"
 
 
-@pytest.mark.usefixtures("impatient")
 def test_a_process_that_is_stopped_in_its_turn_loses_it_and_what_it_was_to_settle_is_an_error(address: Address) -> None:
     sleeps, goes_on = opened(address), opened(address)
-    with pytest.raises(TurnLostError, match="idle-in-transaction"), sleeps.store.turn(STUDY):
+    with (
+        pytest.raises(TurnLostError, match="idle-in-transaction"),
+        impatient_after(vars(sleeps.store)["turns"], "SELECT pg_advisory_xact_lock"),
+        sleeps.store.turn(STUDY),
+    ):
         assert goes_on.add(trials(3)) == 3
 
 
-@pytest.mark.usefixtures("impatient")
 def test_a_stopped_process_that_adds_trials_goes_on_when_it_wakes_up_and_no_trial_is_there_twice(
     address: Address,
 ) -> None:
     sleeps, goes_on = opened(address), opened(address)
-    with sleeping_once(sleeps, "INSERT INTO trials "):
+    with sleeping_after(sleeps, "INSERT INTO trials "):
         assert sleeps.add(trials(3)) == 3
     goes_on.add(trials(3))
     assert sorted(entry.key for entry in goes_on.latest().values()) == ["trial 0", "trial 1", "trial 2"]
     assert len(goes_on.claim(lambda entries: entries)) == 3
 
 
-@pytest.mark.usefixtures("impatient")
 def test_a_process_stopped_with_a_trial_locked_leaves_it_to_others_and_its_own_claim_is_lost(address: Address) -> None:
     sleeps, goes_on = opened(address), opened(address)
     sleeps.add(trials(1))
     won: list[Claim] = []
-    with sleeping_once(sleeps, "UPDATE trials ", meanwhile=lambda: won.append(one_claim(goes_on))):
+    with sleeping_after(sleeps, "UPDATE trials ", meanwhile=lambda: won.append(one_claim(goes_on))):
         assert sleeps.claim(lambda entries: entries) == []
     assert goes_on.finish(won[0], 1.0, {})
 
 
+def store_engine(store: Store) -> Engine:
+    engine = vars(store.optuna)["storage"]._backend.engine
+    assert isinstance(engine, Engine)
+    return engine
+
+
 @contextmanager
-def sleeping_once(queue: TrialQueue, statement: str, meanwhile: Callable[[], object] = lambda: None) -> Iterator[None]:
-    """The first statement of that kind is sent, and its transaction stands still until the server has ended it."""
-    engine = vars(queue.store.optuna)["storage"]._backend.engine
-    slept = []
+def impatient_after(engine: Engine, statement: str, then: Callable[[Any], object] = lambda _: None) -> Iterator[None]:
+    """The server ends the transaction of the first such statement, and no other, when it stands still for 0.5 s."""
+    told: list[str] = []
 
     @event.listens_for(engine, "after_cursor_execute")
-    def sleep(*arguments: Any) -> None:
-        if not slept and arguments[2].startswith(statement):
-            slept.append(statement)
-            time.sleep(0.2)
-            meanwhile()
-            time.sleep(1.5)
+    def tell(connection: Any, cursor: Any, sent: str, *_: Any) -> None:
+        if not told and sent.startswith(statement):
+            told.append(statement)
+            cursor.connection.execute("SET LOCAL idle_in_transaction_session_timeout = '500ms'")
+            then(cursor.connection)
 
     yield
-    event.remove(engine, "after_cursor_execute", sleep)
-    assert slept
+    event.remove(engine, "after_cursor_execute", tell)
+    assert told
+
+
+@contextmanager
+def sleeping_after(queue: TrialQueue, statement: str, meanwhile: Callable[[], object] = lambda: None) -> Iterator[None]:
+    """The process of `queue` stands still after that statement until the server has ended its transaction."""
+
+    def sleep(connection: Any) -> None:
+        meanwhile()
+        assert select([connection.fileno()], [], [], 60)[0], "the server has not ended it"
+
+    with impatient_after(store_engine(queue.store), statement, sleep):
+        yield
