@@ -11,6 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import FuncNorm, Normalize
 from matplotlib.figure import Figure
+from matplotlib.transforms import ScaledTranslation
 
 from analysis.captions import LETTERS_PER_INCH, put_caption, score_label
 from analysis.figure_style import WIDTH_INCHES, figure_style
@@ -132,10 +133,11 @@ def _annotate(figure: Figure, panels: dict[str, Axes], ranks: pd.DataFrame, norm
         parts = [(rank, RANK_POINTS, 0.6 * RANGE_POINTS if two else 0.0)] if with_ranks else []
         parts += [(spread, RANGE_POINTS, -0.52 * RANK_POINTS)] if two else []
         for text, size, above in parts:
-            panels[row["arm"]].annotate(
-                text, (kinds.index(row["kind"]), layers.index(row["layer"])), xytext=(0, above),
-                textcoords="offset points", fontsize=size, ha="center", va="center_baseline",
-                color=_ink(float(norm(row["value"]))),
+            axes = panels[row["arm"]]
+            axes.text(
+                kinds.index(row["kind"]), layers.index(row["layer"]), text, fontsize=size, ha="center",
+                va="center_baseline", color=_ink(float(norm(row["value"]))), in_layout=False,
+                transform=axes.transData + ScaledTranslation(0, above / 72, figure.dpi_scale_trans),
             )  # fmt: skip
     return with_ranges
 
