@@ -164,10 +164,10 @@ def cell_words(axes: Axes) -> dict[tuple[int, int], list[str]]:
     """Row and column -> what stands in the cell, from the top."""
     found: dict[tuple[int, int], list[Text]] = {}
     for text in axes.texts:
-        column, row = text.xy  # type: ignore[attr-defined]  # all are annotations
-        found.setdefault((row, column), []).append(text)
+        column, row = text.get_position()
+        found.setdefault((int(row), int(column)), []).append(text)
     return {
-        cell: [text.get_text() for text in sorted(texts, key=lambda text: -text.get_position()[1])]
+        cell: [text.get_text() for text in sorted(texts, key=lambda text: -text.get_window_extent().y0)]
         for cell, texts in found.items()
     }
 
@@ -287,7 +287,7 @@ def test_words_in_a_cell_can_be_told_from_its_colour() -> None:
     map_of = mesh(axes)
     cells = map_of.get_array()
     for text in axes.texts:
-        column, row = text.xy  # type: ignore[attr-defined]
+        column, row = (int(at) for at in text.get_position())
         rgb = np.array(map_of.cmap(map_of.norm(cells[row, column]))[:3])
         linear = np.where(rgb <= 0.04045, rgb / 12.92, ((rgb + 0.055) / 1.055) ** 2.4)
         light = float(linear @ [0.2126, 0.7152, 0.0722])
@@ -311,7 +311,7 @@ def test_words_stay_inside_their_cells_and_ranges_leave_before_ranks(
     assert ("not drawn, but in the table: the range" in caption(figure)) != with_ranges
     wide, high = axes.bbox.width / 6, axes.bbox.height / layers
     for text in texts:
-        box, (x, y) = text.get_window_extent(renderer), axes.transData.transform(text.xy)  # type: ignore[attr-defined]
+        box, (x, y) = text.get_window_extent(renderer), axes.transData.transform(text.get_position())
         assert box.x0 >= x - wide / 2
         assert box.x1 <= x + wide / 2
         assert box.y0 >= y - 0.62 * high  # what is below the baseline is empty under figures
