@@ -399,6 +399,7 @@ def test_a_folder_that_holds_something_else_is_refused(capsys: pytest.CaptureFix
         assert (tmp_path / "benchmark.json").read_text() == text
 
 
+@pytest.mark.slow
 def test_the_command_runs_from_any_folder(tmp_path: Path) -> None:
     script = ROOT / "experiments" / "benchmark.py"
     command = [sys.executable, str(script), *QUICK, "--model", "byte_transformer", "--rounds", "1"]

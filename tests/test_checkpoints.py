@@ -68,9 +68,8 @@ def kill_at(folder: Path, step: int, *arguments: str) -> None:
     process.wait()
 
 
-@pytest.mark.parametrize(
-    "variant", ["adalora", *(pytest.param(name, marks=pytest.mark.slow) for name in ("lora", "lora_plus", "full"))]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("variant", ["adalora", "lora", "lora_plus", "full"])
 def test_a_run_killed_at_five_random_moments_ends_bit_identical(tmp_path: Path, variant: str) -> None:
     arguments = ["--variant", variant, *KNOBS[variant], "--wandb", "disabled"]
     whole, killed = tmp_path / "whole", tmp_path / "killed"

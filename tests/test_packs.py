@@ -18,7 +18,7 @@ from lora_variants.layer import rank_bucket
 from lora_variants.streams import stream
 from lora_variants.variant import Variant
 
-STEPS, ROWS, TOKENS, VOCABULARY = 20, 8, 16, 256
+STEPS, ROWS, TOKENS, VOCABULARY = 12, 8, 16, 256
 POISONED_AFTER = 7
 
 # Ranks share a bucket, AdaLoRA's initial ones too; all else differs.

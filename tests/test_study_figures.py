@@ -18,6 +18,7 @@ from analysis.study_figures import FIGURES, read_drawn, save_drawn
 from experiments.studies.design.planned import PlannedTrial
 from experiments.studies.design.study import load_study
 from experiments.studies.outcome.conclusion import conclusion_of
+from experiments.studies.search import explaining
 
 
 def eventful(trial: PlannedTrial) -> Ending:
@@ -196,7 +197,10 @@ SHIPPED = sorted(path.stem for path in (CONFIGS / "studies").glob("*.yaml"))
 
 
 @pytest.mark.parametrize("study", SHIPPED)
-def test_the_figures_of_every_shipped_study_have_room_for_all_their_words(tmp_path: Path, study: str) -> None:
+def test_the_figures_of_every_shipped_study_have_room_for_all_their_words(
+    tmp_path: Path, study: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(explaining, "RESAMPLES", 2)
     loaded = load_study(CONFIGS / "studies" / f"{study}.yaml")
     for name, table in conclusion_of(loaded, board_of(loaded, eventful), tmp_path).drawn.items():
         with warnings.catch_warnings():

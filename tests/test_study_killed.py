@@ -66,6 +66,7 @@ def command(folder: Path, *arguments: str) -> Iterator["subprocess.Popen[str]"]:
         process.communicate()
 
 
+@pytest.mark.slow
 def test_killed_as_a_whole_then_one_worker_of_two_it_ends_bit_identical(undisturbed: Path, tmp_path: Path) -> None:
     file, runs_dir = study_file(tmp_path), tmp_path / "runs"
     with command(tmp_path, "--pack", "1") as process:
@@ -109,6 +110,7 @@ def test_ten_kills_of_the_only_worker_change_nothing(tmp_path: Path) -> None:
     assert max(lost_steps(file, runs_dir).values()) <= kills * CHECKPOINT_EVERY
 
 
+@pytest.mark.slow
 def test_ctrl_c_stops_every_worker_with_checkpoints_and_says_how_to_go_on(tmp_path: Path) -> None:
     file, runs_dir = study_file(tmp_path, set={**TINY["set"], "training.steps": 100000}), tmp_path / "runs"
     with command(tmp_path, "--workers", "2", "--pack", "2") as process:
