@@ -12,7 +12,7 @@ from experiments.record.folder import RunFolder
 from experiments.studies.board import Board, look
 from experiments.studies.design.study import Study, load_study
 from experiments.studies.queueing.storage import storage_address
-from experiments.studies.queueing.trial_queue import TrialQueue
+from experiments.studies.queueing.trial_queue import Claim, TrialQueue
 from experiments.studies.work.packing import Packing
 from experiments.studies.work.worker import Worker
 from experiments.training.crew import train_together
@@ -150,6 +150,32 @@ def test_an_error_of_one_trial_is_its_failure_alone(
         assert "this trial is broken" in (tmp_path / "tiny" / str(entry.facts["folder"]) / "error.txt").read_text()
     others = {key: value for key, value in found.items() if key not in broken}
     assert others == {key: value for key, value in alone.items() if key not in broken}
+
+
+@pytest.mark.parametrize("meets_an_error", [False, True])
+def test_a_worker_that_sleeps_when_it_knows_that_a_trial_failed_leaves_it_to_who_took_it_over(
+    tmp_path: Path, alone: dict[str, tuple[Any, ...]], monkeypatch: pytest.MonkeyPatch, *, meets_an_error: bool
+) -> None:
+    sleeps = worker_on(tmp_path, pack=1)
+    holds, slept = sleeps.queue.holds, []
+
+    def asked(claim: Claim) -> bool:
+        """An answer that is old when the worker wakes up."""
+        answer = holds(claim)
+        if not slept and (meets_an_error or look(sleeps.study, sleeps.queue).wanted[claim.key].learning_rate > 1):
+            slept.append(claim)
+            sleeps.queue.release([claim])
+            worker_on(tmp_path, pack=1).work()
+        return answer
+
+    def trouble(members: Sequence[Member]) -> Exception | None:
+        return ValueError("of this worker alone") if meets_an_error and not slept else None
+
+    monkeypatch.setattr("experiments.studies.work.worker.train_together", failing(trouble))
+    monkeypatch.setattr(sleeps.queue, "holds", asked)
+    sleeps.work()
+    assert slept
+    assert outcome(sleeps) == alone
 
 
 def test_a_full_disk_stops_the_worker_and_loses_nothing(

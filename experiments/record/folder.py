@@ -50,14 +50,14 @@ class RunFolder:
         self.path = path
 
     @contextmanager
-    def held(self) -> Iterator[None]:
+    def held(self, patience: float = 0.0) -> Iterator[None]:
         """Inside, no other process trains this run.
 
-        Raises: RecordError if one does.
+        Raises: RecordError if one does, and still does after `patience` seconds.
         """
         self.path.parent.mkdir(parents=True, exist_ok=True)
         try:
-            with FileLock(self.path.with_name(f".{self.path.name}.lock"), timeout=0):
+            with FileLock(self.path.with_name(f".{self.path.name}.lock"), timeout=patience):
                 yield
         except Timeout:
             raise RecordError(f"another process is training this run now: {self.path}; wait for it to end") from None

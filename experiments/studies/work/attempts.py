@@ -11,44 +11,59 @@ from experiments.record.checkpoint import CHECKPOINT, PROGRESS
 from experiments.record.folder import RunFolder
 
 ATTEMPTS = ".attempts"
+PATIENCE_SECONDS = 60.0  # with whoever has the record in hand: it is copied to W&B, or published by another worker
 ADOPTED = (CHECKPOINT, "metrics.jsonl", PROGRESS, "config.yaml", "environment.json")
 
 
 def attempt_at(record: RunFolder, key: str, number: int) -> RunFolder:
-    """The folder of attempt `number` at the trial `key`; a new one has what the attempt that came farthest has left.
+    """The folder of attempt `number` at the trial `key`.
 
     Two trials of one configuration, as searches may ask for, have one record and attempts of their own.
     """
-    attempt = RunFolder(record.path.parent / ATTEMPTS / f"{record.path.name}.{key}.{number}")
-    earlier = [path for path in attempts_like(attempt) if (path / CHECKPOINT).exists()]
-    if earlier and not attempt.path.exists():
-        attempt.path.mkdir(parents=True)
-        for name in ADOPTED:  # the checkpoint first: the metrics that it speaks of are there by then
-            if (earlier[-1] / name).exists():
-                shutil.copyfile(earlier[-1] / name, attempt.path / name)
-    return attempt
+    return RunFolder(record.path.parent / ATTEMPTS / f"{record.path.name}.{key}.{number}")
 
 
-def publish(attempt: RunFolder, record: RunFolder) -> None:
-    """The attempt becomes the trial's record. Of several finished ones the first stays: they are the same."""
-    with record.held():
-        if record.path.exists() and not record.finished:
-            shutil.rmtree(record.path)
-        if not record.finished:
+def adopt(attempt: RunFolder) -> None:
+    """A new one begins with what the attempt that came farthest has left."""
+    earlier = [path for path in _attempts_like(attempt) if (path / CHECKPOINT).exists()]
+    if not earlier or attempt.path.exists():
+        return
+    farthest = max(earlier, key=lambda path: _bytes(path / "metrics.jsonl"))
+    attempt.path.mkdir(parents=True)
+    for name in ADOPTED:  # the checkpoint first: the metrics that it speaks of are there by then
+        if (farthest / name).exists():
+            shutil.copyfile(farthest / name, attempt.path / name)
+
+
+def publish(attempt: RunFolder, record: RunFolder) -> bool:
+    """The attempt becomes the trial's record. Of several finished ones the first stays: they are the same.
+
+    False where it is not there any more: its worker slept, and another has taken the trial over.
+    """
+    with record.held(patience=PATIENCE_SECONDS):
+        there = attempt.path.exists()
+        if there and not record.finished:
+            if record.path.exists():
+                shutil.rmtree(record.path)
             attempt.path.replace(record.path)
-    for path in attempts_like(attempt):
-        shutil.rmtree(path, ignore_errors=True)
+        discard(attempt)
+    return there
 
 
 def discard(attempt: RunFolder) -> None:
-    """It leaves nothing."""
-    shutil.rmtree(attempt.path, ignore_errors=True)
+    """It and all earlier attempts leave nothing; at a later one another worker may be."""
+    for path in _attempts_like(attempt):
+        if _number(path) <= _number(attempt.path):
+            shutil.rmtree(path, ignore_errors=True)
 
 
-def attempts_like(attempt: RunFolder) -> list[Path]:
-    """All attempts at the same trial, the one that came farthest last."""
-    found = attempt.path.parent.glob(f"{attempt.path.name.rpartition('.')[0]}.*")
-    return sorted(found, key=lambda path: _bytes(path / "metrics.jsonl"))
+def _attempts_like(attempt: RunFolder) -> list[Path]:
+    """All attempts at the same trial."""
+    return list(attempt.path.parent.glob(f"{attempt.path.name.rpartition('.')[0]}.*"))
+
+
+def _number(path: Path) -> int:
+    return int(path.name.rpartition(".")[2])
 
 
 def _bytes(path: Path) -> int:

@@ -1,13 +1,11 @@
 """A worker of a study: it claims trials that may share a pack, trains them together, and hands in what they scored."""
 
-import threading
 import time
 import traceback
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from experiments.display import Display
 from experiments.record.checkpoint import CheckpointError
@@ -19,8 +17,9 @@ from experiments.studies.design.study import Study
 from experiments.studies.queueing.entries import Entry
 from experiments.studies.queueing.trial_queue import Claim, TrialQueue
 from experiments.studies.search.proposer import Proposer
-from experiments.studies.work.attempts import attempt_at, discard, publish
+from experiments.studies.work.attempts import adopt, attempt_at, discard, publish
 from experiments.studies.work.handing_in import HandingIn
+from experiments.studies.work.heartbeat import Progress, beating
 from experiments.studies.work.packing import Packing, out_of_memory, share
 from experiments.training.crew import train_together
 from experiments.training.interruption import Interrupted, Interruption
@@ -29,21 +28,6 @@ from experiments.training.setting import Setting
 
 KEPT_WAITING = 256  # trials in the queue that wait: enough for all workers, few beside a study of thousands
 IDLE_SECONDS = 0.5
-BEAT_SECONDS = 1.0
-
-
-@dataclass
-class Progress:
-    """What this worker has done, for displays."""
-
-    trial_steps: int = 0
-    trials: int = 0
-    pack: int = 0
-    began: float = field(default_factory=time.monotonic)
-
-    def tree(self) -> dict[str, Any]:
-        seconds = round(time.monotonic() - self.began, 1)
-        return {"trial_steps": self.trial_steps, "trials": self.trials, "pack": self.pack, "seconds": seconds}
 
 
 @dataclass(frozen=True)
@@ -87,7 +71,7 @@ class Worker:
         Raises: Interrupted after a checkpoint of every trial; OSError where a record cannot be written; QueueError.
         Whatever is raised, the trials that this worker holds wait again, and lose nothing but steps.
         """
-        with self._beating():
+        with beating(self.queue, self.progress):
             try:
                 while self._next_pack():
                     pass
@@ -145,10 +129,12 @@ class Worker:
         start = self.starts[trial.arm.identity]
         rank_total = sum(trial.knobs["rank"].values()) if trial.knobs else self.packing.rank_total(trial.arm)
         record = self.setting.folder(trial.config, self.runs_dir, rank_total=rank_total, start=start)
+        attempt = attempt_at(record, claim.key, claim.number)
         if record.finished:
             self.handing_in.record_of(claim, trial, record)
+            discard(attempt)
             return
-        attempt = attempt_at(record, claim.key, claim.number)
+        adopt(attempt)
         wishes = Wishes(
             test=trial.stage == "evaluation",
             runs_dir=self.runs_dir,
@@ -195,10 +181,9 @@ class Worker:
     def _end(self, held: Held) -> None:
         """Publish a trial that has ended, unless another worker has taken it over."""
         del self.held[held.claim.key]
-        if not self.queue.holds(held.claim):
+        if not (self.queue.holds(held.claim) and publish(held.member.folder, held.record)):
             discard(held.member.folder)
             return
-        publish(held.member.folder, held.record)
         if held.member.failure is not None:
             self.handing_in.failed(held.claim, held.record, held.member.failure)
         elif held.member.stopped is not None:
@@ -222,11 +207,7 @@ class Worker:
             self.held |= {held.claim.key: held for held in ours}
             raise error
         if len(pack) == 1 and ours:
-            ours[0].member.folder.fail("".join(traceback.format_exception(error)))
-            publish(ours[0].member.folder, ours[0].record)
-            reason = f"{type(error).__name__}: {error}" + (" (in a pack of one)" if out_of_memory(error) else "")
-            self.handing_in.failed(ours[0].claim, ours[0].record, reason)
-            self.progress.trials += 1
+            self._fail(ours[0], error)
             return
         if out_of_memory(error):
             self.packing.halve(pack[0].trial.arm, len(pack))
@@ -235,20 +216,11 @@ class Worker:
         for held in ours:
             self._begin(held.claim, held.trial)
 
-    @contextmanager
-    def _beating(self) -> Iterator[None]:
-        """Signs of life from a thread of their own: a step may take longer than the patience of others."""
-        over = threading.Event()
-
-        def beat() -> None:
-            while not over.wait(BEAT_SECONDS):
-                with suppress(Exception):  # the main thread meets the same trouble and tells it
-                    self.queue.beat(self.progress.tree())
-
-        thread = threading.Thread(target=beat, daemon=True)
-        thread.start()
-        try:
-            yield
-        finally:
-            over.set()
-            thread.join()
+    def _fail(self, held: Held, error: Exception) -> None:
+        """Publish a trial that cannot be trained, unless another worker has taken it over."""
+        with suppress(FileNotFoundError):  # this worker slept
+            held.member.folder.fail("".join(traceback.format_exception(error)))
+        if publish(held.member.folder, held.record):
+            reason = f"{type(error).__name__}: {error}" + (" (in a pack of one)" if out_of_memory(error) else "")
+            self.handing_in.failed(held.claim, held.record, reason)
+            self.progress.trials += 1
