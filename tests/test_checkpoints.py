@@ -6,6 +6,7 @@ import signal
 import sys
 import time
 from pathlib import Path
+from shutil import copytree
 
 import pytest
 from forked_python import ForkedPython
@@ -94,6 +95,7 @@ def test_a_run_killed_at_five_random_moments_ends_bit_identical(tmp_path: Path, 
     assert {path.name for path in ours.path.iterdir()} == {path.name for path in theirs.path.iterdir()}
 
 
+@pytest.mark.slow
 def test_a_run_resumed_after_ctrl_c_executes_no_step_twice_and_its_wandb_run_is_whole(tmp_path: Path) -> None:
     process = start(tmp_path, "--wandb", "offline")
     reach(process, tmp_path, 60)
@@ -105,9 +107,17 @@ def test_a_run_resumed_after_ctrl_c_executes_no_step_twice_and_its_wandb_run_is_
     assert [row["step"] for row in mirrored.history if "train/task_loss" in row] == list(range(1, STEPS + 1))
 
 
+@pytest.fixture(scope="module")
+def killed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where a run was killed after a checkpoint."""
+    folder = tmp_path_factory.mktemp("killed")
+    kill_at(folder, 60, "--wandb", "disabled")
+    return folder
+
+
 @pytest.mark.parametrize("damage", ["torn", "empty", "of another run"])
-def test_a_torn_or_foreign_checkpoint_is_refused_with_the_way_out(tmp_path: Path, damage: str) -> None:
-    kill_at(tmp_path, 60, "--wandb", "disabled")
+def test_a_torn_or_foreign_checkpoint_is_refused_with_the_way_out(tmp_path: Path, killed: Path, damage: str) -> None:
+    copytree(killed, tmp_path, dirs_exist_ok=True)
     path = record(tmp_path).path / "checkpoint.safetensors"
     content = path.read_bytes()
     identity = record(tmp_path).path.name[-12:].encode()

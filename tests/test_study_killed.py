@@ -128,6 +128,7 @@ def test_ctrl_c_stops_every_worker_with_checkpoints_and_says_how_to_go_on(tmp_pa
     assert not queue.workers()
 
 
+@pytest.mark.slow
 def test_workers_stop_when_their_driver_is_killed(tmp_path: Path) -> None:
     file, runs_dir = study_file(tmp_path, set={**TINY["set"], "training.steps": 100000}), tmp_path / "runs"
     with command(tmp_path, "--pack", "2") as process:

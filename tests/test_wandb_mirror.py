@@ -240,6 +240,7 @@ def test_more_sigmas_than_a_table_holds_leave_the_largest_of_every_matrix(
     ]
 
 
+@pytest.mark.slow
 def test_a_killed_run_keeps_every_row_logged_before_the_last_two_seconds(folder: Path) -> None:
     killed = run_python(f"""
         import os, signal, time
