@@ -1,6 +1,7 @@
 """A worker of a study: what goes wrong in a pack leaves no trace in the other trials' records."""
 
 import errno
+import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -176,6 +177,22 @@ def test_a_worker_that_sleeps_when_it_knows_that_a_trial_failed_leaves_it_to_who
     sleeps.work()
     assert slept
     assert outcome(sleeps) == alone
+
+
+def test_a_trial_whose_folder_is_deleted_before_it_is_published_is_trained_again(
+    tmp_path: Path, alone: dict[str, tuple[Any, ...]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    worker = worker_on(tmp_path, pack=1)
+    holds = worker.queue.holds
+
+    def asked(claim: Claim) -> bool:
+        monkeypatch.undo()
+        shutil.rmtree(tmp_path / "tiny" / ".attempts")
+        return holds(claim)
+
+    monkeypatch.setattr(worker.queue, "holds", asked)
+    worker.work()
+    assert outcome(worker) == alone
 
 
 def test_a_full_disk_stops_the_worker_and_loses_nothing(

@@ -179,10 +179,9 @@ class Worker:
         self.progress.trial_steps += trials
 
     def _end(self, held: Held) -> None:
-        """Publish a trial that has ended, unless another worker has taken it over."""
+        """Publish a trial that has ended, and hand in what became of it."""
         del self.held[held.claim.key]
-        if not (self.queue.holds(held.claim) and publish(held.member.folder, held.record)):
-            discard(held.member.folder)
+        if not self._published(held):
             return
         if held.member.failure is not None:
             self.handing_in.failed(held.claim, held.record, held.member.failure)
@@ -217,10 +216,18 @@ class Worker:
             self._begin(held.claim, held.trial)
 
     def _fail(self, held: Held, error: Exception) -> None:
-        """Publish a trial that cannot be trained, unless another worker has taken it over."""
+        """Publish a trial that cannot be trained, and hand that in."""
         with suppress(FileNotFoundError):  # this worker slept
             held.member.folder.fail("".join(traceback.format_exception(error)))
-        if publish(held.member.folder, held.record):
+        if self._published(held):
             reason = f"{type(error).__name__}: {error}" + (" (in a pack of one)" if out_of_memory(error) else "")
             self.handing_in.failed(held.claim, held.record, reason)
             self.progress.trials += 1
+
+    def _published(self, held: Held) -> bool:
+        """Whether the trial's attempt is its record now; not if another worker has taken it over."""
+        if self.queue.holds(held.claim) and publish(held.member.folder, held.record):
+            return True
+        discard(held.member.folder)
+        self.queue.release([held.claim])  # it waits again if nobody has it: its folder was deleted
+        return False
