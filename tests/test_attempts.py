@@ -1,5 +1,6 @@
 """Attempts at a trial: one becomes its record, whichever worker sleeps between two of its steps."""
 
+import shutil
 import threading
 import time
 from pathlib import Path
@@ -8,7 +9,7 @@ import pytest
 
 from experiments.record.checkpoint import CHECKPOINT
 from experiments.record.folder import RunFolder
-from experiments.studies.work.attempts import adopt, attempt_at, discard, publish
+from experiments.studies.work.attempts import ADOPTED, adopt, attempt_at, discard, publish
 
 
 @pytest.fixture
@@ -19,6 +20,8 @@ def record(tmp_path: Path) -> RunFolder:
 def attempt(record: RunFolder, number: int, key: str = "key") -> RunFolder:
     made = attempt_at(record, key, number)
     made.path.mkdir(parents=True)
+    for name in ADOPTED:
+        (made.path / name).write_text("{}")
     (made.path / "metrics.jsonl").write_text("{}\n" * number)
     (made.path / CHECKPOINT).write_text(f"of {number}")
     return made
@@ -91,6 +94,20 @@ def test_an_attempt_begins_with_what_the_one_that_came_farthest_has_left(record:
     assert len(fourth.history()) == 3
     adopt(attempt_at(record, "new", 5))
     assert not attempt_at(record, "new", 5).path.exists()
+
+
+def test_an_attempt_begins_from_nothing_when_the_one_it_follows_is_cleared_away_meanwhile(
+    record: RunFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    slept, copyfile = attempt(record, 1), shutil.copyfile
+
+    def copy(source: Path, target: Path) -> None:
+        copyfile(source, target)
+        discard(slept)
+
+    monkeypatch.setattr(shutil, "copyfile", copy)
+    adopt(attempt_at(record, "key", 2))
+    assert attempts(record) == []
 
 
 def test_what_is_discarded_takes_earlier_attempts_at_its_trial_along(record: RunFolder) -> None:

@@ -214,8 +214,10 @@ def impatient_after(engine: Engine, statement: str, then: Callable[[Any], object
             cursor.connection.execute("SET LOCAL idle_in_transaction_session_timeout = '500ms'")
             then(cursor.connection)
 
-    yield
-    event.remove(engine, "after_cursor_execute", tell)
+    try:
+        yield
+    finally:
+        event.remove(engine, "after_cursor_execute", tell)
     assert told
 
 

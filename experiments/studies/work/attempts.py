@@ -5,6 +5,7 @@ from its last checkpoint.
 """
 
 import shutil
+from contextlib import suppress
 from pathlib import Path
 
 from experiments.record.checkpoint import CHECKPOINT, PROGRESS
@@ -24,15 +25,17 @@ def attempt_at(record: RunFolder, key: str, number: int) -> RunFolder:
 
 
 def adopt(attempt: RunFolder) -> None:
-    """A new one begins with what the attempt that came farthest has left."""
+    """A new one begins with what the attempt that came farthest has left, if that is not cleared away meanwhile."""
     earlier = [path for path in _attempts_like(attempt) if (path / CHECKPOINT).exists()]
     if not earlier or attempt.path.exists():
         return
     farthest = max(earlier, key=lambda path: _bytes(path / "metrics.jsonl"))
     attempt.path.mkdir(parents=True)
-    for name in ADOPTED:  # the checkpoint first: the metrics that it speaks of are there by then
-        if (farthest / name).exists():
+    try:
+        for name in ADOPTED:  # the checkpoint first: the metrics that it speaks of are there by then
             shutil.copyfile(farthest / name, attempt.path / name)
+    except FileNotFoundError:  # its worker slept and has woken up
+        shutil.rmtree(attempt.path)
 
 
 def publish(attempt: RunFolder, record: RunFolder) -> bool:
@@ -67,4 +70,6 @@ def _number(path: Path) -> int:
 
 
 def _bytes(path: Path) -> int:
-    return path.stat().st_size if path.exists() else 0
+    with suppress(FileNotFoundError):
+        return path.stat().st_size
+    return 0
