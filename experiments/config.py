@@ -27,7 +27,9 @@ class TrainingConfig(Section):
     steps: int = Field(1000, ge=0, description="optimizer steps")
     rows: int = Field(4, ge=1, description="rows of a step's batch; multiples of 8 in all shapes keep packs bit-exact")
     learning_rate: Rate | dict[str, Rate] = Field(
-        5e-3, description="peak learning rate: a number, or a map from variant to number"
+        5e-3,
+        description="peak learning rate: a number, or a map from variant to number; a variant that the map does not "
+        "name has LoRA's times the `learning_rate_factor` of its Config",
     )
     head_learning_rate: Rate | None = Field(
         None, description="peak learning rate of the task's head under every variant; null: the variant's own"

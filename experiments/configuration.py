@@ -14,6 +14,7 @@ from experiments.config import RunConfig
 from experiments.faults import ConfigError, explained, fields_of, name_of, nearest
 from experiments.tasks.table import TASKS
 from lora_variants import VARIANTS
+from lora_variants.config import Config
 
 
 class _Loader(yaml.SafeLoader):
@@ -135,18 +136,31 @@ def _needs_model(schema: type[RunConfig]) -> bool:
 
 def _with_own_rate(config: RunConfig, faults: list[str]) -> RunConfig:
     """A map of learning rates becomes the rate of the run's variant."""
-    rates, name = config.training.learning_rate, name_of(config.variant)
+    rates = config.training.learning_rate
     if isinstance(rates, dict):
         faults += [
             f"training.learning_rate.{key}: no such variant{nearest(key, VARIANTS)}"
             for key in rates
             if key not in VARIANTS
         ]
-        if name in VARIANTS and name not in rates:
-            faults.append(f"training.learning_rate: has no rate for variant {name!r}; add one or give a number")
-        rates = rates.get(str(name), 0.0)
+        rates = _rate_of(config.variant, rates, faults) if name_of(config.variant) in VARIANTS else 0.0
     training = config.training.model_copy(update={"learning_rate": float(rates)})
     return config.model_copy(update={"training": training})
+
+
+def _rate_of(variant: Config, rates: Mapping[str, float], faults: list[str]) -> float:
+    """The rate that a map names for a variant, else LoRA's times the variant's factor; a fault where it has neither."""
+    name, factor = variant.name, variant.learning_rate_factor
+    if name in rates:
+        return rates[name]
+    if factor is not None and "lora" in rates:
+        return rates["lora"] * factor
+    if factor is None:
+        why = ", which has no factor of LoRA's rate"
+    else:
+        why = "" if name == "lora" else f" and none for 'lora', of which {name} takes {factor:g} times"
+    faults.append(f"training.learning_rate: has no rate for variant {name!r}{why}; add {name} or give a number")
+    return 0.0
 
 
 def parse_setting(setting: str, faults: list[str]) -> dict[str, Any]:

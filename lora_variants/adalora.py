@@ -49,6 +49,8 @@ INIT_DEVIATION = 0.02  # the authors' code; the paper says "Gaussian"
 class AdaLoRAConfig(AdapterConfig):
     """The knobs of AdaLoRA; `rank` is the average rank that is left at the end."""
 
+    learning_rate_factor: ClassVar[float | None] = 1.0
+
     name: Literal["adalora"] = Field("adalora", description="which variant")
     initial_rank: int | None = Field(
         None,

@@ -21,6 +21,8 @@ from lora_variants.variant import ParameterGroup
 
 
 class FullAllConfig(Config):
+    learning_rate_factor: ClassVar[float | None] = 0.4
+
     name: Literal["full_all"] = "full_all"
 
 

@@ -13,6 +13,8 @@ from lora_variants.variant import Variant
 
 
 class HeadConfig(Config):
+    learning_rate_factor: ClassVar[float | None] = None  # the only thing that trains has a rate of its own
+
     name: Literal["head"] = "head"
 
 

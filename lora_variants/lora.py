@@ -26,6 +26,8 @@ from lora_variants.variant import Variant
 class LoRAConfig(AdapterConfig):
     """The knobs of LoRA and of what differs from it in a number only."""
 
+    learning_rate_factor: ClassVar[float | None] = 1.0
+
     name: Literal["lora"] = "lora"
     init: Literal["kaiming", "gaussian"] = Field("kaiming", description="law of A at the start; B is zero")
 

@@ -18,6 +18,8 @@ from lora_variants.lora import LoRA, LoRAConfig
 
 
 class LoRAPlusConfig(LoRAConfig):
+    learning_rate_factor: ClassVar[float | None] = 0.25  # of A and of heads; B learns at 16 times this
+
     name: Literal["lora_plus"] = Field("lora_plus", description="which variant")  # type: ignore[assignment]
     learning_rate_ratio: float = Field(
         16.0, gt=0, description="λ: learning rate of B divided by that of A; the authors advise about 2^4"

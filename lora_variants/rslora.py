@@ -15,6 +15,7 @@ from lora_variants.lora import LoRA, LoRAConfig
 class RsLoRAConfig(LoRAConfig):
     """alpha is fixed by default: alpha proportional to the rank would undo the stabilised scaling."""
 
+    learning_rate_factor: ClassVar[float | None] = 1.0
     DEFAULT_ALPHA: ClassVar[dict[str, float]] = {"alpha": 8.0}  # s = 2 at r = 16, LoRA's default scale
 
     name: Literal["rslora"] = Field("rslora", description="which variant")  # type: ignore[assignment]

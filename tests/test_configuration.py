@@ -72,11 +72,56 @@ def test_ranks_by_layer_come_through_the_command_line() -> None:
     assert config.variant.rank == {"*.query": 8, "layers.0.*": 0}  # type: ignore[attr-defined]
 
 
-def test_a_map_of_learning_rates_gives_each_variant_its_own() -> None:
+def test_a_map_of_learning_rates_gives_each_variant_that_it_names_its_own() -> None:
     rates = "training.learning_rate={lora: 1e-3, full: 2e-4}"
     assert load(BYTES, variant="full", settings=[rates]).learning_rate == 2e-4
-    assert "no rate for variant 'adalora'" in faults(rates, variant="adalora")[0]
     assert "no such variant (did you mean 'lora'?)" in faults("training.learning_rate={lora: 1, lorra: 1}")[0]
+
+
+@pytest.mark.parametrize(
+    ("variant", "factor"), [("full", 0.4), ("full_all", 0.4), ("rslora", 1), ("adalora", 1), ("lora_plus", 0.25)]
+)
+def test_a_variant_that_the_map_does_not_name_learns_at_its_factor_of_loras_rate(variant: str, factor: float) -> None:
+    for rate in (1e-3, 7e-2):
+        settings = [f"training.learning_rate={{lora: {rate}, head: 1}}"]
+        assert load(BYTES, variant=variant, settings=settings).learning_rate == rate * factor
+    assert load(BYTES, variant=variant, settings=["learning_rate=3e-4"]).learning_rate == 3e-4
+
+
+def test_a_map_that_says_nothing_of_a_variants_rate_is_a_fault_with_the_way_out() -> None:
+    told = "training.learning_rate: has no rate for variant "
+    assert faults("training.learning_rate={lora: 1}", variant="head") == (
+        f"{told}'head', which has no factor of LoRA's rate; add head or give a number",
+    )
+    assert faults("training.learning_rate={full: 1}", variant="lora_plus") == (
+        f"{told}'lora_plus' and none for 'lora', of which lora_plus takes 0.25 times; add lora_plus or give a number",
+    )
+    assert faults("training.learning_rate={full: 1}", variant="lora") == (f"{told}'lora'; add lora or give a number",)
+
+
+# What each shipped file resolves to; a rate that moves makes other runs of the same command.
+EVERY = ("head", "full", "full_all", "lora", "rslora", "adalora", "lora_plus")
+RATES = {
+    "bytes": (5e-3, 2e-3, 2e-3, 5e-3, 5e-3, 5e-3, 1.25e-3),
+    "cola": (1e-2, 1e-3, 1e-4, 3e-3, 1.5e-3, 1e-2, 1e-3),
+    "digits": (5e-2, 2e-3, 1e-3, 6e-3, 1.2e-2, 6e-3, 3e-3),
+    "planted": (1e-2, 3e-3, 3e-3, 1e-2, 1e-2, 1e-2, 3e-3),
+    "sst2": (1e-2, 3e-4, 1e-4, 3e-3, 1.5e-3, 1e-2, 3e-4),
+    "stories": (5e-3, 2e-3, 2e-3, 5e-3, 5e-3, 5e-3, 1.25e-3),
+    "trec": (1e-2, 3e-4, 1e-4, 3e-3, 1.5e-3, 1e-2, 3e-4),
+    "recipes/adalora_deberta_v3_base_glue": (5e-4,) * 7,
+    "recipes/lora_plus_roberta_base_glue": (5e-5,) * 7,
+    "recipes/lora_roberta_base_glue": (4e-4,) * 7,
+}
+
+
+def test_every_shipped_file_gives_every_variant_exactly_this_rate() -> None:
+    configs = ROOT / "configs"
+    files = [path for path in configs.glob("**/*.yaml") if path.parent.name != "studies"]
+    found = {str(path.relative_to(configs).with_suffix("")): path for path in files}
+    assert {
+        name: tuple(load(path, variant=variant).learning_rate for variant in EVERY) for name, path in found.items()
+    } == RATES
 
 
 def test_alpha_and_alpha_per_rank_exclude_each_other() -> None:

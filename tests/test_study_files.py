@@ -296,6 +296,25 @@ def test_a_shipped_study_is_what_its_comment_says(path: Path) -> None:
         assert found.warnings == ()
 
 
+CENTRES = {
+    "learning_rate": {"lora": 6e-3, "rslora": 1.2e-2, "full": 2e-3},
+    "rank": {"lora": 5e-3, "rslora": 5e-3, "adalora": 5e-3, "full": 2e-3},
+    "rank_per_layer": {"lora": 5e-3, "adalora for its ranks": 5e-3},
+    "smoke": {"lora": 5e-3, "adalora": 5e-3},
+    "targets": {"lora": 5e-3},
+    "trec_rank_per_layer": {"lora": 3e-3},
+    "variants": {"lora": 5e-3, "rslora": 5e-3, "lora_plus": 1.25e-3, "adalora": 5e-3},
+}
+
+
+@pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
+def test_the_arms_of_a_shipped_study_are_tuned_around_exactly_these_rates(path: Path) -> None:
+    found = load_study(path).arms
+    centres = {(arm.config.variant.name, arm.centre) for arm in found}
+    centres |= {(arm.source.label, arm.source.centre) for arm in found if arm.source}
+    assert centres == set(CENTRES[path.stem].items())
+
+
 @pytest.mark.parametrize("name", ["targets", "variants"])
 def test_the_arms_of_a_fixed_budget_train_equally_many_parameters(name: str) -> None:
     sizes = {}
