@@ -13,6 +13,7 @@ from experiments.bases.model_config import ModelConfig
 from experiments.config import RunConfig
 from experiments.faults import ConfigError, explained, fields_of, name_of, nearest
 from experiments.tasks.table import TASKS
+from experiments.variant_change import carry_over, choose_variant
 from lora_variants import VARIANTS
 from lora_variants.config import Config
 
@@ -51,23 +52,27 @@ def load(
     seed: int | None = None,
     start_from: Path | None = None,
     settings: Sequence[str] = (),
+    notes: list[str] | None = None,
 ) -> RunConfig:
     """The configuration of a file with the command line on top; `settings` are 'key=value' with YAML values.
 
-    `variant` replaces the file's whole variant section unless it is of that name, so that one variant's
-    knobs never leak into another.
+    A `variant` that is not the file's takes over what the file states of the knobs that all adapters share, and none
+    of the other variant's own; `notes` gets a line on what carried over and one on what was dropped, also where a
+    fault is raised.
     Raises: ConfigError with every fault.
     """
     faults: list[str] = []
     tree = read_tree(path) if path else {}
-    if variant is not None:
-        choose_variant(tree, variant)
+    replaced = {} if variant is None else choose_variant(tree, variant)
     if start_from is not None:
         tree["start"] = {"path": str(start_from)}
     flags = {"rank": rank, "seed": seed}
     for setting in (*(f"{key}={value}" for key, value in flags.items() if value is not None), *settings):
         for key, given in parse_setting(setting, faults).items():
             put(tree, key, given, faults)
+    told = carry_over(tree, replaced)
+    if notes is not None:
+        notes += told
     return resolve(tree, faults)
 
 
@@ -81,12 +86,6 @@ def read_tree(path: Path) -> dict[str, Any]:
     if not isinstance(tree, dict):
         raise ConfigError([f"{path}: a configuration is a map of keys to values, this is a {type(tree).__name__}"])
     return tree
-
-
-def choose_variant(tree: dict[str, Any], name: str) -> None:
-    """The tree's variant is the named one, without the knobs of another."""
-    if name_of(tree.get("variant")) != name:
-        tree["variant"] = {"name": name}
 
 
 def resolve(tree: Mapping[str, Any], faults: Sequence[str] = ()) -> RunConfig:

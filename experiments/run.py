@@ -4,6 +4,11 @@ import argparse
 import io
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from experiments.config import RunConfig
+    from experiments.display import Display
 
 ROOT = Path(__file__).resolve().parent.parent
 if not __package__:  # run as a script: the project belongs on the path, this folder does not
@@ -27,7 +32,11 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--config", type=Path, default=ROOT / "configs" / "bytes.yaml", help="default: configs/bytes.yaml"
     )
-    parser.add_argument("--variant", metavar="NAME", help="which variant; it replaces the file's variant section")
+    parser.add_argument(
+        "--variant",
+        metavar="NAME",
+        help="which variant; of the file's, it takes over the knobs that all adapters share, such as rank",
+    )
     parser.add_argument("--rank", type=int, metavar="R", help="rank of every adapted matrix")
     parser.add_argument("--seed", type=int, metavar="S", help="seed of data order, initialisation and dropout")
     parser.add_argument(
@@ -50,17 +59,14 @@ def main(arguments: list[str] | None = None) -> int:
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="replace")  # a pipe may not have the letter Δ
     asked = parse_arguments(arguments)
-    from experiments.configuration import load
     from experiments.display import Display
     from experiments.faults import ConfigError
     from experiments.plan import show_plan
     from experiments.runner import TrainingFailedError, execute
 
-    settings = [*asked.settings, *([f"wandb.mode={asked.wandb}"] if asked.wandb else [])]
     display = Display()
     try:
-        flags = {"variant": asked.variant, "rank": asked.rank, "seed": asked.seed, "start_from": asked.start_from}
-        config = load(asked.config, **flags, settings=settings)
+        config = _load(asked, display)
         if asked.plan:
             show_plan(config, display)
             return 0
@@ -81,6 +87,20 @@ def main(arguments: list[str] | None = None) -> int:
         display.say("this run is finished already; its record is shown (move its folder away to train again)")
     display.result(finished.result, str(finished.folder))
     return 0
+
+
+def _load(asked: argparse.Namespace, display: "Display") -> "RunConfig":
+    """The configuration that was asked for; what another variant took over is said, also where there is a fault."""
+    from experiments.configuration import load
+
+    flags = {"variant": asked.variant, "rank": asked.rank, "seed": asked.seed, "start_from": asked.start_from}
+    settings = [*asked.settings, *([f"wandb.mode={asked.wandb}"] if asked.wandb else [])]
+    notes: list[str] = []
+    try:
+        return load(asked.config, **flags, settings=settings, notes=notes)
+    finally:
+        for note in notes:
+            display.say(note)
 
 
 if __name__ == "__main__":

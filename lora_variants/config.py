@@ -1,10 +1,18 @@
 """The knobs that every variant shares, with one meaning of rank, alpha and scaling in all."""
 
-from typing import Annotated, ClassVar
+from dataclasses import dataclass
+from typing import Annotated, Any, ClassVar
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 Rank = Annotated[int, Field(ge=0)]
+
+
+@dataclass(frozen=True)
+class Shared:
+    """Marks a knob that means the same in every variant: where another variant is chosen, its stated value stays."""
+
+    alternative: str = ""  # another knob for the same quantity; where that one is stated, this one does not stay
 
 
 class Config(BaseModel):
@@ -19,13 +27,28 @@ class Config(BaseModel):
 
     name: str = Field(description="which variant")
 
+    @classmethod
+    def shared_knobs(cls) -> dict[str, Shared]:
+        """The knobs that are marked as shared with other variants."""
+        return {
+            knob: mark
+            for knob, of_knob in cls.model_fields.items()
+            for mark in of_knob.metadata
+            if type(mark) is Shared
+        }
+
+    @classmethod
+    def defaults(cls) -> dict[str, Any]:
+        """The value that each knob has where nobody states one."""
+        return {knob: field.default for knob, field in cls.model_fields.items() if not field.is_required()}
+
 
 class AdapterConfig(Config):
     """The knobs of every variant that learns ΔW as low-rank factors."""
 
     DEFAULT_ALPHA: ClassVar[dict[str, float]] = {"alpha_per_rank": 2.0}
 
-    rank: Rank | dict[str, Rank] = Field(
+    rank: Annotated[Rank | dict[str, Rank], Shared()] = Field(
         16,
         description="rank of each ΔW: a number, or a map from layer pattern to number in which the last "
         "matching pattern wins; 0, or no pattern that matches, means not adapted",
@@ -36,16 +59,24 @@ class AdapterConfig(Config):
         description="factors are padded with zeros to this rank at least, in every targeted layer: changes no "
         "parameter and lets trials of different ranks share a pack",
     )
-    alpha: float | None = Field(None, gt=0, description="numerator of the scaling, the same for every layer")
-    alpha_per_rank: float | None = Field(
+    alpha: Annotated[float | None, Shared(alternative="alpha_per_rank")] = Field(
+        None, gt=0, description="numerator of the scaling, the same for every layer"
+    )
+    alpha_per_rank: Annotated[float | None, Shared(alternative="alpha")] = Field(
         None, gt=0, description="alpha of a layer divided by its rank; give this or alpha"
     )
-    dropout: float = Field(0.0, ge=0, lt=1, description="probability of dropping an input of the adapter")
+    dropout: Annotated[float, Shared()] = Field(
+        0.0, ge=0, lt=1, description="probability of dropping an input of the adapter"
+    )
     learning_rate_ratio: float = Field(
         1.0,
         gt=0,
         description="λ of LoRA+: learning rate of B divided by that of A (heads and 1-D stay at A's)",
     )
+
+    @classmethod
+    def defaults(cls) -> dict[str, Any]:
+        return super().defaults() | cls.DEFAULT_ALPHA
 
     @model_validator(mode="before")
     @classmethod

@@ -33,13 +33,6 @@ def test_the_command_line_wins_over_the_file_and_the_file_over_the_defaults(tmp_
     assert load(path).training.rows == 4
 
 
-def test_another_variant_replaces_the_whole_section_so_that_no_knob_leaks(tmp_path: Path) -> None:
-    path = tmp_path / "c.yaml"
-    path.write_text("task: {name: planted}\ntargets: ['*']\nvariant: {name: adalora, rank: 2, initial_rank: 5}\n")
-    assert load(path, variant="lora").variant.rank == 16  # type: ignore[attr-defined]
-    assert load(path, variant="adalora").variant.initial_rank == 5  # type: ignore[attr-defined]
-
-
 def test_every_fault_is_reported_at_once_with_path_value_and_nearest_key() -> None:
     found = faults("rank=yes", "lerning_rate=1", "training.step=3", "training.warmup=2", "variant.rnk=2")
     text = "\n".join(found)

@@ -75,6 +75,8 @@ def carry_out(request: Request, display: Display | None = None, spares: list[Pro
         view.display.warn(warning)
     for label, points in study.collapsed.items():
         view.display.say(f"{label} stands for {', '.join(points)}: they come to the same configuration")
+    for note in study.notes:
+        view.display.say(note)
     if request.plan:
         plan_study(study, view, workers=request.workers, pack=request.pack)
         return 0

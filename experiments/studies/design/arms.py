@@ -10,10 +10,11 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from experiments.config import RunConfig
-from experiments.configuration import choose_variant, full_path, put, resolve
+from experiments.configuration import full_path, put, resolve
 from experiments.faults import ConfigError
 from experiments.studies.design.search_config import ARM_KEYS, search_faults, takes_ranks_over
 from experiments.studies.design.study_config import rounded
+from experiments.variant_change import carry_over, choose_variant
 from lora_variants import VARIANTS
 
 RESERVED = {
@@ -32,6 +33,7 @@ class Arm:
     config: RunConfig = field(compare=False)
     search: Mapping[str, Any] = field(default_factory=dict, compare=False)  # of `ARM_KEYS`, where there is a search
     source: "Arm | None" = field(default=None, compare=False)  # whose runs its ranks are taken from
+    notes: tuple[str, ...] = field(default=(), compare=False)  # on the knobs of the run configuration's variant
 
     @property
     def centre(self) -> float:
@@ -165,8 +167,7 @@ def _arm(point: Mapping[str, Any], ground: _Ground, variants: set[str]) -> Arm:
     tree = {**copy.deepcopy(dict(ground.base)), "study": ground.study, "seed": 0}
     faults: list[str] = []
     variant = point.get("variant", ground.common.get("variant"))
-    if variant is not None:
-        choose_variant(tree, variant)
+    replaced = {} if variant is None else choose_variant(tree, variant)
     name = tree["variant"].get("name") if isinstance(tree.get("variant"), Mapping) else None
     common = {k: v for k, v in ground.common.items() if k != "variant" and _applies(k, name, ground.variants)}
     apart = {"label", "variant", *ARM_KEYS}
@@ -177,13 +178,15 @@ def _arm(point: Mapping[str, Any], ground: _Ground, variants: set[str]) -> Arm:
         faults.append("rank: cannot be set: the allocation gives every layer its rank, within search.budget")
     for key, value in (*common.items(), *own.items()):
         put(tree, key, copy.deepcopy(value), faults)
+    notes = carry_over(tree, replaced)
     config = resolve(tree, faults)
     search = {} if ground.search is None else {**ground.search, **given}
     rank = getattr(config.variant, "rank", None)
     keys = {"variant": config.variant.name} | ({} if rank is None or search else {"rank": rank})
     keys |= {_canonical(tree, key): value for key, value in own.items()} | given
     source = _source(tree, search) if takes_ranks_over(search) else None
-    return Arm(point.get("label", ""), _identity(config, tree, own, search), keys, config, search, source)
+    identity = _identity(config, tree, own, search)
+    return Arm(point.get("label", ""), identity, keys, config, search, source, tuple(notes))
 
 
 def _source(tree: Mapping[str, Any], search: Mapping[str, Any]) -> Arm:

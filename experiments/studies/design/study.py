@@ -38,6 +38,11 @@ class Study:
     def protocol(self) -> ProtocolConfig:
         return self.config.protocol
 
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What the arms take over from another variant of the run configuration and what not, each line once."""
+        return tuple(dict.fromkeys(note for arm in self.arms for note in arm.notes))
+
     def comparisons(self) -> list[tuple[Arm, Arm]]:
         """The pairs (arm, reference arm) of each family; one family for each setting of the evaluation."""
         return comparisons(self.arms, self.protocol.reference)
