@@ -11,6 +11,7 @@ from experiments.config import RunConfig
 from experiments.configuration import load
 from experiments.display import Display
 from experiments.record.folder import RunFolder
+from experiments.record.run_description import describe_run
 from experiments.training.crew import train_together
 from experiments.training.interruption import Interrupted, Interruption
 from experiments.training.member import Member, Wishes
@@ -47,9 +48,9 @@ def trials(variant: str) -> list[RunConfig]:
 
 def member(config: RunConfig, setting: Setting, runs: Path) -> Member:
     plan, _ = setting.plan(config)
-    folder = setting.folder(config, runs, rank_total=sum(la.ranks[0] for la in plan.layers.values()), start=None)
-    wishes = Wishes(test=True, runs_dir=runs, wandb_mode="disabled", name=folder.path.name)
-    return Member(config, setting, folder, wishes, Display.silent())
+    rank_total = sum(layer.ranks[0] for layer in plan.layers.values())
+    run = describe_run(config, setting, runs, rank_total=rank_total, start=None)
+    return Member(config, setting, run, Wishes(test=True, runs_dir=runs, wandb_mode="disabled"), Display.silent())
 
 
 def carried_out(configs: Sequence[RunConfig], runs: Path, size: int, interruption: Interruption) -> None:
