@@ -7,6 +7,7 @@ from typing import Any
 from experiments.config import RunConfig
 from experiments.display import Display
 from experiments.record.folder import RunFolder
+from experiments.record.run_description import describe_run
 from experiments.record.starting_point import read_start
 from experiments.training.crew import train_together
 from experiments.training.interruption import Interruption
@@ -43,14 +44,15 @@ def execute(config: RunConfig, *, runs_dir: Path, test: bool, display: Display) 
     with display.live():
         setting.load(display.report)
     rank_total = sum(layer.ranks[0] for layer in plan.layers.values())
-    folder = setting.folder(config, runs_dir, rank_total=rank_total, start=start)
+    run = describe_run(config, setting, runs_dir, rank_total=rank_total, start=start)
+    folder = run.run_dir
     with folder.held():  # from before the first look, so that no other process finishes it in between
         if folder.finished:
             folder.refuse_other(config)
             return Finished(folder.path, _found(config, setting, folder, runs_dir, test), found=True)
         with folder:
-            wishes = Wishes(test=test, runs_dir=runs_dir, wandb_mode=config.wandb.mode, name=folder.path.name)
-            member = Member(config, setting, folder, wishes, display, start=start)
+            wishes = Wishes(test=test, runs_dir=runs_dir, wandb_mode=config.wandb.mode)
+            member = Member(config, setting, run, wishes, display, start=start)
             interruption = Interruption()
             with member.recorder, display.live(), interruption.heeded():
                 train_together(setting, [member], interruption=interruption)

@@ -1,8 +1,9 @@
 """Tiny models of every kind of layer that can be adapted, and a synthetic task to train them on."""
 
+import math
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 import torch
@@ -11,7 +12,7 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from experiments.tasks.task import Batch, Split, Task, TaskConfig
-from experiments.training.loop import Clock, Outcome, Regime, Trial, train
+from experiments.training.loop import Outcome, Regime, Training, Trial
 from lora_variants import VARIANTS, RankWarning
 from lora_variants.attach import attach
 from lora_variants.pack import Pack
@@ -202,17 +203,73 @@ def variant_on(name: str, kind: str, *, ranks: Sequence[Any] = (2, 3), **wanted:
 def trained(
     variant: Variant, *, steps: int = 4, task: Task | None = None, rows: int = 4, **options: Any
 ) -> list[Outcome]:
-    """Train all trials alike on random data; the loop is the real one."""
+    """Train all trials alike on random data."""
     options = {"learning_rate": 1e-2, "weight_decay": 0.1} | options
     trials = [Trial(seed=seed, **options) for seed in variant.pack.seeds]
-    return train(
-        variant,
-        task or Regression(),
-        trials,
-        Regime(steps=steps, rows=rows),
-        clock=Clock(),
-        on_step=lambda step, metrics: None,
-    )
+    return train(variant, task or Regression(), trials, Regime(steps=steps, rows=rows))
+
+
+@dataclass
+class Watched:
+    """A trial in the loop, without a record: it keeps what it reported last.
+
+    It lets its pack go on when it fails, so that what becomes of a failed trial's slot can be seen: it ends with its
+    last step, or when no trial of the pack runs any more.
+    """
+
+    training: Training
+    slot: int
+    row: dict[str, float] = field(default_factory=dict)
+    at_rung: bool = False
+
+    @property
+    def ended(self) -> bool:
+        pack = self.training.variant.pack
+        over = pack.steps[self.slot] >= self.training.regime.steps
+        return over or not self.training.trains or not any(pack.running)
+
+    def report(self, row: dict[str, float], seconds: float) -> None:
+        self.row = row
+
+    def score(self, scores: dict[str, float]) -> None:
+        raise AssertionError("there are no rungs")
+
+
+OnStep = Callable[[int, dict[str, list[float]]], None]
+
+
+def train(
+    variant: Variant,
+    task: Task,
+    trials: Sequence[Trial],
+    regime: Regime,
+    *,
+    on_step: OnStep = lambda step, metrics: None,
+    checkpoints: Any = None,
+) -> list[Outcome]:
+    """Train all trials of a pack to their end, in the loop that runs are trained in; returns what became of each.
+
+    `on_step(step, metrics)` hears one number a trial, NaN for one that failed. `checkpoints` are those of the first
+    trial; without any it begins at its first step.
+    """
+    training = Training(variant, task, trials, regime)
+    pack, watched = variant.pack, [Watched(training, slot) for slot in range(len(trials))]
+    if checkpoints is not None and training.trains:
+        pack.steps[0] = checkpoints.restore(training.holders)
+
+    def after_step() -> None:
+        if not any(pack.running):
+            return
+        rows, step = [trial.row for trial in watched], max(pack.steps)
+        names = dict.fromkeys(name for row in rows for name in row)
+        on_step(step, {name: [row.get(name, math.nan) for row in rows] for name in names})
+        if checkpoints is not None:
+            checkpoints.after_step(step, training.holders, seconds=0.0)
+        for trial in watched:
+            trial.row = {}
+
+    training.train_until_one_ends(watched, after_step=after_step)
+    return training.outcomes
 
 
 def inputs(trials: int, *, rows: int = 4, seed: int = 7) -> Tensor:

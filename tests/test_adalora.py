@@ -10,12 +10,13 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from models import train
 from peft import AdaLoraConfig, get_peft_model
 from torch import Tensor, nn
 from transformers import BertConfig, BertForSequenceClassification
 
 from experiments.tasks.task import Batch, Split, Task, TaskConfig
-from experiments.training.loop import Clock, Regime, Trial, train
+from experiments.training.loop import Regime, Trial
 from experiments.training.optimizer import AdamW
 from lora_variants.adalora import AdaLoRA, AdaLoRAConfig, AdaLoRALayer, last_pruning
 from lora_variants.adalora_budget import budget, highest_triplets, smooth
@@ -94,7 +95,7 @@ def attached(configs: Sequence[AdaLoRAConfig], *, steps: int, targets: Sequence[
 def trained(
     variant: AdaLoRA, *, rate: float = 2e-2, weight_decay: float = 0.0, clip: float | None = 1.0, watch: Watch
 ) -> None:
-    """Train to the end with the real loop; `watch` looks on after every step."""
+    """Train to the end; `watch` looks on after every step."""
     (steps,) = set(variant.pack.total_steps)
     options = {"learning_rate": rate, "weight_decay": weight_decay, "clip": clip, "schedule": "constant"}
     outcomes = train(
@@ -102,7 +103,6 @@ def trained(
         Regression(),
         [Trial(seed=seed, **options) for seed in variant.pack.seeds],
         Regime(steps=steps, rows=ROWS),
-        clock=Clock(),
         on_step=lambda step, metrics: watch(variant, step, metrics),
     )
     assert [outcome.failure for outcome in outcomes] == [None] * variant.pack.trials
@@ -800,7 +800,7 @@ def test_a_trial_that_stopped_stays_as_it_was_while_the_others_go_on() -> None:
     states: list[dict[int, dict[str, Tensor]]] = []
     trials = [Trial(seed=seed, learning_rate=2e-2) for seed in variant.pack.seeds]
     train(
-        variant, Poisoned(), trials, Regime(steps=40, rows=ROWS), clock=Clock(),
+        variant, Poisoned(), trials, Regime(steps=40, rows=ROWS),
         on_step=lambda step, metrics: states.append({k: variant.trial_state(k) for k in (1, 2)}),
     )  # fmt: skip
     assert len(states) == 40

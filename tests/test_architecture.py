@@ -97,6 +97,15 @@ def test_imports_go_from_analysis_to_experiments_to_variants_only(path: Path) ->
         assert top not in PACKAGES or top == package or top in allowed[package], f"{path} imports {module}"
 
 
+def test_what_a_run_leaves_on_disk_is_written_without_knowing_how_it_is_trained() -> None:
+    users = {
+        path.name
+        for path in (ROOT / "experiments" / "record").glob("*.py")
+        if any(name.startswith("experiments.training") for name in imports(path))
+    }
+    assert not users
+
+
 def test_functions_of_arrays_import_nothing_of_ours_but_each_other() -> None:
     for module in PURE:
         path = ROOT / f"{module.replace('.', '/')}.py"

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from experiments.record.checkpoint import CHECKPOINT
 from experiments.record.folder import RunFolder
 from experiments.studies.work.attempts import ADOPTED, adopt, attempt_at, discard, publish
+from experiments.training.checkpoint import CHECKPOINT
 
 
 @pytest.fixture

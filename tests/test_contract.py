@@ -16,6 +16,7 @@ from models import (
     inputs,
     knobs,
     rows_of,
+    train,
     trained,
     variant_on,
 )
@@ -23,7 +24,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from experiments.tasks.task import Batch
-from experiments.training.loop import Regime, compute_gradients
+from experiments.training.loop import Regime, Trial, compute_gradients
 from lora_variants import VARIANTS
 from lora_variants.attention import Attention
 from lora_variants.layer import TrialLayer
@@ -367,8 +368,6 @@ def on_bytes(name: str, *, dtype: torch.dtype = torch.float32, **wanted: Any) ->
 
 def movement(name: str, precision: str) -> tuple[list[list[float]], Tensor, Variant]:
     """Losses of three steps on one batch, and how far the first trial's tensors moved."""
-    from experiments.training.loop import Clock, Trial, train
-
     variant, heard = on_bytes(name), []
     before = variant.trial_state(0)
     train(
@@ -376,7 +375,6 @@ def movement(name: str, precision: str) -> tuple[list[list[float]], Tensor, Vari
         NextByte(repeat=True),
         [Trial(seed=seed, learning_rate=3e-3, schedule="constant") for seed in variant.pack.seeds],
         Regime(steps=3, rows=4, precision=precision),
-        clock=Clock(),
         on_step=lambda step, metrics: heard.append(metrics["train/task_loss"]),
     )
     moved = [(part - before[key]).flatten() for key, part in variant.trained_tensors(0).items()]

@@ -11,13 +11,16 @@ from experiments.config import RunConfig
 from experiments.configuration import load
 from experiments.display import Display
 from experiments.record.folder import RunFolder
+from experiments.record.run_description import describe_run
 from experiments.training.crew import train_together
 from experiments.training.interruption import Interrupted, Interruption
 from experiments.training.member import Member, Wishes
+from experiments.training.rungs import Rungs
 from experiments.training.setting import Setting
 
 ROOT = Path(__file__).resolve().parents[1]
 DIVERGES = 1e30
+NO_RUNGS = Rungs()
 
 
 def planned(variant: str, seed: int, rate: float, *settings: str) -> RunConfig:
@@ -45,11 +48,12 @@ def trials(variant: str) -> list[RunConfig]:
     return [planned(variant, 10 + i, rate, *knobs(variant, i % 4)) for i, rate in enumerate(rates)]
 
 
-def member(config: RunConfig, setting: Setting, runs: Path) -> Member:
+def member(config: RunConfig, setting: Setting, runs: Path, *, rungs: Rungs = NO_RUNGS) -> Member:
     plan, _ = setting.plan(config)
-    folder = setting.folder(config, runs, rank_total=sum(la.ranks[0] for la in plan.layers.values()), start=None)
-    wishes = Wishes(test=True, runs_dir=runs, wandb_mode="disabled", name=folder.path.name)
-    return Member(config, setting, folder, wishes, Display.silent())
+    rank_total = sum(layer.ranks[0] for layer in plan.layers.values())
+    run = describe_run(config, setting, runs, rank_total=rank_total, start=None)
+    wishes = Wishes(test=True, runs_dir=runs, wandb_mode="disabled", rungs=rungs)
+    return Member(config, setting, run, wishes, Display.silent())
 
 
 def carried_out(configs: Sequence[RunConfig], runs: Path, size: int, interruption: Interruption) -> None:
@@ -133,3 +137,30 @@ def finished(runs: Path) -> list[str]:
 
 def done(name: str, config: RunConfig) -> bool:
     return f"-s{config.seed}-" in name
+
+
+def test_a_trial_that_goes_on_from_a_checkpoint_at_its_rung_is_scored_there_before_its_next_step(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The checkpoint of a step is older than the score at that step, so a kill may come between the two."""
+    config = planned("lora", 10, 1e-2)
+    setting = Setting(config)
+    setting.load()
+
+    def go(runs: Path) -> RunFolder:
+        trial = member(config, setting, runs, rungs=Rungs({7: None, 12: None}))
+        train_together(setting, [trial], interruption=Interruption())
+        return trial.folder
+
+    def killed(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    whole = go(tmp_path / "whole")
+    with monkeypatch.context() as patched:
+        patched.setattr(Member, "score", killed)
+        with pytest.raises(KeyboardInterrupt):
+            go(tmp_path / "killed")
+    resumed = go(tmp_path / "killed")
+    assert resumed.result()["resumed_from"] == [7]
+    assert {7, 12} <= resumed.scores("squared_error").keys()
+    assert resumed.history() == whole.history()

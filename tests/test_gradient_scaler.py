@@ -8,19 +8,19 @@ from typing import Any
 
 import pytest
 import torch
-from models import ALONE, PACKED, Regression, attached, built, knobs
+from models import ALONE, PACKED, Regression, attached, built, knobs, train
 from torch import Tensor, nn
 
 from experiments.configuration import load
 from experiments.display import Display
-from experiments.record.checkpoint import Checkpoints
 from experiments.record.folder import RunFolder
 from experiments.runner import execute
 from experiments.tasks.task import Batch
 from experiments.training import gradient_scaler
+from experiments.training.checkpoint import Checkpoints, Holder
 from experiments.training.gradient_scaler import SMALLEST_SCALE, GradientScaler
 from experiments.training.interruption import Interrupted
-from experiments.training.loop import Clock, Outcome, Regime, Trial, compute_gradients, train
+from experiments.training.loop import Outcome, Regime, Trial, compute_gradients
 from experiments.training.optimizer import AdamW, schedule_factor
 from lora_variants.variant import Variant
 
@@ -63,23 +63,26 @@ def pack_of(
 
 @dataclass
 class Watching:
-    """A keeper that keeps in memory what every trial is after every step."""
+    """Checkpoints in memory: what every trial is before the first step and after every one."""
 
     states: list[list[dict[str, Tensor]]] = field(default_factory=list)
     scales: list[list[float]] = field(default_factory=list)
     skipped: list[list[int]] = field(default_factory=list)
 
-    def restore(self, variant: Variant, optimizer: AdamW, scaler: GradientScaler | None) -> int:
-        self._note(variant, optimizer, scaler)
+    def restore(self, holders: Mapping[str, Holder]) -> int:
+        self._note(holders)
         return 0
 
-    def after_step(self, step: int, variant: Variant, optimizer: AdamW, scaler: GradientScaler | None) -> None:
-        self._note(variant, optimizer, scaler)
+    def after_step(self, step: int, holders: Mapping[str, Holder], *, seconds: float) -> None:
+        self._note(holders)
 
-    def _note(self, variant: Variant, optimizer: AdamW, scaler: GradientScaler | None) -> None:
+    def _note(self, holders: Mapping[str, Holder]) -> None:
+        variant, optimizer, scaler = (holders.get(name) for name in ("variant", "optimizer", "scaler"))
+        assert isinstance(variant, Variant)
+        assert isinstance(optimizer, AdamW)
         trials = range(variant.pack.trials)
         self.states.append([variant.trial_state(k) | optimizer.trial_state(k) for k in trials])
-        if scaler is not None:
+        if isinstance(scaler, GradientScaler):
             self.scales.append(scaler.scale.tolist())
             self.skipped.append(scaler.skipped.tolist())
 
@@ -102,9 +105,8 @@ def run(variant: Variant, factors: Factors, *, precision: str = "float16", clip:
         Amplified(factors),
         trials,
         Regime(steps=STEPS, rows=ROWS, precision=precision),
-        clock=Clock(),
         on_step=lambda step, metrics: heard.append(metrics),
-        keeper=seen,
+        checkpoints=seen,
     )
     return Run(outcomes, heard, seen)
 
@@ -352,7 +354,8 @@ def test_a_trial_that_no_scale_helps_fails_as_it_was_and_the_other_goes_on(
         assert found.outcomes[1] == Outcome(steps_executed=STEPS)
         calm = run(pack_of(name), {})
         assert not unequal(calm.seen.states[-1][1], found.seen.states[-1][1])
-        assert [of["train/loss_scale"][0] for of in found.metrics[9:]] == [2.0**13] * (STEPS - 9)
+        assert [scale for scale, _ in found.seen.scales[9:]] == [2.0**13] * (STEPS - 8)
+        assert all(math.isnan(of["train/loss_scale"][0]) for of in found.metrics[9:])  # it reports nothing any more
 
 
 def test_a_scale_falls_to_float16s_smallest_normal_number_before_its_trial_is_given_up() -> None:
@@ -370,8 +373,8 @@ class StopAt(Checkpoints):
 
     at = 0
 
-    def after_step(self, step: int, *holders: Any, now: bool = False) -> None:
-        super().after_step(step, *holders, now=step == self.at)
+    def after_step(self, step: int, holders: Mapping[str, Holder], *, seconds: float, now: bool = False) -> None:
+        super().after_step(step, holders, seconds=seconds, now=step == self.at)
         if step == self.at:
             raise Interrupted
 
@@ -385,19 +388,19 @@ def test_a_resumed_run_has_its_scale_and_count_again_and_ends_bit_identical(
     (tmp_path / "metrics.jsonl").touch()
     task, heard = Amplified({3: {0: OVERFLOWS, 1: OVERFLOWS, 5: OVERFLOWS, 11: math.inf}}), {}
 
-    def go(variant: Variant, which: str, keeper: Any) -> None:
+    def go(variant: Variant, which: str, checkpoints: Checkpoints | None) -> None:
         trials = [Trial(seed=3, learning_rate=1e-2)]
         listener = heard.setdefault(which, []).append
         regime = Regime(steps=STEPS, rows=ROWS, precision="float16")
-        train(variant, task, trials, regime, clock=Clock(), on_step=lambda _, m: listener(m), keeper=keeper)
+        train(variant, task, trials, regime, on_step=lambda _, m: listener(m), checkpoints=checkpoints)
 
     whole, cut, resumed = (pack_of(name, (3,), dropout=0.1) for _ in range(3))
     go(whole, "whole", None)
-    stopping = StopAt(RunFolder(tmp_path), identity="a run", every=0, clock=Clock())
+    stopping = StopAt(RunFolder(tmp_path), identity="a run", every=0)
     stopping.at = at
     with pytest.raises(Interrupted):
         go(cut, "cut", stopping)
-    go(resumed, "cut", Checkpoints(RunFolder(tmp_path), identity="a run", every=0, clock=Clock()))
+    go(resumed, "cut", Checkpoints(RunFolder(tmp_path), identity="a run", every=0))
     assert len({metrics["train/loss_scale"][0] for metrics in heard["whole"]}) >= 3
     assert str(heard["cut"]) == str(heard["whole"])
     assert not unequal(whole.trial_state(0), resumed.trial_state(0))

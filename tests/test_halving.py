@@ -11,6 +11,7 @@ from test_search_study import TREE, Impatient, board_of, outcome, worker_on
 
 from experiments.display import Display
 from experiments.record.folder import RunFolder
+from experiments.record.run_description import describe_run
 from experiments.studies.design.planned import PlannedTrial
 from experiments.studies.outcome.conclusion import conclude
 from experiments.studies.queueing.entries import Entry
@@ -142,8 +143,10 @@ def test_a_trial_whose_record_another_one_made_is_stopped_all_the_same(finished:
     worker = worker_on(tmp_path, pack=8, **HALVED)
     record = RunFolder(tmp_path / worker.study.name / str(entry.facts["folder"]))
     no_bars = Rungs(dict.fromkeys(RUNGS))  # as in the first batch of another arm
-    wishes = Wishes(test=False, runs_dir=tmp_path, wandb_mode="disabled", name="whole", rungs=no_bars)
-    whole = Member(trial.config, worker.setting, record, wishes, Display.silent())
+    wishes = Wishes(test=False, runs_dir=tmp_path, wandb_mode="disabled", rungs=no_bars)
+    rank_total = sum(trial.knobs["rank"].values())
+    run = describe_run(trial.config, worker.setting, tmp_path, rank_total=rank_total, start=None)
+    whole = Member(trial.config, worker.setting, run, wishes, Display.silent())
     train_together(worker.setting, [whole], interruption=Interruption())
     assert record.finished
     (tmp_path / worker.study.name / "journal.log").unlink()

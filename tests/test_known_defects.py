@@ -7,12 +7,13 @@ from typing import Any, ClassVar
 import pytest
 import torch
 import torch.nn.functional as F
+from models import train
 from pydantic import ValidationError
 from torch import Tensor, nn
 
 from experiments.tasks.task import Batch, Split, Task, TaskConfig
 from experiments.training.evaluation import evaluate
-from experiments.training.loop import Clock, Regime, Trial, train
+from experiments.training.loop import Regime, Trial
 from experiments.training.optimizer import AdamW
 from lora_variants import VARIANTS, RankWarning
 from lora_variants.adalora import AdaLoRA, AdaLoRAConfig
@@ -99,7 +100,7 @@ def trained(variant: Variant, *, rate: float = 2e-2, regime: Regime = REGIME) ->
     """Metrics of every step."""
     heard: list[dict[str, list[float]]] = []
     trials = [Trial(seed=3, learning_rate=rate)]
-    (outcome,) = train(variant, Classification(), trials, regime, clock=Clock(), on_step=lambda _, m: heard.append(m))
+    (outcome,) = train(variant, Classification(), trials, regime, on_step=lambda _, m: heard.append(m))
     assert outcome.failure is None
     assert len(heard) == regime.steps
     return heard
@@ -201,7 +202,7 @@ def test_the_schedule_of_adalora_comes_from_the_packs_steps(steps: int) -> None:
         totals.append(sum(ranks[0] for ranks in variant.ranks_alive().values()))
 
     trials, regime = [Trial(seed=3, learning_rate=1e-2)], Regime(steps=steps, rows=ROWS)
-    train(variant, Classification(), trials, regime, clock=Clock(), on_step=count)
+    train(variant, Classification(), trials, regime, on_step=count)
     first_below, first_at_target = (next(t for t, n in enumerate(totals, 1) if n <= most) for most in (19, 8))
     assert first_below == steps // 10 + 1
     assert 0.3 < first_at_target / steps <= 0.6

@@ -8,12 +8,12 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from models import ALONE, KINDS, PACKED, Regression, attached, built, inputs, knobs, trained, variant_on
+from models import ALONE, KINDS, PACKED, Regression, attached, built, inputs, knobs, train, trained, variant_on
 from torch import Tensor, nn
 
 from experiments.bases.byte_transformer import ByteTransformer
 from experiments.tasks.task import Batch, Task
-from experiments.training.loop import Clock, Outcome, Regime, Trial, sums_by_trial, train
+from experiments.training.loop import Outcome, Regime, Trial, sums_by_trial
 from lora_variants.layer import rank_bucket
 from lora_variants.streams import stream
 from lora_variants.variant import Variant
@@ -146,7 +146,6 @@ def run_pack(
         task,
         [trials[k] for k in which],
         Regime(steps=STEPS, rows=ROWS, accumulation=accumulation),
-        clock=Clock(),
         on_step=listen,
     )
     return [

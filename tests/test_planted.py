@@ -4,10 +4,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from models import train
 
 from experiments.configuration import load
 from experiments.training.evaluation import evaluate
-from experiments.training.loop import Clock, train
 from experiments.training.setting import attached, load_task, regime_of, trial_of
 from lora_variants.layer import Factors
 
@@ -19,7 +19,7 @@ def trained(*settings: str, variant: str = "lora") -> tuple[dict[str, float], fl
     config = load(CONFIG, variant=variant, settings=settings)
     task = load_task(config)
     attachment = attached(config, task, task.base_model())
-    train(attachment, task, [trial_of(config)], regime_of(config), clock=Clock(), on_step=lambda step, metrics: None)
+    train(attachment, task, [trial_of(config)], regime_of(config))
     loss = evaluate(attachment, task, "validation", config.training.precision)[0]["squared_error"]
     return task.diagnostics(attachment, 0), loss
 

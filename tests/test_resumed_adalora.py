@@ -7,20 +7,20 @@ from typing import Any, ClassVar
 import peft
 import pytest
 import torch
+from models import train
 from torch import Tensor, nn
 
 from experiments.config import StartConfig
-from experiments.record.checkpoint import Checkpoints
 from experiments.record.folder import RunFolder
 from experiments.record.starting_point import read_start
 from experiments.tasks.task import Batch, Split, Task, TaskConfig
+from experiments.training.checkpoint import Checkpoints, Holder
 from experiments.training.interruption import Interrupted
-from experiments.training.loop import Clock, Regime, Trial, train
+from experiments.training.loop import Regime, Trial
 from lora_variants.adalora import AdaLoRA, AdaLoRAConfig
 from lora_variants.attach import attach
 from lora_variants.pack import Pack
 from lora_variants.streams import stream
-from lora_variants.variant import Variant
 
 WIDTH, LAYERS, ROWS, STEPS = 24, 4, 8, 40
 INITIAL, RANK = 12, 8
@@ -78,7 +78,7 @@ def adalora(**knobs: Any) -> AdaLoRA:
     return variant
 
 
-def train_on(variant: AdaLoRA, keeper: Checkpoints | None = None) -> list[int]:
+def train_on(variant: AdaLoRA, checkpoints: Checkpoints | None = None) -> list[int]:
     """The number of triplets that are alive after every step."""
     totals: list[int] = []
     trials, regime = [Trial(seed=3, learning_rate=1e-2)], Regime(steps=STEPS, rows=ROWS)
@@ -86,7 +86,7 @@ def train_on(variant: AdaLoRA, keeper: Checkpoints | None = None) -> list[int]:
     def count(step: int, metrics: Any) -> None:
         totals.append(sum(ranks[0] for ranks in variant.ranks_alive().values()))
 
-    (outcome,) = train(variant, Regression(), trials, regime, clock=Clock(), on_step=count, keeper=keeper)
+    (outcome,) = train(variant, Regression(), trials, regime, on_step=count, checkpoints=checkpoints)
     assert outcome.failure is None
     return totals
 
@@ -96,18 +96,18 @@ class StopAt(Checkpoints):
 
     at = 0
 
-    def after_step(self, step: int, *holders: Any, now: bool = False) -> None:
-        super().after_step(step, *holders, now=step == self.at)
+    def after_step(self, step: int, holders: Mapping[str, Holder], *, seconds: float, now: bool = False) -> None:
+        super().after_step(step, holders, seconds=seconds, now=step == self.at)
         if step == self.at:
             raise Interrupted
 
 
-def checkpoints(folder: Path, at: int) -> StopAt:
+def stopping(folder: Path, at: int) -> StopAt:
     folder.mkdir(exist_ok=True)
     (folder / "metrics.jsonl").touch()
-    keeper = StopAt(RunFolder(folder), identity="a run", every=0, clock=Clock())
-    keeper.at = at
-    return keeper
+    found = StopAt(RunFolder(folder), identity="a run", every=0)
+    found.at = at
+    return found
 
 
 def in_peft(folder: Path, at: int) -> tuple[int, peft.PeftModel]:
@@ -145,11 +145,11 @@ def test_a_run_that_was_stopped_ends_on_its_budget_with_the_triplets_of_one_that
     totals = train_on(whole)
     stopped = adalora()
     with pytest.raises(Interrupted):
-        train_on(stopped, checkpoints(tmp_path / "ours", at))
+        train_on(stopped, stopping(tmp_path / "ours", at))
     resumed = adalora()
-    keeper = checkpoints(tmp_path / "ours", 0)
-    assert keeper.start == at
-    assert train_on(resumed, keeper) == totals[at:]
+    from_there = stopping(tmp_path / "ours", 0)
+    assert from_there.start == at
+    assert train_on(resumed, from_there) == totals[at:]
     assert totals[-1] == LAYERS * RANK < totals[PRUNING - 1] < LAYERS * INITIAL
     for name, value in whole.trial_state(0).items():
         assert torch.equal(value, resumed.trial_state(0)[name]), name
@@ -168,17 +168,17 @@ def test_the_averages_that_triplets_are_scored_by_are_in_the_checkpoint(tmp_path
     """Elsewhere they start again from zero, and the first choice after it is one step's."""
     stopped = adalora()
     with pytest.raises(Interrupted):
-        train_on(stopped, checkpoints(tmp_path, PRUNING))
+        train_on(stopped, stopping(tmp_path, PRUNING))
     resumed = adalora()
     heard: list[dict[str, Tensor]] = []
 
     class Listening(StopAt):
-        def restore(self, variant: Variant, *others: Any) -> int:
-            start = super().restore(variant, *others)
-            heard.append(variant.trial_state(0))
+        def restore(self, holders: Mapping[str, Holder]) -> int:
+            start = super().restore(holders)
+            heard.append(holders["variant"].trial_state(0))
             return start
 
-    train_on(resumed, Listening(RunFolder(tmp_path), identity="a run", every=0, clock=Clock()))
+    train_on(resumed, Listening(RunFolder(tmp_path), identity="a run", every=0))
     kept = [name for name in heard[0] if name.endswith(("_sensitivity", "_uncertainty", "/alive"))]
     assert len(kept) == LAYERS * (3 * 2 + 1)
     for name in kept:

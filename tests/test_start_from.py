@@ -4,10 +4,9 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import cache
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -17,11 +16,11 @@ from safetensors.torch import load_file
 
 from experiments.configuration import load
 from experiments.display import Display
-from experiments.record.checkpoint import Checkpoints
 from experiments.record.folder import RunFolder
 from experiments.run import main
 from experiments.runner import execute
 from experiments.tasks.planted import Planted
+from experiments.training.checkpoint import Checkpoints, Holder
 from experiments.training.interruption import Interrupted
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -110,8 +109,8 @@ def test_what_a_run_is_depends_on_what_its_start_holds_and_not_on_where_it_lies(
 class StopAfter(Checkpoints):
     """Checkpoints that stop the run after its fifth step."""
 
-    def after_step(self, step: int, *holders: Any, now: bool = False) -> None:
-        super().after_step(step, *holders, now=step == 5)
+    def after_step(self, step: int, holders: Mapping[str, Holder], *, seconds: float, now: bool = False) -> None:
+        super().after_step(step, holders, seconds=seconds, now=step == 5)
         if step == 5:
             raise Interrupted
 

@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from models import train
 from torch import nn
 
 from analysis.benchmark_figure import pack_figure
@@ -46,7 +47,7 @@ from experiments.studies.design.study import load_study
 from experiments.tasks.bytes import Bytes, BytesConfig
 from experiments.tasks.task import Batch
 from experiments.training.evaluation import evaluate
-from experiments.training.loop import Clock, Regime, Trial, train
+from experiments.training.loop import Regime, Trial
 from lora_variants.attach import attach
 from lora_variants.lora import LoRA, LoRAConfig
 from lora_variants.pack import Pack
@@ -209,7 +210,7 @@ def test_a_trial_of_peft_does_what_ours_does(tmp_path: Path, monkeypatch: pytest
     rows: list[dict[str, list[float]]] = []
     train(
         variant, task, [Trial(t.seed, t.learning_rate, clip=t.clip, warmup=t.warmup) for t in trials],
-        Regime(steps=5, rows=2), clock=Clock(), on_step=lambda step, row: rows.append(row),
+        Regime(steps=5, rows=2), on_step=lambda step, row: rows.append(row),
     )  # fmt: skip
     scores = evaluate(variant, task, "validation", "float32")
     for k, trial in enumerate(trials):

@@ -17,7 +17,7 @@ from experiments.benchmarking.contenders import BUILDERS
 from experiments.benchmarking.packs import buckets, build_pack, ranks_of, workloads_of
 from experiments.benchmarking.timing import Stepping, one_thread
 from experiments.benchmarking.workload import Workload, build_workload, in_place
-from experiments.record.environment import peak_bytes
+from experiments.training.device import peak_bytes
 
 ROOT = Path(__file__).resolve().parents[2]
 STEPS = 3  # the optimizer's state is there from the first on

@@ -13,8 +13,6 @@ import torch
 from analysis.singular_values import singular_values, singular_values_of_factors
 from experiments.config import RunConfig
 from experiments.display import Display
-from experiments.record.checkpoint import Checkpoints
-from experiments.record.environment import peak_bytes
 from experiments.record.folder import RunFolder
 from experiments.record.wandb_mirror import WandbMirror
 from experiments.tasks.task import Task
@@ -90,7 +88,13 @@ class Recorder:
         self.mirror.log(step, row)
 
     def result(
-        self, checkpoints: Checkpoints, *, seconds: Mapping[str, float], steps_executed: int, base_parameters: int
+        self,
+        *,
+        seconds: Mapping[str, float],
+        bytes_peak: int | None,
+        steps_executed: int,
+        resumed_from: Sequence[int],
+        base_parameters: int,
     ) -> dict[str, Any]:
         """The content of `result.json`, test apart; the score is that of the last evaluation."""
         task, variant = self.task, self.variant
@@ -115,9 +119,9 @@ class Recorder:
             "update_parameters": sum(_size(update) for update in variant.deltas(self.trial).values()),
             "steps": self.variant.pack.steps[self.trial],
             "steps_executed": steps_executed,
-            "resumed_from": checkpoints.resumed_from,
+            "resumed_from": [*resumed_from],
             "seconds": dict(seconds),
-            "bytes_peak": peak_bytes(next(variant.model.parameters()).device),
+            "bytes_peak": bytes_peak,
             "ranks": self.ranks(),
             "ranks_total": sum(self.ranks().values()),
             "scales": {layer: scales[self.trial] for layer, scales in variant.scales().items()},

@@ -10,6 +10,7 @@ from experiments.config import RunConfig
 from experiments.configuration import parse_yaml, resolve
 from experiments.faults import ConfigError
 from experiments.record.folder import RecordError, RunFolder
+from experiments.record.run_description import hash_run
 from experiments.record.starting_point import read_start
 from experiments.studies.design.study import Study
 from experiments.training.setting import Setting
@@ -71,9 +72,9 @@ class Collection:
             return False
         if config.seed not in self.seeds or _apart(config) not in self.arms:
             return False
-        start = read_start(config.start)
-        content = self.setting.data_sha256 | ({} if start is None else {"start_sha256": start.sha256})
-        return path.name.endswith("-" + config.identity(base=self.base_sha256, **content))
+        start, data_sha256 = read_start(config.start), self.setting.data_sha256
+        run_hash = hash_run(config, base_sha256=self.base_sha256, data_sha256=data_sha256, start=start)
+        return path.name.endswith(f"-{run_hash}")
 
     def _take(self, path: Path) -> bool:
         """False where the record is here already."""

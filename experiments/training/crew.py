@@ -25,17 +25,17 @@ def train_together(
     """
     configs, began, before = [m.config for m in members], time.perf_counter(), _training_seconds(members)
     variant = setting.attached(configs, [member.start for member in members])
+
+    def after_step() -> None:
+        heard(len(members))
+        if interruption.asked and not any(member.ended for member in members):
+            _stop(members)
+
     try:
         training = Training(variant, setting.task, [trial_of(config) for config in configs], regime_of(configs[0]))
         for slot, member in enumerate(members):
             member.sit(training, slot)
-        _score_at_rungs(setting, training, members)
-        while not any(member.ended for member in members):
-            _step(training, members)
-            _score_at_rungs(setting, training, members)
-            heard(len(members))
-            if interruption.asked and not any(member.ended for member in members):
-                _stop(members)
+        training.train_until_one_ends(members, after_step=after_step)
         ended, others = ([m for m in members if m.ended is so] for so in (True, False))
         scores = _scores(setting, training, ended)
         spent = time.perf_counter() - began - (_training_seconds(members) - before)
@@ -52,28 +52,8 @@ def train_together(
     return others
 
 
-def _step(training: Training, members: Sequence[Member]) -> None:
-    """One step, and what each trial that still runs reports of it."""
-    since = time.perf_counter()
-    rows = training.step()
-    seconds = (time.perf_counter() - since) / len(members)
-    scores = training.evaluate() if any(training.variant.pack.running) else rows
-    for member, row, score in zip(members, rows, scores, strict=True):
-        if member.failure is None:
-            member.report(row | score, seconds)
-
-
-def _score_at_rungs(setting: Setting, training: Training, members: Sequence[Member]) -> None:
-    """A checkpoint of this step is older than its score, so that a trial that goes on from it may be at its rung."""
-    due = [member for member in members if member.at_rung]
-    if due:
-        scores = evaluate(training.variant, setting.task, "validation", training.regime.precision)
-        for member in due:
-            member.score(scores[member.slot])
-
-
 def _training_seconds(members: Sequence[Member]) -> float:
-    return sum(member.clock.seconds for member in members)
+    return sum(member.seconds for member in members)
 
 
 def _stop(members: Sequence[Member]) -> NoReturn:

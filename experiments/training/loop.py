@@ -4,10 +4,8 @@ Each trial's loss is a mean over its own rows and the losses are summed, so that
 The loop asks the variant what to do and never what it is called.
 """
 
-import math
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from typing import Protocol
@@ -55,30 +53,22 @@ class Outcome:
     failure: str | None = None
 
 
-@dataclass
-class Clock:
-    """Seconds of training alone; it stands still while an evaluation or a report runs."""
+class RunningTrial(Protocol):
+    """What the loop tells a trial of its pack, and what it asks it."""
 
-    seconds: float = 0.0
+    @property
+    def ended(self) -> bool:
+        """Whether there is nothing more to train: the pack stops here, and the others go on in another one."""
 
-    @contextmanager
-    def running(self) -> Iterator[None]:
-        since = time.perf_counter()
-        try:
-            yield
-        finally:
-            self.seconds += time.perf_counter() - since
+    @property
+    def at_rung(self) -> bool:
+        """Whether the trial must be scored on validation before it goes on."""
 
+    def report(self, row: dict[str, float], seconds: float) -> None:
+        """Take note of a step that the trial did; `seconds` is its share of the pack's time."""
 
-Listener = Callable[[int, dict[str, list[float]]], None]
-
-
-class Keeper(Protocol):
-    """What keeps a run's state: it says where to go on from, and hears of every step."""
-
-    def restore(self, variant: Variant, optimizer: AdamW, scaler: GradientScaler | None) -> int: ...
-
-    def after_step(self, step: int, variant: Variant, optimizer: AdamW, scaler: GradientScaler | None) -> None: ...
+    def score(self, scores: dict[str, float]) -> None:
+        """Take note of what the trial scores on validation at this step."""
 
 
 class Training:
@@ -96,10 +86,22 @@ class Training:
         self.scaler = GradientScaler(self.groups, trials=len(trials)) if regime.precision == "float16" else None
         self._batches: list[Iterator[Batch]] = []
 
-    @property
-    def trains(self) -> bool:
-        """Whether there is anything to train."""
-        return any(group.parameters for group in self.groups)
+    def train_until_one_ends(self, trials: Sequence[RunningTrial], *, after_step: Callable[[], None]) -> None:
+        """Train the pack until a trial of it ends; every trial hears of each step that it did.
+
+        `trials` are in the order of the pack's slots. `after_step` is called when all of them have heard of the step.
+        """
+        self._score_at_rungs(trials)
+        while not any(trial.ended for trial in trials):
+            since = time.perf_counter()
+            rows = self.step()
+            seconds = (time.perf_counter() - since) / len(trials)
+            scores = self.evaluate()
+            for trial, outcome, row, score in zip(trials, self.outcomes, rows, scores, strict=True):
+                if outcome.failure is None:
+                    trial.report(row | score, seconds)
+            self._score_at_rungs(trials)
+            after_step()
 
     def step(self) -> list[dict[str, float]]:
         """One step of every trial that runs; returns what each trial reports of it.
@@ -143,34 +145,25 @@ class Training:
         scores = by_split("validation", evaluate(self.variant, self.task, "validation", self.regime.precision))
         return [row if wanted else {} for row, wanted in zip(scores, due, strict=True)]
 
+    def _score_at_rungs(self, trials: Sequence[RunningTrial]) -> None:
+        """A checkpoint of this step is older than its score: a trial that goes on from it may be at its rung."""
+        due = [trial.at_rung for trial in trials]
+        if any(due):
+            scores = evaluate(self.variant, self.task, "validation", self.regime.precision)
+            for trial, score, wanted in zip(trials, scores, due, strict=True):
+                if wanted:
+                    trial.score(score)
 
-def train(
-    variant: Variant,
-    task: Task,
-    trials: Sequence[Trial],
-    regime: Regime,
-    *,
-    clock: Clock,
-    on_step: Listener,
-    keeper: Keeper | None = None,
-) -> list[Outcome]:
-    """Train all trials of the attached variant's pack; `on_step(step, metrics)` hears one number a trial.
+    @property
+    def trains(self) -> bool:
+        """Whether there is anything to train."""
+        return any(group.parameters for group in self.groups)
 
-    A trial whose loss or gradient is not finite stops as it was before that step and counts as failed;
-    the others go on. In float16 it skips the step instead, as long as a smaller loss scale may help.
-    """
-    training = Training(variant, task, trials, regime)
-    start = keeper.restore(variant, training.optimizer, training.scaler) if keeper and training.trains else 0
-    for step in range(start, regime.steps if training.trains else 0):
-        with clock.running():
-            rows = training.step()
-        if not any(variant.pack.running):
-            break
-        rows = [row | scores for row, scores in zip(rows, training.evaluate(), strict=True)]
-        on_step(step + 1, {name: [row.get(name, math.nan) for row in rows] for name in rows[0]})
-        if keeper:
-            keeper.after_step(step + 1, variant, training.optimizer, training.scaler)
-    return training.outcomes
+    @property
+    def holders(self) -> Mapping[str, Variant | AdamW | GradientScaler]:
+        """What a trial's state is spread over, by the name that each part has in a checkpoint."""
+        holders: dict[str, Variant | AdamW | GradientScaler] = {"variant": self.variant, "optimizer": self.optimizer}
+        return holders if self.scaler is None else holders | {"scaler": self.scaler}
 
 
 def compute_gradients(

@@ -9,13 +9,15 @@ from typing import Any
 from experiments.config import RunConfig
 from experiments.display import Display
 from experiments.record.adapter_files import load_update, save_update
-from experiments.record.checkpoint import Checkpoints
 from experiments.record.folder import RunFolder
 from experiments.record.ledger import note_test_read
 from experiments.record.recorder import Recorder
+from experiments.record.run_description import RunDescription
 from experiments.record.starting_point import StartingPoint
+from experiments.training.checkpoint import Checkpoints
+from experiments.training.device import peak_bytes
 from experiments.training.evaluation import by_split, evaluate
-from experiments.training.loop import Clock, Training
+from experiments.training.loop import Training
 from experiments.training.rungs import Rungs
 from experiments.training.setting import Setting
 from lora_variants import VARIANTS
@@ -27,14 +29,12 @@ from lora_variants.pack import Pack
 class Wishes:
     """What is asked for besides training: the test score, the ledger's folder, the W&B mirror while it trains.
 
-    `name` is that of the record, which the folder that the trial trains in may take only later. `rungs`: where the
-    trial is scored on the way, and may be stopped.
+    `rungs`: where the trial is scored on the way, and may be stopped.
     """
 
     test: bool
     runs_dir: Path
     wandb_mode: str
-    name: str
     rungs: Rungs = field(default_factory=Rungs)
 
 
@@ -45,24 +45,21 @@ class Member:
         self,
         config: RunConfig,
         setting: Setting,
-        folder: RunFolder,
+        run: RunDescription,
         wishes: Wishes,
         display: Display,
         *,
         start: StartingPoint | None = None,
     ) -> None:
-        self.config, self.setting, self.folder, self.wishes = config, setting, folder, wishes
-        self.clock, self.besides = Clock(), 0.0
-        identity = setting.identity(config, start)
-        self.checkpoints = Checkpoints(
-            folder, identity=identity, every=config.training.checkpoint_every, clock=self.clock
-        )
-        self.executed = 0
+        self.config, self.setting, self.name, self.wishes = config, setting, run.name, wishes
+        self.folder = folder = run.run_dir
+        self.checkpoints = Checkpoints(folder, identity=run.run_hash, every=config.training.checkpoint_every)
+        self.seconds, self.besides, self.executed = self.checkpoints.seconds, 0.0, 0
         if self.checkpoints.start:
             folder.go_on()
             display.say(f"going on from the checkpoint at step {self.checkpoints.start}")
         else:
-            folder.start(config, setting.environment(start))
+            folder.start(config, run.environment)
         self.checkpoints.begin()
         self.start = None if self.checkpoints.start else start
         self.recorder = Recorder(config, setting.task, folder, display, wandb_mode=wishes.wandb_mode)
@@ -72,7 +69,7 @@ class Member:
         self.training, self.slot, self.checkpoints.trial = training, slot, slot
         self.recorder.sit(training.variant, slot)
         if training.trains:
-            self.checkpoints.restore(training.variant, training.optimizer, training.scaler)
+            training.variant.pack.steps[slot] = self.checkpoints.restore(training.holders)
 
     @property
     def step(self) -> int:
@@ -111,7 +108,7 @@ class Member:
 
     def report(self, row: dict[str, float], seconds: float) -> None:
         """Take note of a step that the trial did; `seconds` is its share of the pack's time."""
-        self.clock.seconds += seconds
+        self.seconds += seconds
         self.executed += 1
         self.recorder.on_step(self.step, row)
         self.keep()
@@ -122,12 +119,11 @@ class Member:
 
     def keep(self, *, now: bool = False) -> None:
         """Write a checkpoint where one is due, or now."""
-        training = self.training
-        self.checkpoints.after_step(self.step, training.variant, training.optimizer, training.scaler, now=now)
+        self.checkpoints.after_step(self.step, self.training.holders, seconds=self.seconds, now=now)
 
     def rise(self) -> None:
         """Leave the pack with the state that the trial has."""
-        self.checkpoints.hold(self.step, self.training.variant, self.training.optimizer, self.training.scaler)
+        self.checkpoints.hold(self.step, self.training.holders)
         self.start = None
 
     def conclude(self, scores: dict[str, float], forgetting: dict[str, float] | None) -> None:
@@ -138,11 +134,12 @@ class Member:
             self.training.outcomes[self.slot].failure = f"not finite on the validation split: {scores}"
             return
         self.score(scores)
-        seconds = {"training": self.clock.seconds, "besides": self.besides}
+        seconds = {"training": self.seconds, "besides": self.besides}
         self.result: dict[str, Any] = self.recorder.result(
-            self.checkpoints,
             seconds=seconds,
+            bytes_peak=peak_bytes(self.setting.device),
             steps_executed=self.steps_executed,
+            resumed_from=self.checkpoints.resumed_from,
             base_parameters=self.setting.base_parameters,
         ) | ({} if forgetting is None else {"forgetting": forgetting})
         self.files = save_update(self.training.variant, self.slot, self.folder.path)
@@ -160,7 +157,7 @@ class Member:
             return
         if self.wishes.test:
             self.result["test"] = score_on_test(
-                self.config, self.setting, self.folder, self.wishes.runs_dir, name=self.wishes.name
+                self.config, self.setting, self.folder, self.wishes.runs_dir, name=self.name
             )
         self.folder.finish(self.result)
         self.checkpoints.remove()

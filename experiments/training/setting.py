@@ -3,19 +3,16 @@
 import warnings
 from collections.abc import Sequence
 from functools import cached_property
-from pathlib import Path
-from typing import Any
 
 import torch
 from torch import nn
 
 from experiments.bases.weights import Report, fingerprint, silent
 from experiments.config import RunConfig
-from experiments.record.environment import choose_device, describe, refuse_precision
-from experiments.record.folder import RunFolder, folder_name
 from experiments.record.starting_point import StartingPoint
 from experiments.tasks.table import TASKS
 from experiments.tasks.task import Task
+from experiments.training.device import choose_device, refuse_precision
 from experiments.training.loop import Regime, Trial
 from lora_variants import VARIANTS, RankWarning
 from lora_variants.attach import attach
@@ -110,26 +107,6 @@ class Setting:
         self.base_sha256 = fingerprint(base.state_dict())
         self.base_parameters = sum(p.numel() for p in base.parameters())
         self.base = base.to(self.device)
-
-    def identity(self, config: RunConfig, start: StartingPoint | None = None) -> str:
-        """12 hex digits of all that a trial's result depends on."""
-        start_sha256 = {} if start is None else {"start_sha256": start.sha256}
-        return config.identity(base=self.base_sha256, **self.data_sha256, **start_sha256)
-
-    def folder(self, config: RunConfig, runs_dir: Path, *, rank_total: int, start: StartingPoint | None) -> RunFolder:
-        """Where a trial's record belongs."""
-        name = folder_name(config, rank_total=rank_total, identity=self.identity(config, start))
-        return RunFolder(runs_dir.resolve() / config.study / name)
-
-    def environment(self, start: StartingPoint | None = None) -> dict[str, Any]:
-        """The content of `environment.json`."""
-        return describe(
-            device=self.device,
-            base_sha256=self.base_sha256,
-            base_facts=self.task.base_facts(),
-            data_sha256=self.data_sha256,
-            start_sha256=None if start is None else start.sha256,
-        )
 
     def attached(self, configs: Sequence[RunConfig], starts: Sequence[StartingPoint | None]) -> Variant:
         """The variant of these configurations on the base, as one pack, with what each trial starts from."""

@@ -8,8 +8,8 @@ import shutil
 from contextlib import suppress
 from pathlib import Path
 
-from experiments.record.checkpoint import CHECKPOINT, PROGRESS
 from experiments.record.folder import RunFolder
+from experiments.training.checkpoint import CHECKPOINT, PROGRESS
 
 ATTEMPTS = ".attempts"
 PATIENCE_SECONDS = 60.0  # with whoever has the record in hand: it is copied to W&B, or published by another worker

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 import torch
 
 from experiments.config import RunConfig
-from experiments.record.environment import peak_bytes
 from experiments.studies.design.arms import Arm
+from experiments.training.device import peak_bytes
 from experiments.training.loop import Training
 from experiments.training.setting import Setting, attached_pack, regime_of, trial_of
 from lora_variants import VARIANTS

@@ -4,12 +4,12 @@ import time
 import traceback
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from experiments.display import Display
-from experiments.record.checkpoint import CheckpointError
 from experiments.record.folder import RunFolder
+from experiments.record.run_description import RunDescription, describe_run
 from experiments.record.starting_point import read_start
 from experiments.studies.board import Board, fill, look
 from experiments.studies.design.planned import PlannedTrial
@@ -21,6 +21,7 @@ from experiments.studies.work.attempts import adopt, attempt_at, discard, publis
 from experiments.studies.work.handing_in import HandingIn
 from experiments.studies.work.heartbeat import Progress, beating
 from experiments.studies.work.packing import Packing, out_of_memory, share
+from experiments.training.checkpoint import CheckpointError
 from experiments.training.crew import train_together
 from experiments.training.interruption import Interrupted, Interruption
 from experiments.training.member import Member, Wishes
@@ -128,7 +129,8 @@ class Worker:
         """Take up the attempt at a claimed trial, or hand in its record where there is one."""
         start = self.starts[trial.arm.identity]
         rank_total = sum(trial.knobs["rank"].values()) if trial.knobs else self.packing.rank_total(trial.arm)
-        record = self.setting.folder(trial.config, self.runs_dir, rank_total=rank_total, start=start)
+        run = describe_run(trial.config, self.setting, self.runs_dir, rank_total=rank_total, start=start)
+        record = run.run_dir
         attempt = attempt_at(record, claim.key, claim.number)
         if record.finished:
             self.handing_in.record_of(claim, trial, record)
@@ -139,11 +141,10 @@ class Worker:
             test=trial.stage == "evaluation",
             runs_dir=self.runs_dir,
             wandb_mode="disabled",
-            name=record.path.name,
             rungs=self.handing_in.rungs(trial),
         )
         try:
-            member = self._member(trial, attempt, wishes)
+            member = self._member(trial, replace(run, run_dir=attempt), wishes)
         except OSError:
             if self.queue.holds(claim):
                 raise
@@ -151,12 +152,12 @@ class Worker:
             return
         self.held[claim.key] = Held(claim, trial, record, member)
 
-    def _member(self, trial: PlannedTrial, attempt: RunFolder, wishes: Wishes) -> Member:
+    def _member(self, trial: PlannedTrial, attempt: RunDescription, wishes: Wishes) -> Member:
         start = self.starts[trial.arm.identity]
         try:
             return Member(trial.config, self.setting, attempt, wishes, Display.silent(), start=start)
         except CheckpointError:  # torn by a crash of the machine: from the first step
-            discard(attempt)
+            discard(attempt.run_dir)
             return Member(trial.config, self.setting, attempt, wishes, Display.silent(), start=start)
 
     def _train(self, pack: Sequence[Held]) -> None:
@@ -189,7 +190,7 @@ class Worker:
             member = held.member
             self.handing_in.stopped(
                 held.claim, held.trial, held.record, member.reached,
-                executed=member.steps_executed, seconds=member.clock.seconds,
+                executed=member.steps_executed, seconds=member.seconds,
             )  # fmt: skip
         else:
             self.handing_in.record_of(held.claim, held.trial, held.record)

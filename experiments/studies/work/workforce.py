@@ -9,10 +9,10 @@ from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
 
-from experiments.record.checkpoint import CHECKPOINT
 from experiments.studies.work.attempts import ATTEMPTS
 from experiments.studies.work.spares import Process, new_worker
 from experiments.studies.work.worker_process import DONE, FAULTY, STOPPED, Order
+from experiments.training.checkpoint import CHECKPOINT
 
 DEATHS_IN_A_ROW = 5  # without progress in between: what kills one will kill the next
 TAIL_LINES = 12

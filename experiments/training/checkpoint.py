@@ -13,10 +13,6 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from experiments.record.folder import RunFolder, as_json, write_atomically
-from experiments.training.gradient_scaler import GradientScaler
-from experiments.training.loop import Clock
-from experiments.training.optimizer import AdamW
-from lora_variants.variant import Variant
 
 CHECKPOINT, PROGRESS = "checkpoint.safetensors", "progress.json"
 
@@ -36,13 +32,14 @@ class Holder(Protocol):
 class Checkpoints:
     """The checkpoint of one run's folder, and what earlier attempts at the run executed.
 
-    `start` is the step to go on from, `resumed_from` every step at which an attempt went on, and
-    `executed_before` how many steps the earlier attempts executed, those lost to a kill included.
+    `start` is the step to go on from, `seconds` how long the training up to there took, `resumed_from` every step at
+    which an attempt went on, and `executed_before` how many steps the earlier attempts executed, those lost to a kill
+    included. `trial` is the slot that the run has in its pack.
     """
 
-    def __init__(self, folder: RunFolder, *, identity: str, every: int, clock: Clock, trial: int = 0) -> None:
-        self.folder, self.identity, self.every, self.clock, self.trial = folder, identity, every, clock, trial
-        self.start = 0
+    def __init__(self, folder: RunFolder, *, identity: str, every: int, trial: int = 0) -> None:
+        self.folder, self.identity, self.every, self.trial = folder, identity, every, trial
+        self.start, self.seconds = 0, 0.0
         self._tensors: dict[str, Tensor] = {}
         progress = self._progress()
         self.resumed_from: list[int] = progress["resumed_from"]
@@ -65,26 +62,23 @@ class Checkpoints:
         tree = {"executed": self.executed_before, "resumed_from": self.resumed_from}
         write_atomically(self.folder.path / PROGRESS, as_json(tree))
 
-    def restore(self, variant: Variant, optimizer: AdamW, scaler: GradientScaler | None) -> int:
+    def restore(self, holders: Mapping[str, Holder]) -> int:
         """Put the checkpoint's state into the trial's slot; returns the step to go on from, 0 without a checkpoint."""
         if self.start:
-            for name, holder in _holders(variant, optimizer, scaler).items():
+            for name, holder in holders.items():
                 holder.load_trial_state(self.trial, _part(self._tensors, f"{name}/"))
-            variant.pack.steps[self.trial] = self.start
             torch.set_rng_state(self._tensors["random"])
             self._tensors = {}
         return self.start
 
-    def hold(self, step: int, variant: Variant, optimizer: AdamW, scaler: GradientScaler | None) -> None:
+    def hold(self, step: int, holders: Mapping[str, Holder]) -> None:
         """Keep the trial's state in memory, for `restore` into a slot of another pack."""
-        self.start, self._tensors = step, self._state(_holders(variant, optimizer, scaler))
+        self.start, self._tensors = step, self._state(holders)
 
-    def after_step(
-        self, step: int, variant: Variant, optimizer: AdamW, scaler: GradientScaler | None, *, now: bool = False
-    ) -> None:
-        """Write a checkpoint where one is due, or `now`."""
+    def after_step(self, step: int, holders: Mapping[str, Holder], *, seconds: float, now: bool = False) -> None:
+        """Write a checkpoint where one is due, or `now`; `seconds` is how long the training up to here took."""
         if now or (self.every and step % self.every == 0):
-            self._save(step, self._state(_holders(variant, optimizer, scaler)))
+            self._save(step, self._state(holders), seconds)
 
     def remove(self) -> None:
         """A finished run needs no checkpoint."""
@@ -97,11 +91,11 @@ class Checkpoints:
         tensors = {f"{name}/{key}": value for name, state in states.items() for key, value in state.items()}
         return tensors | {"random": torch.get_rng_state()}
 
-    def _save(self, step: int, tensors: Mapping[str, Tensor]) -> None:
+    def _save(self, step: int, tensors: Mapping[str, Tensor], seconds: float) -> None:
         meta = {
             "identity": self.identity,
             "step": step,
-            "seconds": self.clock.seconds,
+            "seconds": seconds,
             "metrics_bytes": (self.folder.path / "metrics.jsonl").stat().st_size,
         }
         partial = self.path.with_name(f"{CHECKPOINT}.partial")
@@ -123,7 +117,7 @@ class Checkpoints:
         if found != self.identity:
             raise CheckpointError(f"{self.path} is of run {found}, this is run {self.identity}; {way_out}")
         self.start = int(self._meta["step"])
-        self.clock.seconds = float(self._meta["seconds"])
+        self.seconds = float(self._meta["seconds"])
 
     def _progress(self) -> dict[str, Any]:
         path = self.folder.path / PROGRESS
@@ -137,12 +131,6 @@ class Checkpoints:
         path = self.folder.path / "metrics.jsonl"
         lines = path.read_bytes().split(b"\n")[:-1] if path.exists() else []
         return int(json.loads(lines[-1])["step"]) if lines else 0
-
-
-def _holders(variant: Variant, optimizer: AdamW, scaler: GradientScaler | None) -> dict[str, Holder]:
-    """What a trial is spread over, by the name it has in a checkpoint."""
-    holders: dict[str, Holder] = {"variant": variant, "optimizer": optimizer}
-    return holders if scaler is None else holders | {"scaler": scaler}
 
 
 def _part(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:

@@ -1,0 +1,67 @@
+"""What a run is and where it is recorded: its hash, its run directory, and what it runs on."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+
+from experiments.config import RunConfig
+from experiments.record.environment import describe
+from experiments.record.folder import RunFolder, folder_name
+from experiments.record.starting_point import StartingPoint
+from experiments.tasks.task import Task
+
+
+@dataclass(frozen=True)
+class RunDescription:
+    """12 hex digits of all that the run's result depends on, its run directory, and its `environment.json`.
+
+    `name` is that of the run directory. A study's trial trains in another directory first, which takes that name later.
+    """
+
+    run_hash: str
+    name: str
+    run_dir: RunFolder
+    environment: Mapping[str, Any]
+
+
+class Loaded(Protocol):
+    """A task whose base model, with its weights W0, is on a device."""
+
+    @property
+    def task(self) -> Task: ...
+
+    @property
+    def device(self) -> torch.device: ...
+
+    @property
+    def base_sha256(self) -> str: ...
+
+    @property
+    def data_sha256(self) -> Mapping[str, str]: ...
+
+
+def describe_run(
+    config: RunConfig, loaded: Loaded, runs_dir: Path, *, rank_total: int, start: StartingPoint | None
+) -> RunDescription:
+    """Say what the run of this configuration is; `rank_total` is the sum of the ranks of all its layers."""
+    run_hash = hash_run(config, base_sha256=loaded.base_sha256, data_sha256=loaded.data_sha256, start=start)
+    name = folder_name(config, rank_total=rank_total, identity=run_hash)
+    environment = describe(
+        device=loaded.device,
+        base_sha256=loaded.base_sha256,
+        base_facts=loaded.task.base_facts(),
+        data_sha256=loaded.data_sha256,
+        start_sha256=None if start is None else start.sha256,
+    )
+    return RunDescription(run_hash, name, RunFolder(runs_dir.resolve() / config.study / name), environment)
+
+
+def hash_run(
+    config: RunConfig, *, base_sha256: str, data_sha256: Mapping[str, str], start: StartingPoint | None
+) -> str:
+    """12 hex digits of the configuration and of the content of W0, the data and the start."""
+    start_sha256 = {} if start is None else {"start_sha256": start.sha256}
+    return config.identity(base=base_sha256, **data_sha256, **start_sha256)
