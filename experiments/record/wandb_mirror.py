@@ -7,7 +7,7 @@ import secrets
 import shutil
 import time
 import traceback
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -94,7 +94,7 @@ class WandbMirror:
         self,
         *,
         summary: Mapping[str, float | int | str],
-        spectra: Mapping[str, Sequence[float]],
+        spectra: Callable[[], Mapping[str, Sequence[float]]],
         ranks: Mapping[str, int],
         files: Sequence[Path],
         failed: bool,
@@ -103,7 +103,8 @@ class WandbMirror:
 
         It holds `summary`; the tables "spectra" (matrix, index, sigma: of ΔW, from the largest sigma, as many
         per matrix as W&B takes) and "ranks" (layer, rank); and `files` as one artifact of type "adapter",
-        by reference to where they lie: they must stay there until they are uploaded.
+        by reference to where they lie: they must stay there until they are uploaded. `spectra` is called only
+        where there is a W&B run to write to, since singular values take time.
         """
         run, self._run = self._run, None
         if run is None:
@@ -111,7 +112,7 @@ class WandbMirror:
         if self.mode != "failed":
             with self._border("write the results"), _staged_under(self._record):
                 run.summary.update(dict(summary))
-                tables = {"spectra": _spectra_table(spectra), "ranks": _ranks_table(ranks)}
+                tables = {"spectra": _spectra_table(spectra()), "ranks": _ranks_table(ranks)}
                 if filled := {name: table for name, table in tables.items() if table.data}:
                     run.log(filled)
                 if files:
