@@ -21,7 +21,8 @@ from analysis.matrix_names import Place, places, short_names
 from analysis.spectra import report_spectra
 from analysis.spectrum_tables import run_labels, spectrum_tables
 from experiments.record.adapter_formats import RunStoreError
-from experiments.record.adapter_spectra import read_matrices
+from experiments.record.adapter_spectra import read_matrices, spectrum_of
+from lora_variants.layer import Factors, Triplets
 from lora_variants.start import Update, as_dense, rank_of, shape_of
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -146,6 +147,21 @@ def test_an_adalora_adapter_is_divided_by_its_initial_rank_pruned_or_not(tmp_pat
     found = read_matrices(tmp_path).updates
     for name, expected in deltas_of_peft(wrapped).items():
         np.testing.assert_allclose(product(found[name]), expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("form", ["factors", "triplets", "dense"])
+def test_the_spectrum_of_an_update_is_that_of_its_product_scale_included(form: str) -> None:
+    torch.manual_seed(0)
+    left, right, Lambda = torch.randn(7, 3).double(), torch.randn(3, 5).double(), torch.tensor([2.0, -1.0, 0.5])
+    update = {
+        "factors": Factors(left, right, -0.75),
+        "triplets": Triplets(left, Lambda.double(), right, 0.75),
+        "dense": left @ right,
+    }[form]
+    expected = np.linalg.svd(as_dense(update).numpy(), compute_uv=False)
+    found = spectrum_of(update)
+    np.testing.assert_allclose(found, expected[: len(found)], rtol=1e-12, atol=1e-12)
+    assert len(found) == (5 if form == "dense" else 3)
 
 
 def test_bfloat16_factors_are_read(tmp_path: Path) -> None:
