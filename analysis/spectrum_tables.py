@@ -9,12 +9,13 @@ import pandas as pd
 from jaxtyping import Float
 from rich.console import Console
 from rich.table import Table
+from torch import Tensor
 
 from analysis.matrix_names import places, short_names
-from analysis.run_store import read_updates
 from analysis.singular_values import summary
-from analysis.updates import Update
-from experiments.record.adapter_formats import RunStoreError
+from experiments.record.adapter_formats import Adapter, RunStoreError
+from experiments.record.adapter_spectra import read_matrices, spectrum_of
+from lora_variants.start import Update, rank_of, shape_of
 
 RANKS_SHOWN = ("stable_rank", "participation_ratio", "entropy_rank_energy", "entropy_rank_sigma")
 LEGEND = (
@@ -39,12 +40,12 @@ class SpectrumTables:
 
 def spectrum_tables(runs: Sequence[Path]) -> SpectrumTables:
     """The spectrum of every adapted matrix of every run; a run given twice counts once. Raises RunStoreError."""
-    updates = {label: read_updates(path) for label, path in run_labels(runs).items()}
+    adapters = {label: read_matrices(path) for label, path in run_labels(runs).items()}
     summaries: list[pd.DataFrame] = []
     values: list[pd.DataFrame] = []
-    for label, of_run in updates.items():
-        spectra = {name: _spectrum(label, name, update) for name, update in of_run.items()}
-        summaries.append(_summary_of_run(label, of_run, spectra))
+    for label, adapter in adapters.items():
+        spectra = {name: _spectrum(label, name, update) for name, update in adapter.updates.items()}
+        summaries.append(_summary_of_run(label, adapter, spectra))
         values.extend(
             pd.DataFrame({"run": label, "matrix": name, "index": range(1, len(sigma) + 1), "sigma": sigma})
             for name, sigma in spectra.items()
@@ -52,7 +53,7 @@ def spectrum_tables(runs: Sequence[Path]) -> SpectrumTables:
     return SpectrumTables(
         summary=pd.concat(summaries, ignore_index=True),
         values=pd.concat(values, ignore_index=True) if values else pd.DataFrame(),
-        unadapted=tuple(label for label, of_run in updates.items() if not of_run),
+        unadapted=tuple(label for label, adapter in adapters.items() if not adapter.updates),
     )
 
 
@@ -108,28 +109,28 @@ def _rank(value: float) -> str:
 
 def _spectrum(label: str, name: str, update: Update) -> Float[np.ndarray, " k"]:
     try:
-        return update.singular_values()
+        return spectrum_of(update)
     except ValueError as fault:
         raise RunStoreError(f"run {label}, matrix {name}: {fault}: the training diverged; leave it out") from fault
 
 
-def _summary_of_run(
-    label: str, updates: dict[str, Update], spectra: dict[str, Float[np.ndarray, " k"]]
-) -> pd.DataFrame:
-    short, where = short_names(list(updates)), places(list(updates))
-    rows = [
-        {
-            "run": label,
-            "matrix": name,
-            "name": short[name],
-            "layer": where[name].layer,
-            "kind": where[name].kind,
-            "d_out": update.shape[0],
-            "d_in": update.shape[1],
-            "r": update.rank,
-            "scale_known": update.scale_known,
-            **summary(spectra[name], update.shape),
-        }
-        for name, update in updates.items()
-    ]
+def _summary_of_run(label: str, adapter: Adapter, spectra: dict[str, Float[np.ndarray, " k"]]) -> pd.DataFrame:
+    short, where = short_names(list(adapter.updates)), places(list(adapter.updates))
+    rows = []
+    for name, update in adapter.updates.items():
+        d_out, d_in = shape_of(update)
+        rows.append(
+            {
+                "run": label,
+                "matrix": name,
+                "name": short[name],
+                "layer": where[name].layer,
+                "kind": where[name].kind,
+                "d_out": d_out,
+                "d_in": d_in,
+                "r": None if isinstance(update, Tensor) else rank_of(update),
+                "scale_known": adapter.scale_known,
+                **summary(spectra[name], (d_out, d_in)),
+            }
+        )
     return pd.DataFrame(rows).astype({"r": "Int64"}) if rows else pd.DataFrame()

@@ -40,7 +40,7 @@ OWNERS = {
         "experiments/studies/search/explaining.py",
     },
     "sqlalchemy": {"experiments/studies/queueing/storage.py", "experiments/studies/queueing/postgres_store.py"},
-    "platformdirs": {"experiments/bases/weights.py"},
+    "platformdirs": {"experiments/user_cache.py"},
     "filelock": {"experiments/record/folder.py", "experiments/studies/queueing/journal_store.py"},
     "rich": {
         "experiments/display.py",

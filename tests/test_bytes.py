@@ -7,11 +7,12 @@ import pytest
 import torch
 
 from experiments.bases.stdlib_pretraining import Recipe, pretrained, stdlib_source
-from experiments.bases.weights import cache_folder, fingerprint
+from experiments.bases.weights import fingerprint
 from experiments.configuration import load
 from experiments.display import Display
 from experiments.runner import execute
 from experiments.tasks.bytes import Bytes, BytesConfig
+from experiments.user_cache import cache_folder
 
 CONFIG = Path(__file__).resolve().parents[1] / "configs" / "bytes.yaml"
 SHORT = Recipe(steps=2)
@@ -20,7 +21,7 @@ SHORT = Recipe(steps=2)
 @pytest.fixture
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """A cache folder of this test's own."""
-    monkeypatch.setattr("experiments.bases.weights.user_cache_path", lambda name: tmp_path / name)
+    monkeypatch.setattr("experiments.user_cache.user_cache_path", lambda name: tmp_path / name)
     yield tmp_path
     assert cache_folder().parent == tmp_path
 

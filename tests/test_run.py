@@ -18,6 +18,7 @@ from forked_python import run_python
 from safetensors.torch import load_file
 from wandb_reading import read_offline_run
 
+from analysis.spectrum_tables import spectrum_tables
 from experiments.configuration import load
 from experiments.display import Display
 from experiments.record.folder import RunFolder
@@ -88,6 +89,9 @@ def test_the_wandb_run_equals_the_record_on_disk(adalora: Path) -> None:
     ]
     assert [row for row in theirs if row] == [{k: pytest.approx(v) for k, v in row.items()} for row in rows]
     assert mirrored.summary["score"] == pytest.approx(record.result()["score"])
+    spectra = spectrum_tables([record.path]).values
+    table = [(matrix, index + 1, sigma) for matrix, index, sigma in mirrored.tables["spectra"].rows]
+    assert table == [*spectra[["matrix", "index", "sigma"]].itertuples(index=False, name=None)]
     (artifact,) = (found for found in mirrored.artifacts.values() if found.type == "adapter")
     assert set(artifact.files) == {"adapter_model.safetensors", "adapter_config.json"}
 

@@ -18,11 +18,12 @@ from safetensors.numpy import load_file, save_file
 from torch import nn
 
 from analysis.matrix_names import Place, places, short_names
-from analysis.run_store import read_updates
 from analysis.spectra import report_spectra
 from analysis.spectrum_tables import run_labels, spectrum_tables
-from analysis.updates import Dense, Factors, Update
 from experiments.record.adapter_formats import RunStoreError
+from experiments.record.adapter_spectra import read_matrices, spectrum_of
+from lora_variants.layer import Factors, Triplets
+from lora_variants.start import Update, as_dense, rank_of, shape_of
 
 ROOT = Path(__file__).resolve().parents[1]
 SPECTRA = ROOT / "analysis" / "spectra.py"
@@ -76,17 +77,17 @@ def deltas_of_peft(wrapped: Any) -> dict[str, np.ndarray]:
 
 
 def product(update: Update) -> np.ndarray:
-    assert isinstance(update, Factors)
-    return update.left @ update.right
+    assert not isinstance(update, torch.Tensor)
+    return as_dense(update).numpy()
 
 
 def assert_read_as_peft_reads(folder: Path) -> None:
     from peft import PeftModel
 
-    expected, found = deltas_of_peft(PeftModel.from_pretrained(Toy(), folder)), read_updates(folder)
-    assert set(found) == set(expected)
-    for name, update in found.items():
-        assert update.scale_known
+    expected, found = deltas_of_peft(PeftModel.from_pretrained(Toy(), folder)), read_matrices(folder)
+    assert found.scale_known
+    assert set(found.updates) == set(expected)
+    for name, update in found.updates.items():
         np.testing.assert_allclose(product(update), expected[name], rtol=1e-4, atol=1e-5)
 
 
@@ -108,7 +109,7 @@ def test_a_lora_adapter_is_read_with_the_rank_and_scale_peft_gives_every_matrix(
     )
     saved_by_peft(tmp_path, config)
     assert_read_as_peft_reads(tmp_path)
-    ranks = {name: update.rank for name, update in read_updates(tmp_path).items()}
+    ranks = {name: rank_of(update) for name, update in read_matrices(tmp_path).updates.items()}
     assert ranks == {
         "blocks.0.query": 3, "blocks.0.value": 4, "blocks.1.query": 2, "blocks.1.value": 4, "mixer": 4,
     }  # fmt: skip
@@ -120,7 +121,7 @@ def test_an_embedding_and_a_conv1d_are_read_with_the_shape_of_their_delta(tmp_pa
 
     config = LoraConfig(r=3, lora_alpha=6, target_modules=["embedding", "mixer"], fan_in_fan_out=True)
     wrapped = saved_by_peft(tmp_path, config, Toy(linear=lambda d_in, d_out: Conv1D(d_out, d_in)))
-    expected, found = deltas_of_peft(wrapped), read_updates(tmp_path)
+    expected, found = deltas_of_peft(wrapped), read_matrices(tmp_path).updates
     np.testing.assert_allclose(product(found["embedding"]), expected["embedding"], rtol=1e-4, atol=1e-5)
     np.testing.assert_allclose(product(found["mixer"]), expected["mixer"].T, rtol=1e-4, atol=1e-5)
 
@@ -141,11 +142,26 @@ def test_an_adalora_adapter_is_divided_by_its_initial_rank_pruned_or_not(tmp_pat
             wrapped.base_model.model.get_submodule(name).lora_E["default"].data *= mask
         wrapped.peft_config["default"].rank_pattern = {f"{name}.lora_E": alive for name, alive in kept.items()}
         wrapped.save_pretrained(tmp_path)
-        pruned_ranks = {name: read_updates(tmp_path)[name].rank for name in kept}
+        pruned_ranks = {name: rank_of(read_matrices(tmp_path).updates[name]) for name in kept}
         assert pruned_ranks == {"blocks.0.query": 3, "blocks.1.value": 0}
-    found = read_updates(tmp_path)
+    found = read_matrices(tmp_path).updates
     for name, expected in deltas_of_peft(wrapped).items():
         np.testing.assert_allclose(product(found[name]), expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("form", ["factors", "triplets", "dense"])
+def test_the_spectrum_of_an_update_is_that_of_its_product_scale_included(form: str) -> None:
+    torch.manual_seed(0)
+    left, right, Lambda = torch.randn(7, 3).double(), torch.randn(3, 5).double(), torch.tensor([2.0, -1.0, 0.5])
+    update = {
+        "factors": Factors(left, right, -0.75),
+        "triplets": Triplets(left, Lambda.double(), right, 0.75),
+        "dense": left @ right,
+    }[form]
+    expected = np.linalg.svd(as_dense(update).numpy(), compute_uv=False)
+    found = spectrum_of(update)
+    np.testing.assert_allclose(found, expected[: len(found)], rtol=1e-12, atol=1e-12)
+    assert len(found) == (5 if form == "dense" else 3)
 
 
 def test_bfloat16_factors_are_read(tmp_path: Path) -> None:
@@ -155,7 +171,9 @@ def test_bfloat16_factors_are_read(tmp_path: Path) -> None:
     wrapped = saved_by_peft(tmp_path, config, Toy().to(torch.bfloat16))
     layer = wrapped.base_model.model.blocks[0].query
     A, B = (part["default"].weight.detach().double().numpy() for part in (layer.lora_A, layer.lora_B))
-    np.testing.assert_allclose(product(read_updates(tmp_path)["blocks.0.query"]), B @ A * 1.5, rtol=1e-3, atol=1e-6)
+    np.testing.assert_allclose(
+        product(read_matrices(tmp_path).updates["blocks.0.query"]), B @ A * 1.5, rtol=1e-3, atol=1e-6
+    )
 
 
 def test_a_loralib_checkpoint_is_read_and_says_that_its_scale_is_unknown(tmp_path: Path) -> None:
@@ -164,11 +182,12 @@ def test_a_loralib_checkpoint_is_read_and_says_that_its_scale_is_unknown(tmp_pat
     model = nn.ModuleDict({"query": loralib.Linear(6, 5, r=2, lora_alpha=8), "head": nn.Linear(5, 2)})
     nn.init.normal_(model["query"].lora_B)
     torch.save(loralib.lora_state_dict(model, bias="all"), tmp_path / "lora.pt")
-    found = read_updates(tmp_path / "lora.pt")
-    assert list(found) == ["query"]
-    assert (found["query"].scale_known, found["query"].shape, found["query"].rank) == (False, (5, 6), 2)
+    found = read_matrices(tmp_path / "lora.pt")
+    assert list(found.updates) == ["query"]
+    query = found.updates["query"]
+    assert (found.scale_known, shape_of(query), rank_of(query)) == (False, (5, 6), 2)
     expected = (model["query"].lora_B @ model["query"].lora_A).detach().numpy()
-    np.testing.assert_allclose(product(found["query"]), expected, rtol=1e-5)
+    np.testing.assert_allclose(product(query), expected, rtol=1e-5)
 
 
 @pytest.mark.skipif(MNLI is None, reason="roberta_base_lora_mnli.bin is not here; LORA_STUDY_DATA says where")
@@ -219,22 +238,22 @@ def adapter(folder: Path, *, drop: str = "nothing", add: str | None = None, **co
 
 def test_dense_deltas_are_read_in_the_order_of_the_layers_without_what_is_not_a_matrix(tmp_path: Path) -> None:
     run = dense_run(tmp_path / "run", bias=np.ones(3, np.float32), stack=np.ones((2, 2, 2), np.float32))
-    found = read_updates(run)
+    found = read_matrices(run).updates
     assert [name.split(".")[2] for name in found] == ["2", "2", "10", "10"]
     stored = load_file(run / "delta.safetensors")
     for name, update in found.items():
-        assert isinstance(update, Dense)
-        np.testing.assert_array_equal(update.delta, stored[name])
+        assert isinstance(update, torch.Tensor)
+        np.testing.assert_array_equal(update.numpy(), stored[name])
 
 
 def test_a_run_that_left_its_delta_beside_dora_factors_is_read_from_the_delta(tmp_path: Path) -> None:
     run = adapter(tmp_path / "run", use_dora=True)
     save_file({"blocks.0.query.weight": np.eye(5, 6, dtype=np.float32)}, run / "delta.safetensors")
-    assert {name: update.shape for name, update in read_updates(run).items()} == {"blocks.0.query": (5, 6)}
+    assert {name: shape_of(update) for name, update in read_matrices(run).updates.items()} == {"blocks.0.query": (5, 6)}
 
 
 def test_a_finished_run_of_the_head_alone_has_no_updates(tmp_path: Path) -> None:
-    assert read_updates(head_run(tmp_path / "head")) == {}
+    assert read_matrices(head_run(tmp_path / "head")).updates == {}
 
 
 def missing(folder: Path) -> Path:

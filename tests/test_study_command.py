@@ -12,6 +12,7 @@ import pytest
 from tiny_studies import ROOT, TINY, board_of, finished_study, learned, queue_of, start, study_file
 from wandb_reading import read_offline_run
 
+from analysis.spectrum_tables import spectrum_tables
 from experiments.faults import ConfigError
 from experiments.record.folder import RecordError
 from experiments.studies.agreement import agree_on_protocol, agree_on_runs_folder
@@ -232,6 +233,9 @@ def test_trials_are_copied_to_wandb_from_their_records_once(copy: Path) -> None:
         losses = [row["train/task_loss"] for row in mirrored.history if "train/task_loss" in row]
         assert len(losses) == result["steps"]
         assert any(found.type == "adapter" for found in mirrored.artifacts.values())
+        assert [sigma for _, _, sigma in mirrored.tables["spectra"].rows] == [
+            *spectrum_tables([folder]).values["sigma"]
+        ]
 
 
 def test_a_study_of_many_trials_is_not_copied_trial_by_trial(copy: Path) -> None:

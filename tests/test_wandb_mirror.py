@@ -1,8 +1,9 @@
 """The W&B mirror: what it holds can be read back, and nothing W&B does can hurt or delay a run."""
 
-import http.server
 import math
 import os
+import pty
+import select
 import signal
 import socket
 import subprocess
@@ -13,13 +14,14 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 from wandb_reading import OfflineRun, read_offline_run
 
 from experiments.record import wandb_mirror, wandb_mode
 from experiments.record.wandb_mirror import WandbMirror
-from experiments.record.wandb_mode import host_answers, resolve_mode, wanted_mode
+from experiments.record.wandb_mode import is_silent, remember_silence, wanted_mode
 
 KEY = "0123456789abcdef" * 2 + "01234567"
 ROOT = Path(__file__).parents[1]
@@ -36,7 +38,11 @@ CONFIG = {
 def no_account(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """A user without account, settings or proxy, and a wandb that has not read any environment yet."""
     for variable in [*os.environ]:
-        if variable.startswith("WANDB_") or variable.lower().endswith("_proxy") or variable == "NETRC":
+        if (
+            variable.startswith("WANDB_")
+            or variable.lower().endswith("_proxy")
+            or variable in ("NETRC", "XDG_CACHE_HOME")
+        ):
             monkeypatch.delenv(variable)
     home = tmp_path / "home"
     home.mkdir()
@@ -44,7 +50,7 @@ def no_account(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None
     for variable, value in zip(QUIETED, ("true", "false"), strict=True):
         monkeypatch.setenv(variable, value)
     monkeypatch.chdir(tmp_path)
-    wandb_mode._asked_again_at.clear()
+    monkeypatch.setattr(wandb_mode, "_silent_since", {})
     yield
     if "wandb" in sys.modules and sys.modules["wandb"] is not None:
         import wandb
@@ -76,7 +82,7 @@ def start(folder: Path, *, mode: str = "offline") -> WandbMirror:
 
 
 def finish(mirror: WandbMirror, **changed: Any) -> None:
-    results: dict[str, Any] = {"summary": {}, "spectra": {}, "ranks": {}, "files": [], "failed": False}
+    results: dict[str, Any] = {"summary": {}, "spectra": dict, "ranks": {}, "files": [], "failed": False}
     mirror.finish(**{**results, **changed})
 
 
@@ -148,7 +154,7 @@ def test_everything_given_until_the_end_is_read_back_and_the_terminal_stays_clea
     finish(
         mirror,
         summary={"score": 0.75, "steps": 20, "variant": "lora"},
-        spectra={"block.0.query": [2.5, 1], "block.1.query": [0.5]},
+        spectra=lambda: {"block.0.query": [2.5, 1], "block.1.query": [0.5]},
         ranks={"block.0.query": 2, "block.1.query": 1},
         files=[folder / "adapter_config.json", folder / "adapter_model.safetensors"],
     )
@@ -179,7 +185,7 @@ def test_everything_given_until_the_end_is_read_back_and_the_terminal_stays_clea
 
 def test_all_that_waits_for_upload_lies_in_the_folder_of_the_run(folder: Path, tmp_path: Path) -> None:
     mirror = start(folder)
-    finish(mirror, spectra={"block.0": [1.0]}, files=[folder / "adapter_config.json"])
+    finish(mirror, spectra=lambda: {"block.0": [1.0]}, files=[folder / "adapter_config.json"])
 
     run = read_offline_run(folder)
     waiting = [file for artifact in run.artifacts.values() for file in artifact.files.values()]
@@ -230,7 +236,7 @@ def test_more_sigmas_than_a_table_holds_leave_the_largest_of_every_matrix(
 ) -> None:
     monkeypatch.setattr(wandb_mirror, "TABLE_ROWS", 5)
     mirror = start(folder)
-    finish(mirror, spectra={"a": [3.0, 2.0, 1.0], "b": [6.0, 5.0, 4.0]})
+    finish(mirror, spectra=lambda: {"a": [3.0, 2.0, 1.0], "b": [6.0, 5.0, 4.0]})
 
     assert read_offline_run(folder).tables["spectra"].rows == [
         ["a", 0, 3.0],
@@ -289,9 +295,11 @@ def test_disabled_needs_no_wandb_and_writes_nothing(asked: str, folder: Path, mo
     before = sorted(folder.rglob("*"))
     mirror = start(folder, mode=asked)
     mirror.log(0, {"train/loss": 1.0})
-    finish(mirror, files=[folder / "adapter_config.json"])
+    spectra = Mock(return_value={})
+    finish(mirror, spectra=spectra, files=[folder / "adapter_config.json"])
 
     assert (mirror.mode, mirror.warning, mirror.folder) == ("disabled", None, None)
+    assert not spectra.called  # they are a decomposition of every ΔW
     assert sorted(folder.rglob("*")) == before
 
 
@@ -337,6 +345,11 @@ def netrc(machine: str) -> Callable[[pytest.MonkeyPatch], None]:
     return lambda patch: Path("~/.netrc").expanduser().write_text(text) and None
 
 
+def token_file(patch: pytest.MonkeyPatch) -> None:
+    Path("token").write_text("a.b.c")
+    patch.setenv("WANDB_IDENTITY_TOKEN_FILE", str(Path("token").resolve()))
+
+
 def settings_file(text: str) -> Callable[[pytest.MonkeyPatch], None]:
     def write(patch: pytest.MonkeyPatch) -> None:
         file = Path("~/.config/wandb/settings").expanduser()
@@ -351,7 +364,7 @@ def settings_file(text: str) -> Callable[[pytest.MonkeyPatch], None]:
     [
         pytest.param(lambda patch: None, "offline", id="no key"),
         pytest.param(lambda patch: patch.setenv("WANDB_API_KEY", KEY), "online", id="WANDB_API_KEY"),
-        pytest.param(lambda patch: patch.setenv("WANDB_IDENTITY_TOKEN_FILE", "t"), "online", id="token file"),
+        pytest.param(token_file, "online", id="token file"),
         pytest.param(netrc("wandb.invalid"), "online", id="netrc"),
         pytest.param(netrc("elsewhere.invalid"), "offline", id="netrc of another host"),
         pytest.param(settings_file(f"api_key = {KEY}"), "online", id="settings file"),
@@ -362,132 +375,202 @@ def settings_file(text: str) -> Callable[[pytest.MonkeyPatch], None]:
 def test_auto_is_online_exactly_where_wandb_has_a_key_for_its_host(
     configure: Callable[[pytest.MonkeyPatch], None],
     mode: str,
+    folder: Path,
     monkeypatch: pytest.MonkeyPatch,
     capfd: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.setenv("WANDB_BASE_URL", "https://wandb.invalid")
+    monkeypatch.setattr(wandb_mirror, "START_SECONDS", 0.2)
     configure(monkeypatch)
-    monkeypatch.setattr(wandb_mode, "host_answers", lambda url, proxies: url == "https://wandb.invalid")
-    assert resolve_mode("auto") == (mode, None)
+    mirror = start(folder, mode="auto")
+    finish(mirror)
+    # There is no such host: who tried it was told that it did not answer.
+    tried = mirror.warning is not None and "https://wandb.invalid gave no answer" in mirror.warning
+    assert ("online" if tried else mirror.mode) == mode
+    assert tried or mirror.warning is None
     assert capfd.readouterr() == ("", "")
 
 
 @pytest.mark.parametrize(
     ("asked", "key", "reason"),
-    [("online", "", "no key is configured for https://"), ("auto", "too-short", "its key for https://")],
+    [("online", "", "No API key configured. Use `wandb login`"), ("auto", "too-short", "WANDB_API_KEY invalid")],
 )
-def test_without_a_usable_key_the_run_is_recorded_offline_with_one_warning(
+def test_without_a_usable_key_the_run_is_recorded_offline_with_one_warning_and_at_once(
     asked: str, key: str, reason: str, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("WANDB_API_KEY", key)
+    began = time.monotonic()
     mirror = start(folder, mode=asked)
+    assert time.monotonic() - began < 8
     assert mirror.mode == "offline"
     assert mirror.warning is not None
-    assert mirror.warning.startswith(f"W&B records offline: {reason}")
+    assert mirror.warning.startswith("W&B records offline: there is no usable key for https://")
+    assert reason in mirror.warning
     assert len(mirror.warning.splitlines()) == 1
     assert len(record_one_row(mirror, folder).history) == 1
+
+
+@pytest.mark.parametrize("environment", [{}, {"WANDB_SILENT": "false"}], ids=["plain", "not silent"])
+def test_nobody_at_a_terminal_is_asked_for_a_key(folder: Path, environment: dict[str, str]) -> None:
+    said, seconds = at_a_terminal(
+        f"""
+        import os, time
+        from pathlib import Path
+        from test_wandb_mirror import finish, start
+        assert os.isatty(0) and os.isatty(2)
+        mirror = start(Path({str(folder)!r}), mode="auto")
+        finish(mirror)
+        print(mirror.mode, mirror.warning)
+        """,
+        **environment,
+    )
+    assert said.split() == ["offline", "None"]
+    assert seconds < 15
+
+
+def at_a_terminal(code: str, **environment: str) -> tuple[str, float]:
+    """What Python says to the code at a terminal where nobody types, and how long it took, 30 s at most."""
+    ours, theirs = pty.openpty()
+    inherited = {name: value for name, value in os.environ.items() if not name.startswith(QUIETED)}
+    paths = {"PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests")]), "TERM": "xterm"}
+    command = [sys.executable, "-c", textwrap.dedent(code)]
+    began = time.monotonic()
+    with subprocess.Popen(
+        command, stdin=theirs, stdout=theirs, stderr=theirs, env={**inherited, **paths, **environment}
+    ) as process:
+        os.close(theirs)
+        said = b""
+        while time.monotonic() - began < 30:
+            if select.select([ours], [], [], 0.1)[0]:
+                try:
+                    said += os.read(ours, 4096)
+                except OSError:  # Linux says so that the other end is closed
+                    break
+        process.kill()
+    os.close(ours)
+    return said.decode(), time.monotonic() - began
 
 
 # Without a network
 
 
-def test_a_closed_port_costs_seconds_and_one_warning(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+STARTED_IN_ANOTHER_PROCESS = """
+    import time
+    from pathlib import Path
+    from experiments.record import wandb_mirror
+    from test_wandb_mirror import finish, start
+    wandb_mirror.START_SECONDS = {start_seconds}
+    began = time.monotonic()
+    mirror = start(Path({folder!r}), mode={mode!r})
+    print(time.monotonic() - began)
+    mirror.log(0, {{"train/loss": 1.0}})
+    finish(mirror)
+    print(time.monotonic())
+    print(mirror.mode, mirror.warning)
+"""
+
+
+def started_in_another_process(
+    folder: Path, *, start_seconds: float = wandb_mirror.START_SECONDS, mode: str = "auto"
+) -> tuple[float, float, str]:
+    """The seconds that a start took, those that the process then took to end, and what the user was told."""
+    done = run_python(STARTED_IN_ANOTHER_PROCESS.format(folder=str(folder), start_seconds=start_seconds, mode=mode))
+    ended = time.monotonic()
+    assert done.stderr == ""
+    start_took, finished_at, said = done.stdout.splitlines()
+    run = read_offline_run(folder)
+    assert (run.history, run.exit_code) == ([{"step": 0, "train/loss": 1.0}], 0)
+    return float(start_took), ended - float(finished_at), said
+
+
+@pytest.mark.slow
+def test_without_a_network_a_run_with_a_key_starts_offline_within_20_s_and_the_next_process_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WANDB_API_KEY", KEY)
+    monkeypatch.setenv("WANDB_BASE_URL", "https://wandb.invalid")
+    start_took, end_took, said = started_in_another_process(tmp_path / "first")
+    assert 9 < start_took < 20
+    assert end_took < 5
+    assert said.startswith("offline W&B records offline: https://wandb.invalid gave no answer in 10 s (CommError:")
+    start_took, end_took, said = started_in_another_process(tmp_path / "second")
+    assert start_took < 5
+    assert end_took < 5
+    assert said.startswith("offline W&B records offline: https://wandb.invalid gave no answer when last asked, less th")
+
+
+def test_a_host_that_never_answers_is_asked_by_one_process_of_a_study_and_delays_the_end_of_none(
+    tmp_path: Path, host: Callable[..., Host], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings_file("save_code = false")(monkeypatch)
+    silent = host(answers=0)
+    for name, asked_before in (("first", False), ("second", True)):
+        _, end_took, said = started_in_another_process(tmp_path / name, start_seconds=1.0, mode="online")
+        assert end_took < 10
+        assert ("gave no answer when last asked" in said) == asked_before
+        assert said.startswith(f"offline W&B records offline: {silent.url} gave no answer")
+        if not asked_before:
+            connections = len(silent.connections)
+            assert connections >= 1
+    assert len(silent.connections) == connections
+
+
+def test_a_closed_port_is_a_host_that_gives_no_answer(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with socket.socket() as nobody:
         nobody.bind(("127.0.0.1", 0))
         monkeypatch.setenv("WANDB_BASE_URL", f"http://127.0.0.1:{nobody.getsockname()[1]}")
     monkeypatch.setenv("WANDB_API_KEY", KEY)
+    monkeypatch.setattr(wandb_mirror, "START_SECONDS", 1.0)
     began = time.monotonic()
     mirror = start(folder, mode="auto")
-    assert time.monotonic() - began < 5
+    assert time.monotonic() - began < 8
     assert mirror.mode == "offline"
     assert mirror.warning is not None
-    assert "does not answer" in mirror.warning
+    assert "gave no answer in 1 s" in mirror.warning
     assert len(mirror.warning.splitlines()) == 1
     assert len(record_one_row(mirror, folder).history) == 1
 
 
-def test_a_host_that_never_answers_costs_less_than_twenty_seconds_and_is_asked_once_for_a_whole_study(
-    tmp_path: Path, host: Callable[..., Host]
+def test_a_host_that_refuses_at_once_is_asked_again_by_the_next_run(tmp_path: Path, host: Callable[..., Host]) -> None:
+    refusing = host(answers=1000)
+    for name in ("first", "second"):
+        before = len(refusing.connections)
+        mirror = start(tmp_path / name, mode="auto")
+        assert mirror.mode == "offline"
+        assert mirror.warning is not None
+        assert "started no run, is the key right?" in mirror.warning
+        assert len(refusing.connections) > before
+        assert len(record_one_row(mirror, tmp_path / name).history) == 1
+
+
+def test_a_silent_host_is_asked_again_after_ten_minutes_and_other_hosts_always(
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    silent = host(answers=0)
-    began = time.monotonic()
-    mirror = start(tmp_path / "first", mode="online")
-    assert 4 < time.monotonic() - began < 20
-    began = time.monotonic()
-    start(tmp_path / "second", mode="online")
-    assert time.monotonic() - began < 2
-    assert len(silent.connections) == 1
-    assert mirror.mode == "offline"
-    assert mirror.warning is not None
-    assert len(mirror.warning.splitlines()) == 1
-    assert len(record_one_row(mirror, tmp_path / "first").history) == 1
+    host = "https://wandb.invalid/with/a/path"
+    remember_silence(host)
+    wandb_mode._silent_since.clear()  # as in another process
+    assert is_silent(host)
+    assert not is_silent("https://wandb.invalid")
+    now = time.time()
+    for later, silent in ((599, True), (601, False), (-601, False)):
+        monkeypatch.setattr(wandb_mode.time, "time", lambda at=now + later: at)
+        assert is_silent(host) == silent
 
 
-def test_the_longest_wait_for_a_start_is_below_twenty_seconds() -> None:
-    assert wandb_mode.PROBE_SECONDS + wandb_mirror.START_SECONDS <= 15
-
-
-def test_a_host_that_answers_and_then_falls_silent_delays_neither_the_start_nor_the_end_of_the_process(
-    folder: Path, host: Callable[..., Host], monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("obstacle", ["a file", "no right"])
+def test_where_the_cache_cannot_be_written_one_process_still_waits_once(
+    obstacle: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    settings_file("save_code = false")(monkeypatch)
-    host(answers=1)
-    done = run_python(f"""
-        import time
-        from pathlib import Path
-        from experiments.record import wandb_mirror
-        from test_wandb_mirror import finish, start
-        wandb_mirror.START_SECONDS = 1.0
-        print(time.monotonic())
-        mirror = start(Path({str(folder)!r}), mode="online")
-        mirror.log(0, {{"train/loss": 1.0}})
-        finish(mirror)
-        print(mirror.mode, mirror.warning)
-    """)
-
-    ended = time.monotonic()
-    assert done.stderr == ""
-    began, said = done.stdout.splitlines()
-    assert ended - float(began) < 12
-    assert said.startswith("offline W&B records offline: http://127.0.0.1")
-    assert "started no run" in said
-    assert read_offline_run(folder).exit_code == 0
-
-
-def test_a_probe_that_cannot_be_interrupted_is_left_behind(monkeypatch: pytest.MonkeyPatch) -> None:
-    release = threading.Event()
-    monkeypatch.setattr(wandb_mode, "PROBE_SECONDS", 0.1)
-    monkeypatch.setattr(wandb_mode, "_ask", lambda url, proxies: release.wait(30))
-    began = time.monotonic()
-    assert not host_answers("https://wandb.invalid", {})
-    assert time.monotonic() - began < 5
-    release.set()
-
-
-@pytest.mark.parametrize(("status", "answers"), [(200, True), (404, True), (502, False)])
-@pytest.mark.parametrize("by_environment", [True, False])
-def test_the_probe_goes_through_proxies_and_knows_their_word_for_nobody_there(
-    status: int, answers: bool, by_environment: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    asked = []
-
-    class Proxy(http.server.BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
-            asked.append(self.path)
-            self.send_response(status)
-            self.end_headers()
-
-        def log_message(self, format: str, *args: Any) -> None:
-            pass
-
-    with http.server.HTTPServer(("127.0.0.1", 0), Proxy) as server:
-        threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
-        proxies = {"http": f"http://127.0.0.1:{server.server_port}"}
-        if by_environment:
-            monkeypatch.setenv("http_proxy", proxies.pop("http"))
-        assert host_answers("http://wandb.invalid/", proxies) is answers
-        server.shutdown()
-    assert asked == ["http://wandb.invalid/"]
+    cache = tmp_path / "cache"
+    if obstacle == "a file":
+        cache.write_text("not a folder")
+    else:
+        # root may write anywhere, so the refusal is made up
+        monkeypatch.setattr(Path, "mkdir", Mock(side_effect=PermissionError("read-only")))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(cache))
+    remember_silence("https://wandb.invalid")
+    assert is_silent("https://wandb.invalid")
+    assert not is_silent("https://elsewhere.invalid")
 
 
 # When wandb breaks
@@ -522,6 +605,16 @@ def test_a_wandb_that_raises_while_logging_ends_the_mirror_but_not_the_run(
     run = read_offline_run(folder)
     assert run.history == [{"step": 0, "train/loss": 1.0}]
     assert run.exit_code == 1
+
+
+def test_spectra_that_cannot_be_taken_are_told_and_the_run_is_still_closed(folder: Path) -> None:
+    mirror = start(folder)
+    finish(mirror, summary={"score": 1.0}, spectra=Mock(side_effect=ValueError("entry (0, 0) is nan")))
+    assert mirror.mode == "failed"
+    assert mirror.warning is not None
+    assert "could not write the results (ValueError: entry (0, 0) is nan)" in mirror.warning
+    run = read_offline_run(folder)
+    assert (run.summary, run.exit_code) == ({"score": 1.0}, 1)
 
 
 def test_results_that_wandb_refuses_are_told_and_the_run_is_still_closed(folder: Path) -> None:

@@ -6,10 +6,11 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import torch
-from platformdirs import user_cache_path
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
+
+from experiments.user_cache import cache_folder
 
 Report = Callable[[str, int, int], None]
 
@@ -26,11 +27,6 @@ def fingerprint(tensors: Mapping[str, Tensor]) -> str:
         digest.update(f"{name}|{tensor.dtype}|{tuple(tensor.shape)}|".encode())
         digest.update(tensor.flatten().view(torch.uint8).numpy().tobytes() if tensor.numel() else b"")
     return digest.hexdigest()
-
-
-def cache_folder() -> Path:
-    """The user's cache folder for base models that are trained here."""
-    return user_cache_path("lora-rank-studies")
 
 
 def cached(model: nn.Module, *, key: str, build: Callable[[], None], report: Report) -> None:

@@ -7,12 +7,11 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-import numpy as np
 import torch
 
-from analysis.singular_values import singular_values, singular_values_of_factors
 from experiments.config import RunConfig
 from experiments.display import Display
+from experiments.record.adapter_spectra import read_spectra
 from experiments.record.folder import RunFolder
 from experiments.record.wandb_mirror import WandbMirror
 from experiments.tasks.task import Task
@@ -55,7 +54,7 @@ class Recorder:
 
     def abandon(self, reason: str) -> None:
         """Close the W&B run of a trial that has no result."""
-        self.mirror.finish(summary={"failure": reason}, spectra={}, ranks={}, files=[], failed=True)
+        self.mirror.finish(summary={"failure": reason}, spectra=dict, ranks={}, files=[], failed=True)
 
     def sit(self, variant: Variant, trial: int) -> None:
         """Listen to this slot of a pack from now on."""
@@ -130,27 +129,17 @@ class Recorder:
 
     def finish(self, result: Mapping[str, Any], files: Sequence[Path]) -> None:
         """Close the W&B run with what the record says."""
-        self.mirror.finish(summary=flat(result), spectra=self.spectra(), ranks=self.ranks(), files=files, failed=False)
-
-    def spectra(self) -> dict[str, list[float]]:
-        """The singular values of every matrix's ΔW."""
-        found = {}
-        for name, update in self.variant.deltas(self.trial).items():
-            if isinstance(update, Factors):
-                found[name] = singular_values_of_factors(
-                    _array(update.left * update.scale), _array(update.right)
-                ).tolist()
-            elif update.ndim == 2:
-                found[name] = singular_values(_array(update)).tolist()
-        return found
+        self.mirror.finish(
+            summary=flat(result),
+            spectra=lambda: read_spectra(self.folder.path),
+            ranks=self.ranks(),
+            files=files,
+            failed=False,
+        )
 
 
 def _size(update: Factors | torch.Tensor) -> int:
     return update.numel() if isinstance(update, torch.Tensor) else update.left.numel() + update.right.numel()
-
-
-def _array(tensor: torch.Tensor) -> np.ndarray[Any, np.dtype[np.float64]]:
-    return tensor.detach().cpu().double().numpy()
 
 
 def flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

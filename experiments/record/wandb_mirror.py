@@ -5,16 +5,27 @@ import os
 import re
 import secrets
 import shutil
+import time
 import traceback
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from experiments.record.wandb_mode import give_up, import_wandb, in_short, offline_because, resolve_mode, wanted_mode
+from experiments.record.wandb_mode import (
+    SILENT_SECONDS,
+    import_wandb,
+    in_short,
+    is_silent,
+    mode_to_try,
+    offline_because,
+    remember_silence,
+    wanted_mode,
+)
 
 if TYPE_CHECKING:
     import wandb
 
+# With the import of wandb and an offline start after it, it stays below the 20 s that a run may be made to wait.
 START_SECONDS = 10.0
 # Uploading an adapter may take minutes; waiting for a network that has gone must end.
 UPLOAD_SECONDS = 300.0
@@ -46,9 +57,11 @@ class WandbMirror:
     ) -> None:
         """The W&B run is open, online or offline; or `mode` says that there is none, and `warning` why.
 
-        Takes at most 20 s, whatever the network does. Raises ValueError for an unknown mode, nothing else.
+        "auto" is online where wandb finds a key for its host, and offline elsewhere without a warning. Nobody is
+        asked for anything. Takes at most 20 s, whatever the network does. Raises ValueError for an unknown mode,
+        nothing else.
         """
-        self.mode = wanted_mode(mode)
+        wanted = self.mode = wanted_mode(mode)
         self.warning: str | None = None
         self.folder: Path | None = None
         self._run: wandb.Run | None = None
@@ -57,9 +70,13 @@ class WandbMirror:
             return
         described = {"project": project, "group": group, "name": name, "job_type": job_type, "tags": [*tags]}
         with self._border("start"):
-            self.mode, self.warning = resolve_mode(mode)
-            if self.mode != "disabled":
-                self._run = self._start(described, dict(config))
+            self.mode = mode_to_try(wanted)
+            if self.mode == "online":
+                self._run = self._open_online(described, dict(config), key_expected=wanted == "online")
+                self.mode = "offline" if self._run is None else "online"
+            if self.mode == "offline":
+                self._run = self._open(secrets.token_hex(4), described, dict(config))
+            if self._run is not None:
                 self.folder = Path(self._run.settings.sync_dir)
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
@@ -77,7 +94,7 @@ class WandbMirror:
         self,
         *,
         summary: Mapping[str, float | int | str],
-        spectra: Mapping[str, Sequence[float]],
+        spectra: Callable[[], Mapping[str, Sequence[float]]],
         ranks: Mapping[str, int],
         files: Sequence[Path],
         failed: bool,
@@ -86,7 +103,8 @@ class WandbMirror:
 
         It holds `summary`; the tables "spectra" (matrix, index, sigma: of ΔW, from the largest sigma, as many
         per matrix as W&B takes) and "ranks" (layer, rank); and `files` as one artifact of type "adapter",
-        by reference to where they lie: they must stay there until they are uploaded.
+        by reference to where they lie: they must stay there until they are uploaded. `spectra` is called only
+        where there is a W&B run to write to, since singular values take time.
         """
         run, self._run = self._run, None
         if run is None:
@@ -94,7 +112,7 @@ class WandbMirror:
         if self.mode != "failed":
             with self._border("write the results"), _staged_under(self._record):
                 run.summary.update(dict(summary))
-                tables = {"spectra": _spectra_table(spectra), "ranks": _ranks_table(ranks)}
+                tables = {"spectra": _spectra_table(spectra()), "ranks": _ranks_table(ranks)}
                 if filled := {name: table for name, table in tables.items() if table.data}:
                     run.log(filled)
                 if files:
@@ -122,21 +140,32 @@ class WandbMirror:
     def _tell(self, text: str) -> None:
         self.warning = text if self.warning is None else f"{self.warning}\n{text}"
 
-    def _start(self, described: dict[str, Any], config: dict[str, Any]) -> "wandb.Run":
-        """An open W&B run; offline with a warning where online has failed."""
+    def _open_online(
+        self, described: dict[str, Any], config: dict[str, Any], *, key_expected: bool
+    ) -> "wandb.Run | None":
+        """An open W&B run; None where there is no key, or no host that takes it, and then `warning` says why."""
         wandb = import_wandb()
-        if self.mode == "online":
-            run_id = secrets.token_hex(4)
-            try:
-                return self._open(run_id, described, config)
-            except wandb.errors.Error as error:
-                host = wandb.setup().settings.base_url
-                give_up(host)
+        host = wandb.setup().settings.base_url
+        if is_silent(host):
+            self._tell(
+                offline_because(f"{host} gave no answer when last asked, less than {SILENT_SECONDS / 60:g} minutes ago")
+            )
+            return None
+        run_id, began = secrets.token_hex(4), time.monotonic()
+        try:
+            return self._open(run_id, described, config)
+        except (wandb.errors.AuthenticationError, wandb.errors.UsageError) as error:
+            if key_expected or isinstance(error, wandb.errors.AuthenticationError):
+                self._tell(offline_because(f"there is no usable key for {host} ({in_short(error)})"))
+        except wandb.errors.Error as error:
+            if time.monotonic() - began < START_SECONDS:
                 self._tell(offline_because(f"{host} started no run, is the key right? ({in_short(error)})"))
-                self.mode = "offline"
-            for abandoned in (self._record / "wandb").glob(f"run-*-{run_id}"):
-                shutil.rmtree(abandoned, ignore_errors=True)
-        return self._open(secrets.token_hex(4), described, config)
+            else:
+                remember_silence(host)
+                self._tell(offline_because(f"{host} gave no answer in {START_SECONDS:g} s ({in_short(error)})"))
+        for abandoned in (self._record / "wandb").glob(f"run-*-{run_id}"):
+            shutil.rmtree(abandoned, ignore_errors=True)
+        return None
 
     def _open(self, run_id: str, described: dict[str, Any], config: dict[str, Any]) -> "wandb.Run":
         wandb = import_wandb()

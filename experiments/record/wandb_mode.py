@@ -1,34 +1,23 @@
-"""Whether a run is mirrored in Weights & Biases online, offline or not at all: settled at once and without a prompt."""
+"""Where a W&B run is to be opened, and which hosts gave no answer lately; neither user nor network is asked."""
 
-import http.client
+import contextlib
 import os
-import ssl
-import threading
 import time
-import urllib.error
-import urllib.request
-from collections.abc import Mapping
-from typing import Any, NamedTuple
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+from experiments.user_cache import cache_folder
 
 MODES = ("auto", "online", "offline", "disabled")
 
-# With the start of a run it stays below 20 s, which is what a user without a network may be made to wait.
-PROBE_SECONDS = 5.0
-# A host that did not answer is not asked again by the next trials of a study for this long.
-GIVEN_UP_SECONDS = 600.0
+# The trials of a study start every few seconds: one of them waits for a host that is away, the others do not.
+SILENT_SECONDS = 600.0
 
 _WANDB_MODES = {mode: mode for mode in MODES[1:]} | {"run": "online", "shared": "online", "dryrun": "offline"}
-# How a proxy says that nothing answers behind it.
-_GATEWAY_ERRORS = (502, 503, 504)
 
-_asked_again_at: dict[str, float] = {}
-
-
-class EffectiveMode(NamedTuple):
-    """The mode a mirror works in, and what its user has to be told about it."""
-
-    mode: str
-    warning: str | None
+# Of this process, in case the cache cannot be written.
+_silent_since: dict[str, float] = {}
 
 
 def wanted_mode(asked: str) -> str:
@@ -48,88 +37,46 @@ def wanted_mode(asked: str) -> str:
     return _WANDB_MODES[exported] if asked == "auto" and exported else asked
 
 
-def resolve_mode(asked: str) -> EffectiveMode:
-    """Where the run will be mirrored, settled without a prompt and within PROBE_SECONDS.
+def mode_to_try(wanted: str) -> str:
+    """The mode to open a W&B run in: "auto" is what wandb's settings say, "online" where they say nothing.
 
-    "auto" is "online" where wandb finds a key for its host and "offline" elsewhere; `wandb offline` and
-    `wandb disabled`, kept in wandb's settings files, are respected. "online" without a usable key, or with a
-    host that does not answer, is "offline" with a warning. Raises ValueError as `wanted_mode` does.
+    The settings files hold what `wandb offline` and `wandb disabled` left there.
     """
-    wanted = wanted_mode(asked)
-    if wanted in ("offline", "disabled"):
-        return EffectiveMode(wanted, None)
-    wandb = import_wandb()
-    settings = wandb.setup().settings
-    if wanted == "auto" and _WANDB_MODES[settings.mode] != "online":
-        return EffectiveMode(_WANDB_MODES[settings.mode], None)
-    host = settings.base_url
-    try:
-        key_found = _key_is_configured(host)
-    except wandb.errors.Error as error:
-        return EffectiveMode("offline", offline_because(f"its key for {host} is unusable: {in_short(error)}"))
-    if not key_found:
-        missing = f"no key is configured for {host} (`wandb login`, or WANDB_API_KEY)"
-        return EffectiveMode("offline", offline_because(missing) if wanted == "online" else None)
-    proxies = {"http": settings.http_proxy, "https": settings.https_proxy}
-    if time.monotonic() >= _asked_again_at.get(host, 0.0):
-        if host_answers(host, {scheme: proxy for scheme, proxy in proxies.items() if proxy}):
-            return EffectiveMode("online", None)
-        give_up(host)
-    return EffectiveMode("offline", offline_because(f"{host} does not answer"))
+    return wanted if wanted != "auto" else _WANDB_MODES[import_wandb().setup().settings.mode]
 
 
-def give_up(host: str) -> None:
-    """It is not asked again for GIVEN_UP_SECONDS."""
-    _asked_again_at[host] = time.monotonic() + GIVEN_UP_SECONDS
+def remember_silence(host: str) -> None:
+    """The host is silent for SILENT_SECONDS: for every process of this user, or this one where the cache is closed."""
+    _silent_since[host] = time.time()
+    with contextlib.suppress(OSError):
+        stamp = _stamp(host)
+        stamp.parent.mkdir(parents=True, exist_ok=True)
+        stamp.touch()
 
 
-def host_answers(url: str, proxies: Mapping[str, str]) -> bool:
-    """Whether anything speaks HTTP at this address, known within PROBE_SECONDS.
-
-    Goes through `proxies` (scheme -> address) and those of the environment, as wandb does. An error page is
-    an answer, and so is a certificate unknown to Python: wandb judges it by its own store.
-    """
-    answers: list[bool] = []
-    # A lookup of a name cannot be interrupted and knows no timeout: it is left behind in its thread.
-    asking = threading.Thread(target=lambda: answers.append(_ask(url, proxies)), daemon=True)
-    asking.start()
-    asking.join(PROBE_SECONDS)
-    return bool(answers and answers[0])
+def is_silent(host: str) -> bool:
+    """Whether a run of this user waited for the host in vain in the last SILENT_SECONDS."""
+    since = [_silent_since[host]] if host in _silent_since else []
+    with contextlib.suppress(OSError):
+        since.append(_stamp(host).stat().st_mtime)
+    # abs: the clock of a file server may be ahead, and one that was set back must not silence a host for long.
+    return any(abs(time.time() - at) < SILENT_SECONDS for at in since)
 
 
-def _ask(url: str, proxies: Mapping[str, str]) -> bool:
-    through = urllib.request.ProxyHandler({**urllib.request.getproxies(), **proxies})
-    try:
-        with urllib.request.build_opener(through).open(url, timeout=PROBE_SECONDS):
-            return True
-    except urllib.error.HTTPError as error:
-        return error.code not in _GATEWAY_ERRORS
-    except urllib.error.URLError as error:
-        return isinstance(error.reason, ssl.SSLCertVerificationError)
-    except (OSError, http.client.HTTPException, ValueError):
-        return False
-
-
-def _key_is_configured(host: str) -> bool:
-    """Whether wandb's own search (environment, netrc, settings files) finds credentials for the host.
-
-    Raises wandb.errors.Error for credentials that are malformed or contradict each other.
-    """
-    # Private, but the only way to ask without a prompt, a login or a request; wandb is pinned below 0.32.
-    from wandb.sdk.lib import wbauth
-
-    found = wbauth.authenticate_session(host=host, source="mirror", prompt=False, update_session=False)
-    return found is not None
+def _stamp(host: str) -> Path:
+    """An empty file, written when the host gave no answer."""
+    return cache_folder() / "wandb_gave_no_answer" / quote(host, safe="")
 
 
 def import_wandb() -> Any:
     """The wandb module, told to leave the terminal alone.
 
-    Both variables are read when wandb starts, before any setting of a run exists. Without the first it prints
-    dropped rows and the settings files it read; without the second its own telemetry prints connection errors
-    and holds the end of the process for 20 s when the network is gone.
+    Both variables are read when wandb starts, before any setting of a run exists. Without the first it asks for
+    a key where none is configured and somebody sits at the terminal; so whatever the user has set, it is true.
+    Without the second its own telemetry prints connection errors and holds the end of the process for 13 s when
+    the network is gone.
     """
-    os.environ.setdefault("WANDB_SILENT", "true")
+    os.environ["WANDB_SILENT"] = "true"
     os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
     import wandb
 

@@ -5,12 +5,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
-
-from analysis.singular_values import singular_values, singular_values_of_factors
 from experiments.configuration import parse_yaml
-from experiments.record.adapter_reading import read_folder
+from experiments.record.adapter_spectra import read_spectra
 from experiments.record.folder import RecordError, RunFolder
 from experiments.record.recorder import flat
 from experiments.record.wandb_mirror import WandbMirror
@@ -20,7 +16,6 @@ from experiments.studies.design.planned import PlannedTrial
 from experiments.studies.design.study import Study
 from experiments.studies.queueing.entries import ENDED, Entry
 from experiments.studies.standing import Standing
-from lora_variants.start import as_factors
 
 MOST_TRIALS = 200  # a study with more becomes one W&B run
 
@@ -64,7 +59,7 @@ class StudyMirror:
         mirror = self._opened(self.study.name, config.model_dump(mode="json"), self.folder, "study", [])
         scores = {f"validation/{arm.label}": arm.score for arm in standing.arms if arm.score is not None}
         rates = {f"learning_rate/{arm.label}": arm.rate for arm in standing.arms if arm.rate is not None}
-        mirror.finish(summary={**standing.counts, **scores, **rates}, spectra={}, ranks={}, files=[], failed=False)
+        mirror.finish(summary={**standing.counts, **scores, **rates}, spectra=dict, ranks={}, files=[], failed=False)
         self._note(mirror)
 
     def _copy(self, trial: PlannedTrial, entry: Entry) -> None:
@@ -89,12 +84,16 @@ class StudyMirror:
             result = record.result()
             files = [*sorted(record.path.glob("*.safetensors")), *record.path.glob("adapter_config.json")]
             mirror.finish(
-                summary=flat(result), spectra=_spectra(record.path), ranks=result["ranks"], files=files, failed=False
+                summary=flat(result),
+                spectra=lambda: read_spectra(record.path),
+                ranks=result["ranks"],
+                files=files,
+                failed=False,
             )
         else:
             stopped = entry.state == "stopped"
             summary = {"stopped": entry.facts["steps"]} if stopped else {"failure": str(entry.facts.get("failure"))}
-            mirror.finish(summary=summary, spectra={}, ranks={}, files=[], failed=not stopped)
+            mirror.finish(summary=summary, spectra=dict, ranks={}, files=[], failed=not stopped)
         self._note(mirror)
 
     def _opened(
@@ -109,20 +108,3 @@ class StudyMirror:
     def _note(self, mirror: WandbMirror) -> None:
         if mirror.warning and mirror.warning not in self.warnings:
             self.warnings.append(mirror.warning)
-
-
-def _spectra(folder: Path) -> dict[str, list[float]]:
-    """The singular values of every matrix's ΔW, from what the record holds."""
-    found = {}
-    for name, update in read_folder(folder).updates.items():
-        if not isinstance(update, torch.Tensor):
-            factors = as_factors(update)
-            left = _array(factors.left * factors.scale)
-            found[name] = singular_values_of_factors(left, _array(factors.right)).tolist()
-        elif update.ndim == 2:
-            found[name] = singular_values(_array(update)).tolist()
-    return found
-
-
-def _array(tensor: torch.Tensor) -> np.ndarray[Any, np.dtype[np.float64]]:
-    return tensor.detach().double().numpy()

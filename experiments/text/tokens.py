@@ -14,7 +14,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from experiments.bases.weights import cache_folder, fingerprint
+from experiments.bases.weights import fingerprint
+from experiments.user_cache import cache_folder
 
 FORMAT = "2"  # of what is cached; another number makes all of it anew
 
