@@ -39,7 +39,6 @@ from lora_variants.layer import FactoredLayer, Factors, Trained, Triplets, padde
 from lora_variants.linear_map import LinearMap
 from lora_variants.lora import LoRA
 from lora_variants.orthogonality import distance_from_orthonormal
-from lora_variants.pack import Pack
 from lora_variants.start import Update, as_triplets
 
 INITIAL_OVER_TARGET = 1.5  # section 4: the initial budget is 1.5 times the final one
@@ -106,23 +105,13 @@ class AdaLoRALayer(FactoredLayer):
         f"{key}_{moment}": tensor for key, tensor in trained.items() for moment in ("sensitivity", "uncertainty")
     }
 
-    def __init__(
-        self,
-        name: str,
-        base: LinearMap,
-        ranks: Sequence[int],
-        pack: Pack,
-        *,
-        scales: Sequence[float],
-        configs: Sequence[AdaLoRAConfig],
-    ) -> None:
-        super().__init__(name, base, ranks, pack, scales=scales, configs=configs)
-        initial_ranks = [config.initial_rank_at(rank, base) for config, rank in zip(configs, ranks, strict=True)]
+    def create_factors(self, configs: Sequence[AdaLoRAConfig]) -> None:
+        initial_ranks = [config.initial_rank_at(r, self.base) for config, r in zip(configs, self.ranks, strict=True)]
         self.initial_ranks = tuple(initial_ranks)
         padded = padded_rank(initial_ranks, configs)
-        self.P = nn.Parameter(self.new_tensor(base.d_out, padded))
+        self.P = nn.Parameter(self.new_tensor(self.base.d_out, padded))
         self.Lambda = nn.Parameter(self.new_tensor(padded))
-        self.Q = nn.Parameter(self.new_tensor(padded, base.d_in))
+        self.Q = nn.Parameter(self.new_tensor(padded, self.base.d_in))
         for key in self.trained:
             for moment in ("sensitivity", "uncertainty"):
                 self.register_buffer(f"{key}_{moment}", torch.zeros_like(getattr(self, key).detach()))
@@ -131,7 +120,7 @@ class AdaLoRALayer(FactoredLayer):
         self.within: Float[Tensor, "trials r"]
         self.register_buffer("alive", within.to(self.P.device))
         self.register_buffer("within", within.to(self.P))
-        for trial in range(pack.trials):
+        for trial in range(self.pack.trials):
             for key in ("P", "Q"):
                 self.draw(key, trial, law="gaussian", deviation=INIT_DEVIATION)
 
