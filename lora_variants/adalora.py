@@ -39,6 +39,7 @@ from lora_variants.layer import FactoredLayer, Factors, Trained, Triplets, padde
 from lora_variants.linear_map import LinearMap
 from lora_variants.lora import LoRA
 from lora_variants.orthogonality import distance_from_orthonormal
+from lora_variants.peft_layouts import PeftAdapter, adalora_adapter, adalora_schedule
 from lora_variants.start import Update, as_triplets
 
 INITIAL_OVER_TARGET = 1.5  # section 4: the initial budget is 1.5 times the final one
@@ -200,6 +201,20 @@ class AdaLoRA(LoRA):
         for trial, config in enumerate(self.configs):
             if self.pack.running[trial]:  # a skipped step counts: the budget is kept, with the scores there are
                 self._prune(trial, config)
+
+    def peft_adapters(self, trial: int) -> dict[str, PeftAdapter]:
+        plain, layers = super().peft_adapters(trial), self.layers.items()
+        if not plain:
+            return {}
+        steps, config = self.pack.total_steps[trial], self.configs[trial]
+        own = adalora_adapter(
+            {name: layer.triplets(trial) for name, layer in layers},
+            {name: layer.base.owner for name, layer in layers},
+            initial_ranks={name: layer.initial_ranks[trial] for name, layer in layers},
+            total_rank=sum(layer.ranks[trial] for _, layer in layers),
+            schedule=adalora_schedule(config, steps, last=last_pruning(steps, config)),
+        )
+        return {"adalora": own} | plain
 
     def _observe(self, when: str, *, step_ahead: int) -> None:
         """Scores of the trials whose sensitivity is taken now; after the last pruning nobody needs them."""

@@ -14,6 +14,7 @@ from lora_variants.config import Config
 from lora_variants.layer import AdaptedLayer, Factors, HeadLayer, Role
 from lora_variants.linear_map import LinearMap
 from lora_variants.pack import Pack
+from lora_variants.peft_layouts import PeftAdapter, lora_adapter
 from lora_variants.sites import Site
 from lora_variants.start import Update, by_layer, refuse_heads
 
@@ -179,6 +180,18 @@ class Variant(ABC):
     def deltas(self, trial: int) -> dict[str, Factors | Tensor]:
         """ΔW of every adapted layer for one trial, scale included."""
         return {name: layer.delta(trial) for name, layer in self.layers.items()}
+
+    def peft_adapters(self, trial: int) -> dict[str, PeftAdapter]:
+        """What PEFT loads of one trial, by layout: '' is plain LoRA, any other a layout of this variant's own.
+
+        Empty where PEFT has no layout: for ΔW without factors, for rank 0 alone, and for torch's multi-head attention.
+        """
+        owners = {name: layer.base.owner for name, layer in self.layers.items()}
+        factors = {name: update for name, update in self.deltas(trial).items() if isinstance(update, Factors)}
+        learned = any(len(update.right) for update in factors.values())
+        if not learned or any(isinstance(owner, nn.MultiheadAttention) for owner in owners.values()):
+            return {}
+        return {"": lora_adapter(factors, owners)}
 
     def head_tensors(self, trial: int) -> dict[str, Tensor]:
         """The heads of one trial under the names they have in the model, 'head.weight', as views."""
