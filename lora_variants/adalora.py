@@ -185,10 +185,10 @@ class AdaLoRA(LoRA):
         self._squared = torch.tensor(squared, device=gamma.device)
         self._gamma = gamma / gamma.new_tensor(divisor)
 
-    def penalty(self) -> Float[Tensor, " trials"] | None:
+    def penalty(self) -> Float[Tensor, " trials"]:
         """γ R(P, Q) of each trial (eq. 4)."""
         if not self.layers or not any(config.orthogonality for config in self.configs):
-            return None
+            return super().penalty()
         layers = self.layers.values()
         P, Q, within = ([getattr(layer, key) for layer in layers] for key in ("P", "Q", "within"))
         return self._gamma * distance_from_orthonormal(P, Q, within, self._squared)
