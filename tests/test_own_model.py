@@ -146,8 +146,10 @@ def test_full_all_trains_a_model_in_16_bits_from_inputs_in_16_bits(kind: str, dt
     assert all(torch.equal(before[key], tensor) for key, tensor in model.state_dict().items())
 
 
-def test_full_all_on_a_model_in_float64_computes_in_float64() -> None:
-    variant = variant_on("full_all", "linear", ranks=(2,))
-    assert variant.model(inputs(1)).dtype == torch.float64
-    with pytest.raises(RuntimeError, match="dtype"):  # only what was widened has its inputs widened
-        variant.model(inputs(1).bfloat16())
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_full_all_leaves_the_inputs_of_a_wider_model_alone(dtype: torch.dtype) -> None:
+    model, x = built("linear").to(dtype), inputs(1)
+    attached("full_all", model, configs=[knobs("full_all")])
+    assert model(x.to(dtype)).dtype == dtype
+    with pytest.raises(RuntimeError, match="dtype"):  # as without full_all
+        model(x.bfloat16())
