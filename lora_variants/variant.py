@@ -3,6 +3,7 @@
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import cached_property
 from typing import Any, ClassVar
 
 import torch
@@ -111,7 +112,11 @@ class Variant(ABC):
 
         Zeros that need no gradient where the method has no penalty.
         """
-        weight = next(self.model.parameters())
+        return self._zeros.clone()
+
+    @cached_property
+    def _zeros(self) -> Float[Tensor, " trials"]:
+        weight = next(self.model.parameters())  # asked once: the search through all modules takes a while
         return weight.new_zeros(self.pack.trials, dtype=torch.promote_types(weight.dtype, torch.float32))
 
     @contextmanager
