@@ -39,7 +39,7 @@ from lora_variants.layer import FactoredLayer, Factors, Trained, Triplets, padde
 from lora_variants.linear_map import LinearMap
 from lora_variants.lora import LoRA
 from lora_variants.orthogonality import distance_from_orthonormal
-from lora_variants.pack import Pack
+from lora_variants.peft_layouts import PeftAdapter, adalora_adapter, adalora_schedule
 from lora_variants.start import Update, as_triplets
 
 INITIAL_OVER_TARGET = 1.5  # section 4: the initial budget is 1.5 times the final one
@@ -108,23 +108,13 @@ class AdaLoRALayer(FactoredLayer):
         f"{key}_{moment}": tensor for key, tensor in trained.items() for moment in ("sensitivity", "uncertainty")
     }
 
-    def __init__(
-        self,
-        name: str,
-        base: LinearMap,
-        ranks: Sequence[int],
-        pack: Pack,
-        *,
-        scales: Sequence[float],
-        configs: Sequence[AdaLoRAConfig],
-    ) -> None:
-        super().__init__(name, base, ranks, pack, scales=scales, configs=configs)
-        initial_ranks = [config.initial_rank_at(rank, base) for config, rank in zip(configs, ranks, strict=True)]
+    def create_factors(self, configs: Sequence[AdaLoRAConfig]) -> None:
+        initial_ranks = [config.initial_rank_at(r, self.base) for config, r in zip(configs, self.ranks, strict=True)]
         self.initial_ranks = tuple(initial_ranks)
         padded = padded_rank(initial_ranks, configs)
-        self.P = nn.Parameter(self.new_tensor(base.d_out, padded))
+        self.P = nn.Parameter(self.new_tensor(self.base.d_out, padded))
         self.Lambda = nn.Parameter(self.new_tensor(padded))
-        self.Q = nn.Parameter(self.new_tensor(padded, base.d_in))
+        self.Q = nn.Parameter(self.new_tensor(padded, self.base.d_in))
         for key in self.trained:
             for moment in ("sensitivity", "uncertainty"):
                 self.register_buffer(f"{key}_{moment}", torch.zeros_like(getattr(self, key).detach()))
@@ -133,7 +123,7 @@ class AdaLoRALayer(FactoredLayer):
         self.within: Float[Tensor, "trials r"]
         self.register_buffer("alive", within.to(self.P.device))
         self.register_buffer("within", within.to(self.P))
-        for trial in range(pack.trials):
+        for trial in range(self.pack.trials):
             for key in ("P", "Q"):
                 self.draw(key, trial, law="gaussian", deviation=INIT_DEVIATION)
 
@@ -197,10 +187,10 @@ class AdaLoRA(LoRA):
         self._squared = torch.tensor(squared, device=gamma.device)
         self._gamma = gamma / gamma.new_tensor(divisor)
 
-    def penalty(self) -> Float[Tensor, " trials"] | None:
+    def penalty(self) -> Float[Tensor, " trials"]:
         """γ R(P, Q) of each trial (eq. 4)."""
         if not self.layers or not any(config.orthogonality for config in self.configs):
-            return None
+            return super().penalty()
         layers = self.layers.values()
         P, Q, within = ([getattr(layer, key) for layer in layers] for key in ("P", "Q", "within"))
         return self._gamma * distance_from_orthonormal(P, Q, within, self._squared)
@@ -213,6 +203,20 @@ class AdaLoRA(LoRA):
         for trial, config in enumerate(self.configs):
             if self.pack.running[trial]:  # a skipped step counts: the budget is kept, with the scores there are
                 self._prune(trial, config)
+
+    def peft_adapters(self, trial: int) -> dict[str, PeftAdapter]:
+        plain, layers = super().peft_adapters(trial), self.layers.items()
+        if not plain:
+            return {}
+        steps, config = self.pack.total_steps[trial], self.configs[trial]
+        own = adalora_adapter(
+            {name: layer.triplets(trial) for name, layer in layers},
+            {name: layer.base.owner for name, layer in layers},
+            initial_ranks={name: layer.initial_ranks[trial] for name, layer in layers},
+            total_rank=sum(layer.ranks[trial] for _, layer in layers),
+            schedule=adalora_schedule(config, steps, last=last_pruning(steps, config)),
+        )
+        return {"adalora": own} | plain
 
     def _observe(self, when: str, *, step_ahead: int) -> None:
         """Scores of the trials whose sensitivity is taken now; after the last pruning nobody needs them."""

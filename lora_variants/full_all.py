@@ -2,22 +2,24 @@
 
 A pack of one: other trials would need the frozen model. The model's own parameters are set aside and
 copies train in their places, in float32 where W0 is narrower, so that W0 stays as it is and tied weights stay tied.
+A model in 16 bits then computes in float32, inputs included: they are cast on their way in.
 """
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from lora_variants.config import Config
 from lora_variants.head import Head
 from lora_variants.layer import Factors
 from lora_variants.linear_map import LinearMap, is_conv1d
+from lora_variants.parameter_groups import ParameterGroup
 from lora_variants.start import Update, add_updates, refuse_heads
-from lora_variants.variant import ParameterGroup
 
 
 class FullAllConfig(Config):
@@ -44,11 +46,18 @@ class FullAll(Head):
             for key, original in module.named_parameters(recurse=False)
         ]
         self._copies = {id(p): nn.Parameter(_widened(p)) for _, _, _, p in self._owned}
+        self._are_wider = any(self._copies[id(p)].dtype != p.dtype for _, _, _, p in self._owned)
+        self._widening: RemovableHandle | None = None
         self._put(self._copies)
 
     def _put(self, copies: Mapping[int, nn.Parameter]) -> None:
         for _, module, key, original in self._owned:
             setattr(module, key, copies.get(id(original), original))
+        if self._widening is not None:
+            self._widening.remove()
+            self._widening = None
+        if copies and self._are_wider:
+            self._widening = self.model.register_forward_pre_hook(_widen_inputs, with_kwargs=True)
 
     def detached(self) -> None:
         self._put({})
@@ -103,3 +112,15 @@ class FullAll(Head):
 def _widened(parameter: Tensor) -> Tensor:
     """A copy in float32, or in the parameter's own type where that is wider: 16 bits would round steps away."""
     return parameter.detach().to(torch.promote_types(parameter.dtype, torch.float32), copy=True)
+
+
+def _widen_inputs(
+    _: nn.Module, args: tuple[Any, ...], inputs: dict[str, Any]
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """The inputs of a forward with those in 16 bits in float32, as the parameters that they meet."""
+    return tuple(_wide(given) for given in args), {name: _wide(given) for name, given in inputs.items()}
+
+
+def _wide(given: Any) -> Any:
+    is_narrow = isinstance(given, Tensor) and given.is_floating_point() and given.itemsize < 4
+    return given.float() if is_narrow else given

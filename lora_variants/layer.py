@@ -195,6 +195,11 @@ class FactoredLayer(AdaptedLayer):
         self.dropout = tuple(config.dropout for config in configs)
         self.scale: Float[Tensor, " trials"]
         self.register_buffer("scale", self.new_tensor().copy_(torch.tensor(scales, dtype=torch.float64)))
+        self.create_factors(configs)
+
+    @abstractmethod
+    def create_factors(self, configs: Sequence[Any]) -> None:
+        """Called once, by the constructor: make the layer's tensors as each trial's configuration wants them."""
 
     @abstractmethod
     def factors(self) -> tuple[Float[Tensor, "trials d_out r"], Tensor, Float[Tensor, "trials r d_in"]]:

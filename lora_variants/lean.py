@@ -14,26 +14,6 @@ from jaxtyping import Float
 from torch import Tensor
 
 
-def factored_linear_plain(
-    x: Float[Tensor, "*rows d_in"],
-    weight: Float[Tensor, "d_out d_in"],
-    bias: Float[Tensor, " d_out"] | None,
-    left: Float[Tensor, "trials d_out r"],
-    weights: Tensor,
-    right: Float[Tensor, "trials r d_in"],
-    mask: Float[Tensor, "trials n d_in"] | None,
-) -> Float[Tensor, "*rows d_out"]:
-    """y = W0 x + b + left (weights ∘ (right (mask ∘ x))), as one reads it: what the lean form is tested against.
-
-    x is trial-major. `weights` are (trials, r, 1), or (trials, 1, 1) where all are the scale; `mask` is a
-    dropout mask with its factor.
-    """
-    by_trial = x.reshape(left.shape[0], -1, x.shape[-1])
-    h = torch.bmm(by_trial if mask is None else by_trial * mask, right.mT) * weights.mT  # (trials, n, r)
-    y = F.linear(x, weight, bias)
-    return y + torch.bmm(h, left.mT).reshape(y.shape)
-
-
 def factored_linear(
     x: Float[Tensor, "*rows d_in"],
     weight: Float[Tensor, "d_out d_in"],
@@ -43,7 +23,11 @@ def factored_linear(
     right: Float[Tensor, "trials r d_in"],
     mask: Float[Tensor, "trials n d_in"] | None,
 ) -> Float[Tensor, "*rows d_out"]:
-    """The same function with a lean backward; W0 and b get no gradient. Under autocast it casts by itself."""
+    """y = W0 x + b + left (weights ∘ (right (mask ∘ x))) with a lean backward; W0 and b get no gradient.
+
+    x is trial-major. `weights` are (trials, r, 1), or (trials, 1, 1) where all are the scale; `mask` is a
+    dropout mask with its factor. Under autocast it casts by itself.
+    """
     kind = x.device.type
     if not torch.is_autocast_enabled(kind):
         apply = _apply_merged if mask is None and merging_pays(x, weight, right) else _apply_thin
@@ -66,19 +50,11 @@ def merging_pays(x: Tensor, weight: Tensor, right: Tensor) -> bool:
 
 
 class _Thin(torch.autograd.Function):
-    """W0 x first, then the update added to it."""
+    """W0 x first, then the update added to it; the operands are those of `factored_linear`."""
 
     @staticmethod
-    def forward(
-        ctx: Any,
-        x: Tensor,
-        weight: Tensor,
-        bias: Tensor | None,
-        left: Tensor,
-        weights: Tensor,
-        right: Tensor,
-        mask: Tensor | None,
-    ) -> Tensor:
+    def forward(ctx: Any, *operands: Any) -> Tensor:
+        x, weight, bias, left, weights, right, mask = operands
         trials, d_out, ctx.shape = right.size(0), weight.size(0), x.shape
         rows = x.reshape(-1, x.size(-1))
         y, x, weighted = F.linear(rows, weight, bias), rows.view(trials, -1, rows.size(1)), right * weights
@@ -102,19 +78,11 @@ class _Thin(torch.autograd.Function):
 
 
 class _Merged(torch.autograd.Function):
-    """(W0 + ΔW) x; the update has no pass over x or y of its own until backward."""
+    """(W0 + ΔW) x; the update has no pass over x or y of its own until backward. The mask is None."""
 
     @staticmethod
-    def forward(
-        ctx: Any,
-        x: Tensor,
-        weight: Tensor,
-        bias: Tensor | None,
-        left: Tensor,
-        weights: Tensor,
-        right: Tensor,
-        mask: None,
-    ) -> Tensor:
+    def forward(ctx: Any, *operands: Any) -> Tensor:
+        x, weight, bias, left, weights, right, _ = operands
         ctx.shape = x.shape
         x, weighted = x.reshape(right.size(0), -1, x.size(-1)), right * weights
         moved = torch.baddbmm(weight, left, weighted)  # (trials, d_out, d_in)

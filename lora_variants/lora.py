@@ -17,7 +17,6 @@ from torch import Tensor, nn
 from lora_variants.config import AdapterConfig, Config
 from lora_variants.layer import FactoredLayer, Factors, Trained, padded_rank
 from lora_variants.linear_map import LinearMap
-from lora_variants.pack import Pack
 from lora_variants.ranks import ranks_by_layer, warn_of_high_ranks
 from lora_variants.start import Update, as_factors, rank_of
 from lora_variants.variant import Variant
@@ -37,22 +36,13 @@ class LoRALayer(FactoredLayer):
 
     trained: ClassVar[dict[str, Trained]] = {"A": Trained("A", rank_axis=0), "B": Trained("B", rank_axis=1)}
 
-    def __init__(
-        self,
-        name: str,
-        base: LinearMap,
-        ranks: Sequence[int],
-        pack: Pack,
-        *,
-        scales: Sequence[float],
-        configs: Sequence[LoRAConfig],
-    ) -> None:
-        super().__init__(name, base, ranks, pack, scales=scales, configs=configs)
-        padded = padded_rank(ranks, configs)
-        self.A = nn.Parameter(self.new_tensor(padded, base.d_in))
-        self.B = nn.Parameter(self.new_tensor(padded, base.d_out).mT)  # in memory as its gradient comes
+    def create_factors(self, configs: Sequence[LoRAConfig]) -> None:
+        d_in, d_out = self.base.d_in, self.base.d_out
+        padded = padded_rank(self.ranks, configs)
+        self.A = nn.Parameter(self.new_tensor(padded, d_in))
+        self.B = nn.Parameter(self.new_tensor(padded, d_out).mT)  # in memory as its gradient comes
         for trial, config in enumerate(configs):
-            self.draw("A", trial, law=config.init, deviation=(3 * base.d_in) ** -0.5)
+            self.draw("A", trial, law=config.init, deviation=(3 * d_in) ** -0.5)
 
     def factors(self) -> tuple[Tensor, Tensor, Tensor]:
         own: dict[str, Any] = self._parameters  # past nn.Module's slow look-up

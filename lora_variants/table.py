@@ -10,12 +10,16 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class VariantEntry:
-    """Where a variant is and what it is."""
+    """Where a variant is and what it is.
+
+    `learns_ranks`: training ends with ranks that the method has chosen layer by layer, within the given average.
+    """
 
     module: str
     class_name: str
     summary: str
     paper: str = ""
+    learns_ranks: bool = False
 
     def load(self) -> "type[Variant]":
         """The variant's class; this is what imports torch."""
@@ -30,7 +34,11 @@ VARIANTS: dict[str, VariantEntry] = {
     "lora": VariantEntry("lora_variants.lora", "LoRA", "ΔW = s B A, s = alpha / r", "arXiv 2106.09685"),
     "rslora": VariantEntry("lora_variants.rslora", "RsLoRA", "LoRA with s = alpha / √r", "arXiv 2312.03732"),
     "adalora": VariantEntry(
-        "lora_variants.adalora", "AdaLoRA", "ΔW = s P Λ Q, pruned to a global budget", "arXiv 2303.10512"
+        "lora_variants.adalora",
+        "AdaLoRA",
+        "ΔW = s P Λ Q, pruned to a global budget",
+        "arXiv 2303.10512",
+        learns_ranks=True,
     ),
     "lora_plus": VariantEntry(
         "lora_variants.lora_plus", "LoRAPlus", "LoRA with a higher learning rate for B", "arXiv 2402.12354"

@@ -3,7 +3,7 @@
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, ClassVar
 
 import torch
@@ -14,31 +14,10 @@ from lora_variants.config import Config
 from lora_variants.layer import AdaptedLayer, Factors, HeadLayer, Role
 from lora_variants.linear_map import LinearMap
 from lora_variants.pack import Pack
+from lora_variants.parameter_groups import ParameterGroup
+from lora_variants.peft_layouts import PeftAdapter, lora_adapter
 from lora_variants.sites import Site
 from lora_variants.start import Update, by_layer, refuse_heads
-
-
-@dataclass(frozen=True)
-class ParameterGroup:
-    """Parameters that share a role, with a learning rate and a weight decay for every trial.
-
-    `trial_axis=False` only in a pack of one: the parameters have the shapes of the model itself.
-    """
-
-    role: Role
-    parameters: tuple[nn.Parameter, ...]
-    rates: Float[Tensor, " trials"]
-    weight_decay: Float[Tensor, " trials"]
-    trial_axis: bool = True
-
-    def by_trial(self) -> Iterator[tuple[Tensor, Tensor | None]]:
-        """Value and gradient of each parameter, (trials, ...) both; the gradient is None where unused."""
-        for parameter in self.parameters:
-            value, gradient = parameter.detach(), parameter.grad
-            if self.trial_axis:
-                yield value, gradient
-            else:
-                yield value[None], None if gradient is None else gradient[None]
 
 
 class Variant(ABC):
@@ -119,9 +98,34 @@ class Variant(ABC):
             for (role, is_matrix), parameters in by_role.items()
         ]
 
-    def penalty(self) -> Float[Tensor, " trials"] | None:
-        """What is added to the task loss of each trial while it trains; never part of an evaluation."""
-        return None
+    def torch_groups(self, learning_rate: float, weight_decay: float = 0.0) -> list[dict[str, Any]]:
+        """`parameter_groups` as a torch optimizer takes them: params, lr, weight_decay, and the role besides.
+
+        Raises: ValueError where the trials of a pack need different rates, which a torch optimizer does not have.
+        """
+        of_all = torch.full((self.pack.trials,), learning_rate, dtype=torch.float64)
+        groups = self.parameter_groups(of_all, torch.full_like(of_all, weight_decay))
+        return [group.for_torch() for group in groups if group.parameters]
+
+    def penalty(self) -> Float[Tensor, " trials"]:
+        """What is added to the task loss of each trial while it trains; never part of an evaluation.
+
+        Zeros that need no gradient where the method has no penalty.
+        """
+        return self._zeros.clone()
+
+    @cached_property
+    def _zeros(self) -> Float[Tensor, " trials"]:
+        weight = next(self.model.parameters())  # asked once: the search through all modules takes a while
+        return weight.new_zeros(self.pack.trials, dtype=torch.promote_types(weight.dtype, torch.float32))
+
+    @contextmanager
+    def optimizer_step(self) -> Iterator[None]:
+        """Wraps the optimizer's step of a loop of one's own: the hooks before and after it, and the count between."""
+        self.before_step()
+        yield
+        self.pack.steps = [done + runs for done, runs in zip(self.pack.steps, self.pack.running, strict=True)]
+        self.after_step()
 
     def before_step(self) -> None:
         """After backward and clipping, before the optimizer moves the weights of the trials that are `pack.moving`."""
@@ -179,6 +183,18 @@ class Variant(ABC):
     def deltas(self, trial: int) -> dict[str, Factors | Tensor]:
         """ΔW of every adapted layer for one trial, scale included."""
         return {name: layer.delta(trial) for name, layer in self.layers.items()}
+
+    def peft_adapters(self, trial: int) -> dict[str, PeftAdapter]:
+        """What PEFT loads of one trial, by layout: '' is plain LoRA, any other a layout of this variant's own.
+
+        Empty where PEFT has no layout: for ΔW without factors, for rank 0 alone, and for torch's multi-head attention.
+        """
+        owners = {name: layer.base.owner for name, layer in self.layers.items()}
+        factors = {name: update for name, update in self.deltas(trial).items() if isinstance(update, Factors)}
+        learned = any(len(update.right) for update in factors.values())
+        if not learned or any(isinstance(owner, nn.MultiheadAttention) for owner in owners.values()):
+            return {}
+        return {"": lora_adapter(factors, owners)}
 
     def head_tensors(self, trial: int) -> dict[str, Tensor]:
         """The heads of one trial under the names they have in the model, 'head.weight', as views."""

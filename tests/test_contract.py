@@ -315,8 +315,7 @@ def test_no_dense_update_is_made_in_forward_backward_or_penalty(name: str, trial
     x = torch.randn(trials * 4, 5, d_in)
     with Allocations() as seen:
         loss = model(x).square().sum()
-        penalty = variant.penalty()
-        (loss if penalty is None else loss + penalty.sum()).backward()
+        (loss + variant.penalty().sum()).backward()
     assert (trials, 8, 20) in seen.shapes  # the mode does see the adapter
     assert [s for s in seen.shapes if sorted(s)[-2:] == [d_in, d_out]] == []
     with Allocations() as seen:

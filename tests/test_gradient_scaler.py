@@ -135,7 +135,7 @@ def torchs_run(variant: Variant, factors: Factors) -> tuple[list[float], list[bo
         scaler.scale(loss).backward()
         scaler.unscale_(optimizer)
         penalty = variant.penalty()
-        if penalty is not None:
+        if penalty.requires_grad:
             penalty.sum().backward()
         torch.nn.utils.clip_grad_norm_(parameters, 1.0)
         for group in optimizer.param_groups:

@@ -4,12 +4,34 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
+from jaxtyping import Float
 from torch import Tensor
 
-from lora_variants.lean import factored_linear, factored_linear_plain, merging_pays
+from lora_variants.lean import factored_linear, merging_pays
 
 K, D_IN, D_OUT, R = 3, 7, 5, 2
 ROWS = {"thin": 4, "merged": 10}  # of a trial, with which it goes either way
+
+
+def factored_linear_plain(
+    x: Float[Tensor, "*rows d_in"],
+    weight: Float[Tensor, "d_out d_in"],
+    bias: Float[Tensor, " d_out"] | None,
+    left: Float[Tensor, "trials d_out r"],
+    weights: Tensor,
+    right: Float[Tensor, "trials r d_in"],
+    mask: Float[Tensor, "trials n d_in"] | None,
+) -> Float[Tensor, "*rows d_out"]:
+    """y = W0 x + b + left (weights ∘ (right (mask ∘ x))), as one reads it: what the lean form is held against.
+
+    x is trial-major. `weights` are (trials, r, 1), or (trials, 1, 1) where all are the scale; `mask` is a
+    dropout mask with its factor.
+    """
+    by_trial = x.reshape(left.shape[0], -1, x.shape[-1])
+    h = torch.bmm(by_trial if mask is None else by_trial * mask, right.mT) * weights.mT  # (trials, n, r)
+    y = F.linear(x, weight, bias)
+    return y + torch.bmm(h, left.mT).reshape(y.shape)
 
 
 def inputs(

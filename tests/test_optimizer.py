@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from experiments.training.optimizer import AdamW, schedule_factor
-from lora_variants.variant import ParameterGroup
+from lora_variants.parameter_groups import ParameterGroup
 
 SCHEDULES = ("linear", "cosine", "constant")
 

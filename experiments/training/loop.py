@@ -192,9 +192,8 @@ def compute_gradients(
     if scaler is not None:
         scaler.unscale_gradients()
     penalty = variant.penalty()
-    if penalty is None:
-        return losses, torch.zeros_like(losses)
-    penalty.sum().backward()
+    if penalty.requires_grad:
+        penalty.sum().backward()
     return losses, penalty.detach()
 
 

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn.utils import get_total_norm
 
 from experiments.training.parameter_rows import ParameterRows
-from lora_variants.variant import ParameterGroup
+from lora_variants.parameter_groups import ParameterGroup
 
 
 def schedule_factor(kind: str, step: int, *, total: int, warmup: int) -> float:

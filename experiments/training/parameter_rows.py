@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from lora_variants.variant import ParameterGroup
+from lora_variants.parameter_groups import ParameterGroup
 
 
 class ParameterRows:

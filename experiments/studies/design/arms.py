@@ -12,7 +12,7 @@ from typing import Any
 from experiments.config import RunConfig
 from experiments.configuration import full_path, put, resolve
 from experiments.faults import ConfigError
-from experiments.studies.design.search_config import ARM_KEYS, search_faults, takes_ranks_over
+from experiments.studies.design.search_config import ARM_KEYS, rank_learner, search_faults
 from experiments.studies.design.study_config import rounded
 from experiments.variant_change import carry_over, choose_variant
 from lora_variants import VARIANTS
@@ -184,17 +184,17 @@ def _arm(point: Mapping[str, Any], ground: _Ground, variants: set[str]) -> Arm:
     rank = getattr(config.variant, "rank", None)
     keys = {"variant": config.variant.name} | ({} if rank is None or search else {"rank": rank})
     keys |= {_canonical(tree, key): value for key, value in own.items()} | given
-    source = _source(tree, search) if takes_ranks_over(search) else None
+    source = _source(tree, search, learner) if (learner := rank_learner(search)) else None
     identity = _identity(config, tree, own, search)
     return Arm(point.get("label", ""), identity, keys, config, search, source, tuple(notes))
 
 
-def _source(tree: Mapping[str, Any], search: Mapping[str, Any]) -> Arm:
-    """AdaLoRA in the place of an arm's variant; arms that differ in their search alone share it."""
-    own = {"name": "adalora", "rank": 1, "pad_rank_to": tree["variant"]["pad_rank_to"]}
+def _source(tree: Mapping[str, Any], search: Mapping[str, Any], learner: str) -> Arm:
+    """A variant that learns ranks in the place of an arm's own; arms that differ in their search alone share it."""
+    own = {"name": learner, "rank": 1, "pad_rank_to": tree["variant"]["pad_rank_to"]}
     config = resolve({**tree, "variant": own})
     identity = _identity(config, tree, {}, {"budget": search["budget"]})
-    return Arm("adalora for its ranks", identity, {"variant": "adalora"}, config)
+    return Arm(f"{learner} for its ranks", identity, {"variant": learner}, config)
 
 
 def _applies(key: str, variant: str | None, variants: Set[str]) -> bool:

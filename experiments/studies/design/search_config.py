@@ -7,9 +7,11 @@ from pydantic import Field, field_validator, model_validator
 
 from experiments.config import Section
 from experiments.faults import nearest
+from lora_variants import VARIANTS
 
 Sampler = Literal["tpe", "cmaes", "gp", "random"]
-ALLOCATIONS = ("grouped", "priority", "prior", "uniform", "attention", "mlp", "gradient", "adalora", "random")
+RANK_LEARNERS = tuple(name for name, entry in VARIANTS.items() if entry.learns_ranks)
+ALLOCATIONS = ("grouped", "priority", "prior", "uniform", "attention", "mlp", "gradient", *RANK_LEARNERS, "random")
 ARM_KEYS = ("allocation", "sampler", "search_seed")
 Ends = Annotated[list[Annotated[float, Field(gt=0)]], Field(min_length=2, max_length=2)]
 
@@ -90,10 +92,11 @@ class SearchConfig(Section):
     )
 
 
-def takes_ranks_over(search: Mapping[str, Any]) -> bool:
-    """Whether an arm of this search needs the ranks of other runs."""
-    of_prior = search.get("allocation") == "prior" and search["sensitivity"] == "adalora"
-    return search.get("allocation") == "adalora" or of_prior
+def rank_learner(search: Mapping[str, Any]) -> str | None:
+    """The variant whose final ranks an arm of this search needs; None for most arms."""
+    allocation = search.get("allocation")
+    name = search["sensitivity"] if allocation == "prior" else allocation
+    return name if name in RANK_LEARNERS else None
 
 
 def has_random_ranks(search: Mapping[str, Any]) -> bool:

@@ -5,7 +5,7 @@ from functools import cached_property
 
 from analysis.matrix_names import places
 from experiments.config import RunConfig
-from experiments.studies.design.search_config import SearchConfig
+from experiments.studies.design.search_config import RANK_LEARNERS, SearchConfig
 from experiments.studies.search.allocations import Allocation, Drawn, Fixed, Grouped, Grouping, Prior, Priority
 from experiments.studies.search.budget import Budget, Shapes
 from experiments.studies.search.gradients import gradient_spectra
@@ -38,7 +38,10 @@ class Ground:
         Raises: ValueError for one that this model does not have.
         """
         ranks = {name: float((taken_over or {}).get(name, 0)) for name in self.shapes}
-        makers: Mapping[str, Callable[[], Allocation]] = {
+        learned: dict[str, Callable[[], Allocation]] = dict.fromkeys(
+            RANK_LEARNERS, lambda: Fixed(self.budget, self.budget.divided(ranks))
+        )
+        makers: Mapping[str, Callable[[], Allocation]] = learned | {
             "grouped": lambda: Grouped(self.budget, self.groups),
             "priority": lambda: Priority(self.budget),
             "prior": lambda: Prior(self.budget, self.groups, self._sensitivities(ranks if taken_over else None)),
@@ -46,7 +49,6 @@ class Ground:
             "uniform": lambda: self._evenly(list(self.shapes)),
             "attention": lambda: self._evenly(self._role("attention")),
             "mlp": lambda: self._evenly(self._role("mlp")),
-            "adalora": lambda: Fixed(self.budget, self.budget.divided(ranks)),
             "gradient": lambda: Fixed(self.budget, self.budget.chosen(self._energies())),
         }
         return makers[name]()
