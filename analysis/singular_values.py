@@ -7,30 +7,19 @@ from jaxtyping import Float
 EPSILON = float(np.finfo(np.float64).eps)
 
 
-def svd_of_factors(
-    left: Float[np.ndarray, "d_out r"], right: Float[np.ndarray, "r d_in"]
-) -> tuple[Float[np.ndarray, "d_out k"], Float[np.ndarray, " k"], Float[np.ndarray, "k d_in"]]:
-    """(U, sigma, Vt) of ΔW = left @ right in float64, sigma descending, k = min(d_out, d_in, r).
-
-    ΔW is never formed: left = Q_L R_L and rightᵀ = Q_R R_R (QR), R_L R_Rᵀ = U' sigma V'ᵀ, so that
-    U = Q_L U' and V = Q_R V'. The cost is O((d_out + d_in) r² + r³), and unlike the eigenvalues of
-    (leftᵀ left)(right rightᵀ) it does not square the condition number.
-    Raises ValueError for entries that are not finite.
-    """
-    q_left, r_left = scipy.linalg.qr(_finite(left, "left factor"), mode="economic", check_finite=False)
-    q_right, r_right = scipy.linalg.qr(_finite(right, "right factor").T, mode="economic", check_finite=False)
-    u, sigma, vt = _dense_svd(r_left @ r_right.T)
-    return q_left @ u, sigma, vt @ q_right.T
-
-
 def singular_values_of_factors(
     left: Float[np.ndarray, "d_out r"], right: Float[np.ndarray, "r d_in"]
 ) -> Float[np.ndarray, " k"]:
-    """The sigma of `svd_of_factors`, without the singular vectors."""
+    """The singular values of ΔW = left @ right in float64, descending, k = min(d_out, d_in, r).
+
+    ΔW is never formed: left = Q_L R_L and rightᵀ = Q_R R_R (QR), and R_L R_Rᵀ has its singular values. The cost is
+    O((d_out + d_in) r² + r³), and unlike the eigenvalues of (leftᵀ left)(right rightᵀ) it does not square the
+    condition number. Raises ValueError for entries that are not finite.
+    """
     (r_left,) = scipy.linalg.qr(_finite(left, "left factor"), mode="r", check_finite=False)
     (r_right,) = scipy.linalg.qr(_finite(right, "right factor").T, mode="r", check_finite=False)
     rank = left.shape[1]
-    return _dense_svd(r_left[:rank] @ r_right[:rank].T)[1]
+    return singular_values(r_left[:rank] @ r_right[:rank].T)
 
 
 def singular_values(delta: Float[np.ndarray, "d_out d_in"]) -> Float[np.ndarray, " k"]:
@@ -114,16 +103,6 @@ def summary(sigma: Float[np.ndarray, " k"], shape: tuple[int, int]) -> dict[str,
         "r95": energy_rank(sigma, 0.95),
         "r99": energy_rank(sigma, 0.99),
     }
-
-
-def _dense_svd(
-    core: Float[np.ndarray, "m n"],
-) -> tuple[Float[np.ndarray, "m k"], Float[np.ndarray, " k"], Float[np.ndarray, "k n"]]:
-    try:
-        u, sigma, vt = scipy.linalg.svd(core, full_matrices=False, lapack_driver="gesdd", check_finite=False)
-    except scipy.linalg.LinAlgError:
-        u, sigma, vt = scipy.linalg.svd(core, full_matrices=False, lapack_driver="gesvd", check_finite=False)
-    return u, sigma, vt
 
 
 def _finite(matrix: Float[np.ndarray, "m n"], what: str) -> Float[np.ndarray, "m n"]:

@@ -30,9 +30,9 @@ KNOBS = {
 
 
 def start(folder: Path, *arguments: str) -> ForkedPython:
-    with (folder / "printed").open("wb") as printed:
-        environment = os.environ | {"OMP_NUM_THREADS": "1"}
-        return ForkedPython([*COMMAND, *arguments], cwd=folder, env=environment, stdout=printed, stderr=printed)
+    (printed := folder / "printed").write_bytes(b"")
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    return ForkedPython([*COMMAND, *arguments], cwd=folder, env=environment, stdout=printed, stderr=printed)
 
 
 def run(folder: Path, *arguments: str, code: int = 0) -> str:

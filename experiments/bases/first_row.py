@@ -3,6 +3,11 @@
 Every row of a transformer's last layer is a function of all rows' keys and values and of its own query. What reads the
 first row needs all keys and values, and of query, attention, output and feed-forward layer one row each. The numbers
 are the same but for the order in which products are added up.
+
+Processor time of a training step at one thread, as a part of that with all rows (medians; pairs in turn; BERT, LoRA
+r=4, 32 texts of 32 or 64 tokens): with 6 layers of d=384 0.85 to 0.87 alone and 0.81 to 0.86 in packs of 8; with the 4
+layers of the benchmark's models (d=64 to 384, r=8) 0.77 to 0.91 and 0.73 to 0.84. A head that reads the mean of all
+rows (`pooling: mean`) gains nothing.
 """
 
 from types import MethodType

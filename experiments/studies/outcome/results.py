@@ -60,11 +60,6 @@ def results_table(study: Study, board: Board, runs_dir: Path) -> pd.DataFrame:
     return table.astype(ARM | kinds | OUTCOME | CIRCUMSTANCES)
 
 
-def comparable(table: pd.DataFrame) -> pd.DataFrame:
-    """The columns that are the same whatever machine, pack or interruption the trials met."""
-    return table.drop(columns=list(CIRCUMSTANCES))
-
-
 def write_table(table: pd.DataFrame, path: Path) -> None:
     """The whole table as parquet or, after a crash, what was there before."""
     partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
