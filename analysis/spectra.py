@@ -39,9 +39,9 @@ def report_spectra(runs: Sequence[Path], out: Path) -> list[Path]:
     """
     from rich.console import Console
 
-    from analysis.figure_style import save_figure
-    from analysis.figures import spectra_figure
-    from analysis.spectrum_tables import print_tables, spectrum_tables
+    from analysis.figures.spectra import spectra_figure
+    from analysis.figures.style import save_figure
+    from analysis.spectra_tables import print_tables, spectrum_tables
 
     tables = spectrum_tables(runs)
     console = Console(highlight=False, markup=False)

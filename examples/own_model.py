@@ -7,8 +7,8 @@ import torch
 from torch import nn
 
 from lora_variants import VARIANTS
-from lora_variants.attach import attach
-from lora_variants.pack import Pack
+from lora_variants.interface.attach import attach
+from lora_variants.interface.pack import Pack
 
 parser = argparse.ArgumentParser(description=__doc__)
 parser.add_argument("--variant", choices=VARIANTS, default="adalora")

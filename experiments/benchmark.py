@@ -120,7 +120,7 @@ def benchmark(cases: list[Case], *, device_name: str, rounds: int, processes: in
     from experiments.benchmarking.measurement import measure_all
     from experiments.benchmarking.results import FILE, Benchmark, conditions
     from experiments.benchmarking.terminal import bars, draw_results, show_results
-    from experiments.display import Display
+    from experiments.terminal import Display
 
     display, device = Display(), _device(device_name)
     measured = Benchmark(folder, conditions(device, rounds=rounds, processes=processes), cases)
@@ -145,7 +145,7 @@ def benchmark_studies(asked: argparse.Namespace, folder: Path) -> None:
     from experiments.benchmarking.study_results import StudyBenchmark
     from experiments.benchmarking.terminal import bars, draw_packs, show_packs, show_studies
     from experiments.benchmarking.whole_study import StudyCase, measure_study
-    from experiments.display import Display
+    from experiments.terminal import Display
 
     display, device = Display(), _device(asked.device)
     ranks = (ONE_RANK, MIXED_RANKS) if asked.trials else ()

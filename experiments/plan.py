@@ -3,14 +3,14 @@
 import warnings
 from typing import Any
 
-from experiments.config import RunConfig
-from experiments.configuration import yaml_text
-from experiments.display import Display
+from experiments.config.loading import yaml_text
+from experiments.config.schema import RunConfig
 from experiments.record.starting_point import read_start
-from experiments.training.setting import attached, load_task
+from experiments.terminal import Display
+from experiments.training.context import attached, load_task
 from lora_variants import RankWarning
-from lora_variants.attach import outside_heads
-from lora_variants.target_names import patterns_of
+from lora_variants.frozen_model.target_names import patterns_of
+from lora_variants.interface.attach import outside_heads
 
 
 def show_plan(config: RunConfig, display: Display) -> None:

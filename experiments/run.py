@@ -7,14 +7,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from experiments.config import RunConfig
-    from experiments.display import Display
+    from experiments.config.schema import RunConfig
+    from experiments.terminal import Display
 
 ROOT = Path(__file__).resolve().parent.parent
 if not __package__:  # run as a script: the project belongs on the path, this folder does not
     sys.path[:] = [str(ROOT), *(entry for entry in sys.path if entry != str(ROOT / "experiments"))]
 
-from lora_variants.table import VARIANTS  # noqa: E402
+from lora_variants.registry import VARIANTS  # noqa: E402
 
 
 def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
@@ -59,10 +59,10 @@ def main(arguments: list[str] | None = None) -> int:
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="replace")  # a pipe may not have the letter Δ
     asked = parse_arguments(arguments)
-    from experiments.display import Display
-    from experiments.faults import ConfigError
+    from experiments.config.errors import ConfigError
     from experiments.plan import show_plan
     from experiments.runner import TrainingFailedError, execute
+    from experiments.terminal import Display
 
     display = Display()
     try:
@@ -91,7 +91,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 def _load(asked: argparse.Namespace, display: "Display") -> "RunConfig":
     """The configuration that was asked for; what another variant took over is said, also where there is a fault."""
-    from experiments.configuration import load
+    from experiments.config.loading import load
 
     flags = {"variant": asked.variant, "rank": asked.rank, "seed": asked.seed, "start_from": asked.start_from}
     settings = [*asked.settings, *([f"wandb.mode={asked.wandb}"] if asked.wandb else [])]

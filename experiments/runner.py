@@ -4,15 +4,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from experiments.config import RunConfig
-from experiments.display import Display
-from experiments.record.folder import RunFolder
+from experiments.config.schema import RunConfig
 from experiments.record.run_description import describe_run
+from experiments.record.run_dir import RunFolder
 from experiments.record.starting_point import read_start
-from experiments.training.crew import train_together
+from experiments.terminal import Display
+from experiments.training.context import Setting
 from experiments.training.interruption import Interruption
-from experiments.training.member import Member, Wishes, score_on_test
-from experiments.training.setting import Setting
+from experiments.training.pack import train_together
+from experiments.training.trial import Member, Wishes, score_on_test
 
 
 class TrainingFailedError(RuntimeError):

@@ -83,17 +83,17 @@ def main(arguments: list[str] | None = None) -> int:
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="replace")  # a pipe may not have the letter Δ
     asked = parse_arguments(arguments)
-    from experiments.studies.work.spares import spares
+    from experiments.studies.workers.prestarted import spares
 
     with spares(0 if asked.plan or asked.status or asked.collect else asked.workers) as ready:
         return _carry_out(asked, ready)
 
 
 def _carry_out(asked: argparse.Namespace, ready: "list[subprocess.Popen[bytes]]") -> int:
-    from experiments.faults import ConfigError
-    from experiments.studies.driver import Request, carry_out
-    from experiments.studies.queueing.storage import QueueError
-    from experiments.studies.work.workforce import WorkerError
+    from experiments.config.errors import ConfigError
+    from experiments.studies.launch import Request, carry_out
+    from experiments.studies.queue.storage import QueueError
+    from experiments.studies.workers.pool import WorkerError
 
     fields = {key: value for key, value in vars(asked).items() if key in Request.__dataclass_fields__}
     try:
@@ -111,7 +111,7 @@ def _carry_out(asked: argparse.Namespace, ready: "list[subprocess.Popen[bytes]]"
 
 def work() -> int:
     """What the processes that a study starts do."""
-    from experiments.studies.work.worker_process import main as work_by_order
+    from experiments.studies.workers.worker_process import main as work_by_order
 
     return work_by_order()
 

@@ -1,6 +1,6 @@
 """The methods: LoRA and its relatives behind one interface, all with a leading trial axis."""
 
-from lora_variants.table import VARIANTS, VariantEntry
+from lora_variants.registry import VARIANTS, VariantEntry
 
 
 class RankWarning(UserWarning):

@@ -12,12 +12,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from lora_variants.config import Config
-from lora_variants.layer import AdaptedLayer, Trained
-from lora_variants.linear_map import LinearMap
-from lora_variants.pack import Pack
-from lora_variants.start import Update, as_dense
-from lora_variants.variant import Variant
+from lora_variants.frozen_model.linear_map import LinearMap
+from lora_variants.interface.config import Config
+from lora_variants.interface.layer import AdaptedLayer, Trained
+from lora_variants.interface.pack import Pack
+from lora_variants.interface.variant import Variant
+from lora_variants.interface.warm_start import Update, as_dense
 
 
 class FullConfig(Config):

@@ -14,12 +14,12 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from lora_variants.config import Config
+from lora_variants.frozen_model.linear_map import LinearMap, is_conv1d
 from lora_variants.head import Head
-from lora_variants.layer import Factors
-from lora_variants.linear_map import LinearMap, is_conv1d
-from lora_variants.parameter_groups import ParameterGroup
-from lora_variants.start import Update, add_updates, refuse_heads
+from lora_variants.interface.config import Config
+from lora_variants.interface.layer import Factors
+from lora_variants.interface.parameter_groups import ParameterGroup
+from lora_variants.interface.warm_start import Update, add_updates, refuse_heads
 
 
 class FullAllConfig(Config):

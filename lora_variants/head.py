@@ -6,10 +6,10 @@ On a task without a head it is the untouched base.
 from collections.abc import Mapping, Sequence
 from typing import ClassVar, Literal
 
-from lora_variants.config import Config
-from lora_variants.layer import AdaptedLayer
-from lora_variants.linear_map import LinearMap
-from lora_variants.variant import Variant
+from lora_variants.frozen_model.linear_map import LinearMap
+from lora_variants.interface.config import Config
+from lora_variants.interface.layer import AdaptedLayer
+from lora_variants.interface.variant import Variant
 
 
 class HeadConfig(Config):

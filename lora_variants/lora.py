@@ -14,12 +14,12 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from lora_variants.config import AdapterConfig, Config
-from lora_variants.layer import FactoredLayer, Factors, Trained, padded_rank
-from lora_variants.linear_map import LinearMap
-from lora_variants.ranks import ranks_by_layer, warn_of_high_ranks
-from lora_variants.start import Update, as_factors, rank_of
-from lora_variants.variant import Variant
+from lora_variants.frozen_model.linear_map import LinearMap
+from lora_variants.interface.config import AdapterConfig, Config
+from lora_variants.interface.layer import FactoredLayer, Factors, Trained, padded_rank
+from lora_variants.interface.ranks import ranks_by_layer, warn_of_high_ranks
+from lora_variants.interface.variant import Variant
+from lora_variants.interface.warm_start import Update, as_factors, rank_of
 
 
 class LoRAConfig(AdapterConfig):

@@ -13,7 +13,7 @@ from typing import ClassVar, Literal
 
 from pydantic import Field
 
-from lora_variants.config import Config
+from lora_variants.interface.config import Config
 from lora_variants.lora import LoRA, LoRAConfig
 
 

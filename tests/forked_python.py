@@ -22,8 +22,8 @@ from unittest.mock import patch
 
 ROOT = Path(__file__).resolve().parents[1]
 PRELOADED = (  # not wandb: its folder of temporary files is made by the import, and removed by the first that ends
-    "analysis.figures", "analysis.spectra", "analysis.spectrum_tables", "experiments.plan", "experiments.runner",
-    "experiments.studies.work.worker_process", "experiments.tasks.planted", "forked_python", "pytest", "scipy.linalg",
+    "analysis.figures.spectra", "analysis.spectra", "analysis.spectra_tables", "experiments.plan", "experiments.runner",
+    "experiments.studies.workers.worker_process", "experiments.tasks.planted", "forked_python", "pytest", "scipy.linalg",
 )  # fmt: skip
 ENVIRONMENT = {  # of the server: what Python reads when it starts, and torch when it is imported
     "PYTHONPATH": os.pathsep.join((str(ROOT), str(ROOT / "tests"))), "PYTHONIOENCODING": "utf-8",
@@ -105,7 +105,7 @@ def run_python(
 
 
 def forked_worker() -> ForkedPython:
-    """In the place of `experiments.studies.work.spares.new_worker`."""
+    """In the place of `experiments.studies.workers.prestarted.new_worker`."""
     return ForkedPython([sys.executable, ROOT / "experiments" / "study.py", "--worker"])
 
 

@@ -14,10 +14,10 @@ from transformers.pytorch_utils import Conv1D
 from experiments.tasks.task import Batch, Split, Task, TaskConfig
 from experiments.training.loop import Outcome, Regime, Training, Trial
 from lora_variants import VARIANTS, RankWarning
-from lora_variants.attach import attach
-from lora_variants.pack import Pack
-from lora_variants.streams import stream
-from lora_variants.variant import Variant
+from lora_variants.interface.attach import attach
+from lora_variants.interface.pack import Pack
+from lora_variants.interface.rng import stream
+from lora_variants.interface.variant import Variant
 
 ALONE = ("full_all",)  # trains in a pack of one
 ADAPTERS = tuple(name for name, entry in VARIANTS.items() if "rank" in entry.load().config_class.model_fields)

@@ -11,10 +11,10 @@ import pytest
 from optuna.distributions import FloatDistribution, IntDistribution
 from optuna.trial import TrialState
 
-from experiments.studies.queueing.attendance import Silence
-from experiments.studies.queueing.entries import Entry, NewTrial, waiting_trials
-from experiments.studies.queueing.storage import Address, QueueError
-from experiments.studies.queueing.trial_queue import Claim, TrialQueue
+from experiments.studies.queue.entries import Entry, NewTrial, waiting_trials
+from experiments.studies.queue.liveness import Silence
+from experiments.studies.queue.storage import Address, QueueError
+from experiments.studies.queue.trial_queue import Claim, TrialQueue
 
 STUDY = "rank"
 

@@ -12,9 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from experiments.studies.queueing.entries import Entry
-from experiments.studies.queueing.storage import ADDRESS_VARIABLE, Address
-from experiments.studies.queueing.trial_queue import TrialQueue
+from experiments.studies.queue.entries import Entry
+from experiments.studies.queue.storage import ADDRESS_VARIABLE, Address
+from experiments.studies.queue.trial_queue import TrialQueue
 from tests.queue_contract import STUDY, Fixtures, everything, one_claim, trials, url_of
 
 

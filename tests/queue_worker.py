@@ -12,8 +12,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from experiments.studies.queueing.storage import storage_address
-from experiments.studies.queueing.trial_queue import TrialQueue
+from experiments.studies.queue.storage import storage_address
+from experiments.studies.queue.trial_queue import TrialQueue
 from tests.queue_contract import STUDY, trials
 
 

@@ -3,13 +3,13 @@
 import sys
 from pathlib import Path
 
-from experiments.studies.design.study import load_study
-from experiments.studies.queueing.storage import storage_address
-from experiments.studies.queueing.trial_queue import TrialQueue
-from experiments.studies.work.packing import Packing
-from experiments.studies.work.worker import Worker
+from experiments.studies.queue.storage import storage_address
+from experiments.studies.queue.trial_queue import TrialQueue
+from experiments.studies.spec.study import load_study
+from experiments.studies.workers.packing import Packing
+from experiments.studies.workers.worker import Worker
+from experiments.training.context import Setting
 from experiments.training.interruption import Interruption
-from experiments.training.setting import Setting
 
 
 def main(file: Path, grace: float, pack: int) -> None:

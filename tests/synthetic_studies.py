@@ -6,18 +6,18 @@ from typing import Any
 
 import numpy as np
 
-from experiments.configuration import yaml_text
-from experiments.studies.board import Board, arms_wanting, look
-from experiments.studies.design.planned import ArmProgress, PlannedTrial, TrialResult
-from experiments.studies.design.searching import Proposal, trial_key
-from experiments.studies.design.study import Study, load_study
-from experiments.studies.queueing.entries import Entry
-from experiments.studies.queueing.storage import storage_address
-from experiments.studies.queueing.trial_queue import TrialQueue
-from experiments.studies.work.packing import Packing
-from experiments.studies.work.worker import Worker
+from experiments.config.loading import yaml_text
+from experiments.studies.protocol.progress import Board, arms_wanting, look
+from experiments.studies.protocol.search_stage import Proposal, trial_key
+from experiments.studies.protocol.trials import ArmProgress, PlannedTrial, TrialResult
+from experiments.studies.queue.entries import Entry
+from experiments.studies.queue.storage import storage_address
+from experiments.studies.queue.trial_queue import TrialQueue
+from experiments.studies.spec.study import Study, load_study
+from experiments.studies.workers.packing import Packing
+from experiments.studies.workers.worker import Worker
+from experiments.training.context import Setting
 from experiments.training.interruption import Interruption
-from experiments.training.setting import Setting
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
 Ending = Mapping[str, Any]  # score, loss and test of a done trial; failure of one that failed; state of any other

@@ -16,13 +16,13 @@ import yaml
 from filelock import FileLock
 from rich.console import Console
 
-from experiments.display import Display
-from experiments.record.folder import RunFolder
-from experiments.studies.board import Board, look
-from experiments.studies.design.study import load_study
-from experiments.studies.driver import Request, carry_out
-from experiments.studies.queueing.storage import Address
-from experiments.studies.queueing.trial_queue import TrialQueue
+from experiments.record.run_dir import RunFolder
+from experiments.studies.launch import Request, carry_out
+from experiments.studies.protocol.progress import Board, look
+from experiments.studies.queue.storage import Address
+from experiments.studies.queue.trial_queue import TrialQueue
+from experiments.studies.spec.study import load_study
+from experiments.terminal import Display
 
 ROOT = Path(__file__).resolve().parents[1]
 CHECKPOINT_EVERY = 10

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from experiments.benchmarking.cases import Case, PackCase
-from experiments.benchmarking.contenders import BUILDERS
+from experiments.benchmarking.implementations import BUILDERS
 from experiments.benchmarking.packs import buckets, build_pack, ranks_of, workloads_of
 from experiments.benchmarking.timing import Stepping, one_thread
 from experiments.benchmarking.workload import Workload, build_workload, in_place

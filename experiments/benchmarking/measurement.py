@@ -5,8 +5,8 @@ from collections.abc import Callable, Mapping
 import torch
 
 from experiments.benchmarking.cases import Case
-from experiments.benchmarking.contenders import BUILDERS, Contender, largest_differences, missing_contenders
 from experiments.benchmarking.footprint import footprint_in_new_process
+from experiments.benchmarking.implementations import BUILDERS, Contender, largest_differences, missing_contenders
 from experiments.benchmarking.results import Benchmark, Result
 from experiments.benchmarking.timing import time_rounds
 from experiments.benchmarking.workload import Workload, build_workload

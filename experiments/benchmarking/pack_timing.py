@@ -8,8 +8,8 @@ import numpy as np
 import torch
 
 from experiments.benchmarking.cases import Case, PackCase
-from experiments.benchmarking.contenders import DEFAULT, PEFT
 from experiments.benchmarking.footprint import footprint_in_new_process, footprint_of_pack_in_new_process
+from experiments.benchmarking.implementations import DEFAULT, PEFT
 from experiments.benchmarking.measurement import ALLOWED_DIFFERENCE, Report
 from experiments.benchmarking.packs import (
     CLIPPING,

@@ -10,17 +10,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from experiments.bases.first_row import compute_first_row_only
 from experiments.benchmarking.cases import PackCase
-from experiments.benchmarking.contenders import ALPHA_PER_RANK, BUILDERS, DEFAULT, PEFT, RATE, Contender, gradients
+from experiments.benchmarking.implementations import ALPHA_PER_RANK, BUILDERS, DEFAULT, PEFT, RATE, Contender, gradients
 from experiments.benchmarking.workload import Workload, build_workload, in_place, logits_of, random_batch, with_rank
+from experiments.models.first_row import compute_first_row_only
 from experiments.tasks.task import Batch, Split, Task
 from experiments.training.loop import Regime, Training, Trial, compute_gradients
 from lora_variants import RankWarning
-from lora_variants.attach import attach
-from lora_variants.layer import AdaptedLayer, rank_bucket
+from lora_variants.interface.attach import attach
+from lora_variants.interface.layer import AdaptedLayer, rank_bucket
+from lora_variants.interface.pack import Pack
 from lora_variants.lora import LoRA, LoRAConfig
-from lora_variants.pack import Pack
 
 CLIPPING = "PEFT, clipping"
 STEPS = 10**6  # of a trial: more than are ever timed

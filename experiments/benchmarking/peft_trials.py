@@ -14,13 +14,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from experiments.bases.byte_transformer import ByteTransformer
-from experiments.benchmarking.contenders import wrapped_by_peft
+from experiments.benchmarking.implementations import wrapped_by_peft
 from experiments.benchmarking.workload import BLOCKS
+from experiments.models.byte_transformer import ByteTransformer
 from experiments.tasks.bytes import Bytes, BytesConfig
 from experiments.tasks.task import Split
 from experiments.training.optimizer import schedule_factor
-from lora_variants.streams import stream
+from lora_variants.interface.rng import stream
 
 
 @dataclass(frozen=True)

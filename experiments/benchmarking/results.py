@@ -13,9 +13,9 @@ import numpy as np
 import torch
 
 from experiments.benchmarking.cases import Case
-from experiments.benchmarking.contenders import LIBRARIES, PEFT
+from experiments.benchmarking.implementations import LIBRARIES, PEFT
 from experiments.record.environment import describe
-from experiments.record.folder import as_json, write_atomically
+from experiments.record.run_dir import as_json, write_atomically
 
 ROOT = Path(__file__).resolve().parents[2]
 FILE = "benchmark.json"

@@ -10,13 +10,13 @@ import pandas as pd
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from analysis.benchmark_figure import save_benchmark_figure, save_pack_figure
-from experiments.benchmarking.contenders import BUILDERS, PEFT
+from analysis.figures.benchmark import save_benchmark_figure, save_pack_figure
+from experiments.benchmarking.implementations import BUILDERS, PEFT
 from experiments.benchmarking.measurement import Report
 from experiments.benchmarking.pack_timing import PackResult
 from experiments.benchmarking.results import Result
 from experiments.benchmarking.whole_study import OURS, StudyResult
-from experiments.display import Display
+from experiments.terminal import Display
 
 UNITS = {"seconds": 1e3, "bytes": 2**-20}  # to milliseconds, to MiB
 

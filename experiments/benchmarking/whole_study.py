@@ -14,11 +14,11 @@ from typing import Any, Self
 
 from experiments.benchmarking.measurement import Report
 from experiments.benchmarking.peft_trials import PeftTrial, folder_of, order
-from experiments.configuration import parse_yaml, resolve, yaml_text
-from experiments.record.folder import RunFolder
+from experiments.config.loading import parse_yaml, resolve, yaml_text
+from experiments.record.run_dir import RunFolder
 from experiments.tasks.bytes import Bytes, BytesConfig
 from experiments.tasks.task import Split
-from experiments.training.setting import trial_of
+from experiments.training.context import trial_of
 
 ROOT = Path(__file__).resolve().parents[2]
 OURS, ONE_PROCESS, A_PROCESS_A_TRIAL = "ours", "PEFT, one process", "PEFT, a process a trial"

@@ -13,12 +13,12 @@ from torch import Tensor, nn
 
 from experiments.record.adapter_formats import CONFIG, DELTA, HEAD, PREFIX, WEIGHTS
 from experiments.record.adapter_reading import read_folder
-from experiments.record.folder import as_json, write_atomically
-from lora_variants.layer import Factors
-from lora_variants.linear_map import is_conv1d
-from lora_variants.peft_layouts import PeftAdapter
-from lora_variants.start import add_updates
-from lora_variants.variant import Variant
+from experiments.record.run_dir import as_json, write_atomically
+from lora_variants.frozen_model.linear_map import is_conv1d
+from lora_variants.interface.layer import Factors
+from lora_variants.interface.peft_layouts import PeftAdapter
+from lora_variants.interface.variant import Variant
+from lora_variants.interface.warm_start import add_updates
 
 
 def save_update(variant: Variant, trial: int, folder: Path) -> list[Path]:

@@ -9,8 +9,8 @@ from typing import Any
 
 from torch import Tensor
 
-from lora_variants.layer import Factors, Triplets
-from lora_variants.start import Update
+from lora_variants.interface.layer import Factors, Triplets
+from lora_variants.interface.warm_start import Update
 
 PREFIX = "base_model.model."
 WEIGHTS, CONFIG, DELTA, HEAD = (

@@ -7,11 +7,11 @@ import numpy as np
 from jaxtyping import Float
 from torch import Tensor
 
-from analysis.matrix_names import by_layer
-from analysis.singular_values import singular_values, singular_values_of_factors
+from analysis.stats.singular_values import singular_values, singular_values_of_factors
 from experiments.record.adapter_formats import Adapter
 from experiments.record.adapter_reading import read_adapter
-from lora_variants.start import Update, as_factors
+from lora_variants.frozen_model.layer_names import by_layer
+from lora_variants.interface.warm_start import Update, as_factors
 
 
 def read_matrices(path: Path) -> Adapter:

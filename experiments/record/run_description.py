@@ -7,9 +7,9 @@ from typing import Any, Protocol
 
 import torch
 
-from experiments.config import RunConfig
+from experiments.config.schema import RunConfig
 from experiments.record.environment import describe
-from experiments.record.folder import RunFolder, folder_name
+from experiments.record.run_dir import RunFolder, folder_name
 from experiments.record.starting_point import StartingPoint
 from experiments.tasks.task import Task
 

@@ -6,12 +6,12 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from experiments.bases.weights import fingerprint
-from experiments.config import StartConfig
+from experiments.config.schema import StartConfig
+from experiments.models.weights import fingerprint
 from experiments.record.adapter_formats import Adapter, RunStoreError
 from experiments.record.adapter_reading import read_adapter
-from lora_variants.start import Update
-from lora_variants.variant import Variant
+from lora_variants.interface.variant import Variant
+from lora_variants.interface.warm_start import Update
 
 
 @dataclass(frozen=True)

@@ -15,11 +15,11 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
-from experiments.bases.byte_transformer import ByteTransformer
-from experiments.bases.stdlib_pretraining import Recipe, pretrained, random_windows
-from experiments.bases.weights import Report, silent
+from experiments.models.byte_pretraining import Recipe, pretrained, random_windows
+from experiments.models.byte_transformer import ByteTransformer
+from experiments.models.weights import Report, silent
 from experiments.tasks.task import Batch, Split, Task, TaskConfig
-from lora_variants.streams import stream
+from lora_variants.interface.rng import stream
 
 EVALUATION_ROWS = 32  # more do not fit into a core's cache, and cost a third more
 HELD_OUT = {"validation": 3, "test": 7}  # of every eight topics in alphabetical order

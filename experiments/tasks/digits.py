@@ -10,10 +10,10 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
-from experiments.bases.digit_transformer import LABELS, DigitRecipe, DigitTransformer, pretrained_digits
-from experiments.bases.weights import Report, silent
+from experiments.models.digit_transformer import LABELS, DigitRecipe, DigitTransformer, pretrained_digits
+from experiments.models.weights import Report, silent
 from experiments.tasks.task import Batch, Split, Task, TaskConfig
-from lora_variants.streams import stream
+from lora_variants.interface.rng import stream
 
 EVALUATION_ROWS = 256
 PARTS = {"train": (0.0, 0.5), "validation": (0.5, 0.75), "test": (0.75, 1.0)}

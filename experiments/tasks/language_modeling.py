@@ -10,20 +10,20 @@ import torch.nn.functional as F
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 from torch import Tensor, nn
 
-from experiments.bases.architecture import one_trial_reason
-from experiments.bases.weights import Report, silent
+from experiments.data.batching import evaluation_order, padded_length, training_order
+from experiments.data.encoding import encode_lines, encode_stream
+from experiments.data.passages import Layout, Passage, passages_sha256, read_passages, read_plain
+from experiments.data.reading import DataError, Malformed, refuse_malformed
+from experiments.data.sources import whole
+from experiments.data.tables import Form
+from experiments.data.tables_of_splits import read_splits
+from experiments.data.tokens import Tokens, cached_tokens
+from experiments.models.architecture import one_trial_reason
+from experiments.models.weights import Report, silent
 from experiments.tasks.task import Batch, Split, Task, TaskConfig
-from experiments.text.batching import evaluation_order, padded_length, training_order
-from experiments.text.encoding import encode_lines, encode_stream
-from experiments.text.model import TextModel
-from experiments.text.passages import Layout, Passage, passages_sha256, read_passages, read_plain
-from experiments.text.reading import DataError, Malformed, refuse_malformed
-from experiments.text.settings import TextDataConfig, location
-from experiments.text.sources import whole
-from experiments.text.tables import Form
-from experiments.text.tables_of_splits import read_splits
-from experiments.text.tokens import Tokens, cached_tokens
-from lora_variants.streams import stream
+from experiments.tasks.text_config import TextDataConfig, location
+from experiments.tasks.text_model import TextModel
+from lora_variants.interface.rng import stream
 
 LARGEST_EXPONENT = 700.0  # of a float64
 

@@ -15,12 +15,12 @@ import torch.nn.functional as F
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor, nn
 
-from experiments.bases.weights import Report, silent
+from experiments.models.weights import Report, silent
 from experiments.tasks.task import Batch, Split, Task, TaskConfig
-from lora_variants.layer import Factors
-from lora_variants.linear_map import matches, slice_rows
-from lora_variants.streams import stream
-from lora_variants.variant import Variant
+from lora_variants.frozen_model.linear_map import matches, slice_rows
+from lora_variants.interface.layer import Factors
+from lora_variants.interface.rng import stream
+from lora_variants.interface.variant import Variant
 
 
 class PlantedMatrix(BaseModel):

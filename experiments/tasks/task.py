@@ -8,9 +8,9 @@ from jaxtyping import Float
 from pydantic import BaseModel, ConfigDict
 from torch import Tensor, nn
 
-from experiments.bases.model_config import ModelConfig
-from experiments.bases.weights import Report, silent
-from lora_variants.variant import Variant
+from experiments.models.model_config import ModelConfig
+from experiments.models.weights import Report, silent
+from lora_variants.interface.variant import Variant
 
 Split = Literal["validation", "test", "forgetting"]
 Batch = dict[str, Tensor]

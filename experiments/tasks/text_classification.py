@@ -10,21 +10,21 @@ import torch.nn.functional as F
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from experiments.bases.architecture import one_trial_reason
-from experiments.bases.first_row import compute_first_row_only
-from experiments.bases.weights import Report, silent
+from experiments.data.batching import evaluation_order, padded_length, training_order
+from experiments.data.encoding import encode_texts
+from experiments.data.examples import Columns, Labelled, read_examples
+from experiments.data.presets import PRESETS
+from experiments.data.reading import DataError
+from experiments.data.tables import Form
+from experiments.data.tables_of_splits import read_splits
+from experiments.data.tokens import Tokens, cached_tokens
+from experiments.models.architecture import one_trial_reason
+from experiments.models.first_row import compute_first_row_only
+from experiments.models.weights import Report, silent
+from experiments.tasks.metrics import OF_CLASSES, OF_NUMBERS, Metric, class_counts, products, score, spearman
 from experiments.tasks.task import Batch, Split, Task, TaskConfig
-from experiments.text.batching import evaluation_order, padded_length, training_order
-from experiments.text.encoding import encode_texts
-from experiments.text.examples import Columns, Labelled, read_examples
-from experiments.text.model import TextModel
-from experiments.text.presets import PRESETS
-from experiments.text.reading import DataError
-from experiments.text.scores import OF_CLASSES, OF_NUMBERS, Metric, class_counts, products, score, spearman
-from experiments.text.settings import TextDataConfig, location
-from experiments.text.tables import Form
-from experiments.text.tables_of_splits import read_splits
-from experiments.text.tokens import Tokens, cached_tokens
+from experiments.tasks.text_config import TextDataConfig, location
+from experiments.tasks.text_model import TextModel
 
 EVALUATION_ROWS = 64
 MODEL_INPUTS = ("input_ids", "attention_mask", "token_type_ids")

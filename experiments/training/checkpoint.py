@@ -12,7 +12,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from experiments.record.folder import RunFolder, as_json, write_atomically
+from experiments.record.run_dir import RunFolder, as_json, write_atomically
 
 CHECKPOINT, PROGRESS = "checkpoint.safetensors", "progress.json"
 

@@ -8,7 +8,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from experiments.tasks.task import Batch, Split, Task
-from lora_variants.variant import Variant
+from lora_variants.interface.variant import Variant
 
 
 def evaluate(variant: Variant, task: Task, split: Split, precision: str) -> list[dict[str, float]]:

@@ -15,7 +15,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from experiments.training.optimizer import multiply_gradients
-from lora_variants.parameter_groups import ParameterGroup
+from lora_variants.interface.parameter_groups import ParameterGroup
 
 INITIAL_SCALE, GROWTH_INTERVAL = 2.0**16, 2000  # torch's own, as are doubling and halving
 SMALLEST_SCALE = 2.0**-14  # float16's smallest normal number: what overflows even here is not the scale's fault

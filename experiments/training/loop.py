@@ -18,8 +18,8 @@ from experiments.tasks.task import Batch, Task
 from experiments.training.evaluation import autocast, by_split, evaluate, stack
 from experiments.training.gradient_scaler import GradientScaler
 from experiments.training.optimizer import AdamW, schedule_factor
-from lora_variants.pack import Pack
-from lora_variants.variant import Variant
+from lora_variants.interface.pack import Pack
+from lora_variants.interface.variant import Variant
 
 
 @dataclass(frozen=True)

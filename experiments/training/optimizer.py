@@ -8,8 +8,8 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from torch.nn.utils import get_total_norm
 
-from experiments.training.parameter_rows import ParameterRows
-from lora_variants.parameter_groups import ParameterGroup
+from experiments.training.flat_parameters import ParameterRows
+from lora_variants.interface.parameter_groups import ParameterGroup
 
 
 def schedule_factor(kind: str, step: int, *, total: int, warmup: int) -> float:

@@ -3,20 +3,20 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from experiments.studies.board import Board
-from experiments.studies.design.arms import Arm
-from experiments.studies.design.planned import ArmProgress
-from experiments.studies.design.search_config import SearchConfig, has_random_ranks
-from experiments.studies.design.searching import best_source, trial_key
-from experiments.studies.design.study import Study
-from experiments.studies.design.study_config import rounded
-from experiments.studies.queueing.entries import Entry, NewTrial
-from experiments.studies.queueing.trial_queue import TrialQueue
+from experiments.studies.protocol.progress import Board
+from experiments.studies.protocol.search_stage import best_source, trial_key
+from experiments.studies.protocol.trials import ArmProgress
+from experiments.studies.queue.entries import Entry, NewTrial
+from experiments.studies.queue.trial_queue import TrialQueue
 from experiments.studies.search.allocations import Allocation, Interval, Space
-from experiments.studies.search.ground import Ground
-from experiments.studies.search.proposing import Asked, Tried, propose
-from experiments.training.rungs import bar
-from experiments.training.setting import Setting
+from experiments.studies.search.samplers import Asked, Tried, propose
+from experiments.studies.search.search_space import Ground
+from experiments.studies.spec.arms import Arm
+from experiments.studies.spec.search_config import SearchConfig, has_random_ranks
+from experiments.studies.spec.study import Study
+from experiments.studies.spec.study_config import rounded
+from experiments.training.context import Setting
+from experiments.training.early_stopping import bar
 
 
 class Proposer:

@@ -1,0 +1,1 @@
+"""Figures of spectra, studies and benchmarks: one file each, drawn from a tidy table."""

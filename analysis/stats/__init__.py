@@ -1,0 +1,1 @@
+"""Statistics as functions of arrays: they import nothing of ours, so every package may call them."""

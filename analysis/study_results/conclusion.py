@@ -1,0 +1,103 @@
+"""What a study comes to: its table, its summary, its figures, and what is said of them at the end."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from analysis.figures.registry import save_drawn
+from analysis.study_results.allocation_files import export_allocation
+from analysis.study_results.figure_tables import figure_tables
+from analysis.study_results.findings import findings, findings_table, findings_tree
+from analysis.study_results.results import ELSEWHERE, results_table, write_table
+from analysis.study_results.summary import summary_of
+from analysis.study_results.verdict_tables import TextTable, arms_tables, verdict_table
+from analysis.study_results.verdicts import Judged, evaluations, families
+from experiments.record.run_dir import as_json, write_atomically
+from experiments.studies.protocol.progress import Board
+from experiments.studies.protocol.trials import PlannedTrial
+from experiments.studies.spec.study import Study
+
+FAILURES_SHOWN = 10
+
+
+@dataclass(frozen=True)
+class Conclusion:
+    """What there is to say about a study; `files` is all that was written of it, `summary.json` last."""
+
+    complete: bool
+    table: pd.DataFrame  # of `results_table`
+    summary: Mapping[str, Any]
+    drawn: Mapping[str, pd.DataFrame]  # name of a figure -> what it shows
+    tables: tuple[TextTable, ...]
+    warnings: tuple[str, ...]
+    exports: tuple[tuple[str, PlannedTrial], ...]  # label of an arm whose search has chosen -> a run of its choice
+    files: tuple[Path, ...]
+
+    def lines(self) -> list[str]:
+        """Everything as plain text."""
+        shown = [line for table in self.tables for line in [*table.lines(), ""]]
+        return [*shown, *(f"warning: {warning}" for warning in self.warnings)]
+
+
+def conclude(study: Study, board: Board, runs_dir: Path) -> Conclusion:
+    """`study.parquet`, `figures/` and `summary.json` are in the study's folder, and are those of the board.
+
+    Of a study that is not over they say what there is, and what is missing.
+    """
+    folder = runs_dir / study.name
+    (folder / "figures").mkdir(parents=True, exist_ok=True)
+    conclusion = conclusion_of(study, board, runs_dir)
+    write_table(conclusion.table, folder / "study.parquet")
+    files = [folder / "study.parquet"]
+    for name, drawn in conclusion.drawn.items():
+        files += save_drawn(name, drawn, folder / "figures")
+    for label, trial in conclusion.exports:
+        files += export_allocation(label, trial, board, folder)
+    write_atomically(folder / "summary.json", as_json(conclusion.summary))
+    return replace(conclusion, files=(*files, folder / "summary.json"))
+
+
+def conclusion_of(study: Study, board: Board, runs_dir: Path) -> Conclusion:
+    """What there is to say, with nothing written."""
+    table = results_table(study, board, runs_dir)
+    evaluated = evaluations(study, board, table)
+    judged = families(study, evaluated)
+    found = findings(study, board, table, evaluated)
+    verdicts = [verdict_table(study, setting, family) for setting, family in judged.items() if family]
+    return Conclusion(
+        complete=board.complete,
+        table=table,
+        summary=summary_of(study, board, evaluated, judged) | ({"searches": findings_tree(found)} if found else {}),
+        drawn=figure_tables(study, board, table, evaluated, judged, found),
+        tables=(*arms_tables(study, table, evaluated), *([findings_table(study, found)] if found else []), *verdicts),
+        exports=tuple((each.label, each.chosen) for each in found if each.chosen is not None),
+        warnings=tuple(_warnings(study, board, table, judged)),
+        files=(),
+    )
+
+
+def _warnings(study: Study, board: Board, table: pd.DataFrame, judged: Mapping[str, Sequence[Judged]]) -> list[str]:
+    """What is missing, what failed, what to know of the verdicts."""
+    found = list(study.warnings)
+    left = int(table["state"].isin(["waiting", "running"]).sum())
+    if not board.complete:
+        found.append(f"the study is not over: {left} trials that are wanted so far have not ended")
+    failed = table[table["state"] == "failed"]
+    for row in failed.head(FAILURES_SHOWN).to_dict("records"):
+        found.append(f"{row['arm']} at {row['learning_rate']:g}, seed {row['seed']} ({row['stage']}): {row['failure']}")
+    if len(failed) > FAILURES_SHOWN:
+        found.append(f"{len(failed) - FAILURES_SHOWN} more trials failed; study.parquet has them")
+    for progress in board.arms:
+        if progress.tuning.state == "not tuned":
+            found.append(f"{progress.arm.label} is not tuned: {progress.tuning.reason}")
+    kept_out = sum(each.kept_out is not None for family in judged.values() for each in family)
+    if kept_out:
+        planned = sum(map(len, judged.values()))
+        found.append(f"{kept_out} of {planned} comparisons have no verdict; they count in their family all the same")
+    missing = int((table["note"] == ELSEWHERE).sum())
+    if missing:
+        found.append(f"{missing} records are not in this runs folder; --collect FOLDER brings them from another")
+    return found + [str(note) for note in table["note"].dropna().unique() if note != ELSEWHERE]

@@ -1,0 +1,168 @@
+"""The tidy tables behind a study's figures: each holds all that its figure draws."""
+
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import pandas as pd
+
+from analysis.figures.registry import typed
+from analysis.study_results.findings import Finding
+from analysis.study_results.search_tables import search_tables
+from analysis.study_results.summary import interval_of
+from analysis.study_results.verdicts import Evaluated, Judged
+from experiments.studies.protocol.progress import Board
+from experiments.studies.protocol.trials import TUNED, ArmProgress
+from experiments.studies.spec.arms import Arm, describe
+from experiments.studies.spec.study import Study
+
+
+def figure_tables(
+    study: Study,
+    board: Board,
+    table: pd.DataFrame,
+    evaluated: Sequence[Evaluated],
+    judged: Mapping[str, Sequence[Judged]],
+    found: Sequence[Finding],
+) -> dict[str, pd.DataFrame]:
+    """Name of a figure (of `analysis.figures.registry.FIGURES`) -> its table; figures without a point are left out."""
+    scores = _scores(study, evaluated)
+    by_rank = _ranks_vary(study.arms)
+    tables = {
+        "score_by_rank" if by_rank else "score_by_arm": scores[scores["setting"] == TUNED],
+        "comparisons": _comparisons(study, judged),
+    } | search_tables(study, board, table, evaluated, found)
+    if study.config.search is None:
+        tables["learning_rates"] = _learning_rates(study, board, table)
+    if study.protocol.fixed_learning_rates:
+        tables["score_by_rank_and_rate" if by_rank else "score_by_arm_and_rate"] = scores
+    shown = {name: drawn for name, drawn in tables.items() if len(drawn) and drawn["value"].notna().any()}
+    return {name: typed(drawn).reset_index(drop=True) for name, drawn in shown.items()}
+
+
+def lines_of(arms: Sequence[Arm]) -> dict[str, str]:
+    """Identity of an arm -> the line that it is a point of: arms that differ in rank alone share one.
+
+    It is named by the variant and by the keys that tell it from other lines of the variant; one of a single arm has
+    that arm's label.
+    """
+    own = {arm.identity: {k: v for k, v in arm.keys.items() if k not in ("variant", "rank")} for arm in arms}
+    named: dict[str, list[Arm]] = defaultdict(list)
+    for arm in arms:
+        of_variant = [own[other.identity] for other in arms if other.keys["variant"] == arm.keys["variant"]]
+        telling = {
+            key: value for key, value in own[arm.identity].items() if any(o.get(key) != value for o in of_variant)
+        }
+        named[f"{arm.keys['variant']} {describe(telling)}".rstrip()].append(arm)
+    return {arm.identity: name if len(group) > 1 else arm.label for name, group in named.items() for arm in group}
+
+
+def rank_of(arm: Arm) -> int | None:
+    """The rank of all its layers; None where there is none, or several."""
+    rank = arm.keys.get("rank")
+    return rank if isinstance(rank, int) and rank > 0 else None
+
+
+def _ranks_vary(arms: Sequence[Arm]) -> bool:
+    """Whether a line has two ranks or more."""
+    lines, ranks = lines_of(arms), defaultdict(set)
+    for arm in arms:
+        ranks[lines[arm.identity]].add(rank_of(arm))
+    return any(len(found - {None}) > 1 for found in ranks.values())
+
+
+def _scores(study: Study, evaluated: Sequence[Evaluated]) -> pd.DataFrame:
+    """kind 'seed' (a run), 'mean' (with its t-interval low to high, missing for one run) or 'failed' (a run)."""
+    lines = lines_of(study.arms)
+    rows = [
+        {
+            "setting": each.setting,
+            "line": lines[each.arm.identity],
+            "arm": each.arm.label,
+            "rank": rank_of(each.arm),
+            **row,
+            "kept_out": each.kept_out,
+            **_score(study),
+            "margin": study.protocol.margin,
+        }
+        for each in evaluated
+        for row in _points(each)
+    ]
+    columns = ["setting", "line", "arm", "rank", "kind", "seed", "value", "low", "high", "n", "kept_out"]
+    return pd.DataFrame(rows, columns=[*columns, "score", "higher_is_better", "margin"])
+
+
+def _points(each: Evaluated) -> Iterator[dict[str, Any]]:
+    for seed, score in each.test.items():
+        yield {"kind": "seed", "seed": seed, "value": score}
+    for seed in each.failed:
+        yield {"kind": "failed", "seed": seed}
+    found = interval_of(each.test)
+    if found is not None:
+        half = found.half_width
+        ends = {} if half is None else {"low": found.mean - half, "high": found.mean + half}
+        yield {"kind": "mean", "value": found.mean, "n": found.n, **ends}
+
+
+def _learning_rates(study: Study, board: Board, table: pd.DataFrame) -> pd.DataFrame:
+    """kind 'seed' or 'failed' (a run), or 'mean' (of a rate at which every run is done)."""
+    lines = lines_of(study.arms)
+    rows = [
+        {
+            "line": lines[progress.arm.identity],
+            "arm": progress.arm.label,
+            "rank": rank_of(progress.arm),
+            **row,
+            "tuning": progress.tuning.state,
+            **_score(study),
+        }
+        for progress in board.arms
+        for row in _rates(progress, table)
+    ]
+    columns = ["line", "arm", "rank", "kind", "learning_rate", "seed", "value", "n", "added", "chosen", "tuning"]
+    return pd.DataFrame(rows, columns=[*columns, "score", "higher_is_better"])
+
+
+def _rates(progress: ArmProgress, table: pd.DataFrame) -> Iterator[dict[str, Any]]:
+    tuning = progress.tuning
+    trials = table[(table["identity"] == progress.arm.identity) & (table["stage"] == "tuning")]
+    for rate, of_rate in trials.groupby("learning_rate"):
+        added = any(trial.multiplier in tuning.added for trial in tuning.trials if trial.learning_rate == rate)
+        about = {"learning_rate": rate, "added": added, "chosen": rate == tuning.chosen}
+        for row in of_rate.to_dict("records"):
+            if row["state"] in ("done", "failed"):
+                done = row["state"] == "done"
+                yield {"kind": "seed" if done else "failed", "seed": row["seed"], **about} | (
+                    {"value": row["score"]} if done else {}
+                )
+        if (of_rate["state"] == "done").all():
+            yield {"kind": "mean", "value": of_rate["score"].mean(), "n": len(of_rate), **about}
+
+
+def _comparisons(study: Study, judged: Mapping[str, Sequence[Judged]]) -> pd.DataFrame:
+    """`value` is the difference arm - reference, with its interval low to high."""
+    rows = [
+        {
+            "setting": setting,
+            "arm": each.arm.label,
+            "reference": each.reference.label,
+            "value": each.found.difference,
+            "low": None if each.interval is None else each.interval[0],
+            "high": None if each.interval is None else each.interval[1],
+            "n": each.found.n,
+            "verdict": each.verdict,
+            "kept_out": each.kept_out,
+            **_score(study),
+            "margin": study.protocol.margin,
+            "alpha": study.protocol.alpha,
+            "tests": len(family),
+        }
+        for setting, family in judged.items()
+        for each in family
+    ]
+    columns = ["setting", "arm", "reference", "value", "low", "high", "n", "verdict", "kept_out"]
+    return pd.DataFrame(rows, columns=[*columns, "score", "higher_is_better", "margin", "alpha", "tests"])
+
+
+def _score(study: Study) -> dict[str, Any]:
+    return {"score": study.score_name, "higher_is_better": study.higher_is_better}

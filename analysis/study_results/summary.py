@@ -1,0 +1,135 @@
+"""The content of a study's `summary.json`: what was tuned, what was evaluated, and what follows."""
+
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from analysis.stats.intervals import MeanInterval, mean_interval
+from analysis.study_results.verdicts import Evaluated, Judged
+from experiments.studies.protocol.progress import Board
+from experiments.studies.protocol.trials import ArmProgress
+from experiments.studies.spec.study import Study, frozen
+from experiments.studies.status import STATES
+
+CONFIDENCE = 0.95
+
+
+def summary_of(
+    study: Study, board: Board, evaluated: Sequence[Evaluated], judged: Mapping[str, Sequence[Judged]]
+) -> dict[str, Any]:
+    """Plain values; the same for the same results, whatever machine or pack they come from."""
+    protocol = study.protocol
+    states = Counter(board.state(key) for key in board.wanted)
+    return {
+        "study": study.name,
+        "complete": board.complete,
+        "frozen_sha256": frozen_sha256(study),
+        "score": {"name": study.score_name, "higher_is_better": study.higher_is_better},
+        "trials": {state: states[state] for state in STATES},
+        "tuning": {
+            "split": "validation",
+            "multipliers": sorted(protocol.tuning.multipliers),
+            "seeds": protocol.tuning.seeds,
+            "arms": [_tuning(board, progress) for progress in board.arms],
+        },
+        "evaluation": {
+            "split": "test",
+            "seeds": protocol.evaluation.seeds,
+            "interval": f"{CONFIDENCE:.0%} t-interval of the mean over seeds",
+            "settings": {
+                setting: [_evaluation(each) for each in evaluated if each.setting == setting] for setting in judged
+            },
+        },
+        "comparisons": {
+            "on": "test scores of the evaluation, paired by seed",
+            "difference": "arm - reference",
+            "interval": f"t-interval of the difference, confidence {1 - protocol.alpha:g}, each by itself",
+            "margin": protocol.margin,
+            "alpha": protocol.alpha,
+            "reference": protocol.reference,
+            "families": {
+                setting: {"tests": len(family), "comparisons": [_comparison(each) for each in family]}
+                for setting, family in judged.items()
+            },
+        },
+        "kept_out": [
+            {"setting": each.setting, "arm": each.arm.label, "reason": each.kept_out}
+            for each in evaluated
+            if each.kept_out
+        ],
+        "one_arm": {label: list(points) for label, points in study.collapsed.items()},
+        "warnings": list(study.warnings),
+    }
+
+
+def frozen_sha256(study: Study) -> str:
+    """Of what may not change once an evaluation has been seen: to be cited."""
+    return hashlib.sha256(json.dumps(frozen(study), sort_keys=True).encode()).hexdigest()
+
+
+def interval_of(scores: Mapping[int, float]) -> MeanInterval | None:
+    """Mean and t-interval of scores by seed; None without any."""
+    return mean_interval(np.array(list(scores.values())), CONFIDENCE) if scores else None
+
+
+def _tuning(board: Board, progress: ArmProgress) -> dict[str, Any]:
+    arm, tuning = progress.arm, progress.tuning
+    return {
+        "arm": arm.label,
+        "identity": arm.identity,
+        "keys": dict(arm.keys),
+        "state": tuning.state,
+        "centre": arm.centre,
+        "learning_rate": tuning.chosen,
+        "multiplier": tuning.multiplier,
+        "reason": tuning.reason,
+        "trials": len(tuning.trials),
+        "failed": sum(board.state(trial.key) == "failed" for trial in tuning.trials),
+        "learning_rates": sorted({trial.learning_rate for trial in tuning.trials if trial.learning_rate is not None}),
+        "added_multipliers": sorted(tuning.added),
+    }
+
+
+def _evaluation(each: Evaluated) -> dict[str, Any]:
+    return {
+        "arm": each.arm.label,
+        "learning_rate": each.learning_rate,
+        "n": len(each.test),
+        "failed": len(each.failed),
+        "to_come": len(each.to_come),
+        "kept_out": each.kept_out,
+        "test": _with_interval(each.test),
+        "validation": _with_interval(each.validation),
+        "test_scores": {str(seed): score for seed, score in each.test.items()},
+    }
+
+
+def _with_interval(scores: Mapping[int, float]) -> dict[str, Any] | None:
+    found = interval_of(scores)
+    return None if found is None else {"mean": found.mean, "half_width": found.half_width}
+
+
+def _comparison(each: Judged) -> dict[str, Any]:
+    found = each.found
+    return {
+        "arm": each.arm.label,
+        "reference": each.reference.label,
+        "verdict": each.verdict,
+        "kept_out": each.kept_out,
+        "n": found.n,
+        "difference": found.difference,
+        "interval": None if each.interval is None else list(each.interval),
+        "sd": found.sd,
+        "p": found.p,
+        "p_holm": found.p_holm,
+        "p_sign_flip": found.p_sign_flip,
+        "p_equivalence": found.p_equivalence,
+        "p_equivalence_holm": found.p_equivalence_holm,
+        "minimum_detectable": found.minimum_detectable,
+        "seeds_to_settle": found.seeds_to_settle,
+        "note": found.note,
+    }

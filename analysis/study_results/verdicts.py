@@ -1,0 +1,160 @@
+"""What the evaluation of a study says: the scores of each arm in each setting, and the verdicts between arms.
+
+Verdicts are on the scores of the test split, seed by seed. An arm gets none in a setting while a run of it there is to
+come (whoever stops when the word pleases finds more words than there are), when one failed (the seeds that finished
+are not a fair sample), and in the tuned setting when it is not tuned. Its comparisons stay in the family: what was
+planned decides how strict every test is.
+"""
+
+from collections.abc import Hashable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from analysis.stats.comparisons import Comparison, PairedScores, compare
+from experiments.studies.protocol.progress import Board
+from experiments.studies.protocol.protocol import settings_of
+from experiments.studies.protocol.trials import TUNED, ArmProgress
+from experiments.studies.spec.arms import Arm
+from experiments.studies.spec.study import SEEDS_FOR_VERDICTS, Study
+
+
+@dataclass(frozen=True)
+class Evaluated:
+    """The runs of an arm in one setting of the evaluation."""
+
+    progress: ArmProgress
+    setting: str
+    learning_rate: float | None  # None while it is not chosen
+    test: Mapping[int, float]  # seed -> score of the runs that are done, in the protocol's order
+    validation: Mapping[int, float]
+    failed: tuple[int, ...]  # seeds
+    to_come: tuple[int, ...]
+    kept_out: str | None  # why the arm gets no verdict here
+
+    @property
+    def arm(self) -> Arm:
+        return self.progress.arm
+
+
+@dataclass(frozen=True)
+class Judged:
+    """A comparison of the family of a setting; `found.verdict` is no verdict where `kept_out` says why there is none.
+
+    An arm that is kept out for what its scores cannot say for themselves (not tuned, few seeds) still has a difference.
+    """
+
+    setting: str
+    arm: Arm
+    reference: Arm
+    found: Comparison
+    kept_out: str | None
+
+    @property
+    def verdict(self) -> str | None:
+        return None if self.kept_out else self.found.verdict
+
+    @property
+    def interval(self) -> tuple[float, float] | None:
+        """Of the difference arm - reference, whichever is better."""
+        if self.found.interval is None or self.found.difference == self.found.advantage:
+            return self.found.interval
+        low, high = self.found.interval
+        return -high, -low
+
+
+def evaluations(study: Study, board: Board, table: pd.DataFrame) -> list[Evaluated]:
+    """Every arm in every setting: the tuned one first, then the fixed rates; `table` is the study's results."""
+    rows: dict[str, dict[Hashable, Any]] = {row["key"]: row for row in table.to_dict("records")}
+    return [
+        _evaluated(study, progress, setting, rows) for setting in settings_of(study.protocol) for progress in board.arms
+    ]
+
+
+def families(study: Study, evaluated: list[Evaluated]) -> dict[str, list[Judged]]:
+    """The family of comparisons of each setting, as `analysis.stats.comparisons` judges it."""
+    found: dict[str, list[Judged]] = {}
+    for setting in settings_of(study.protocol):
+        of_arm = {each.arm.identity: each for each in evaluated if each.setting == setting}
+        pairs = [(of_arm[arm.identity], of_arm[to.identity]) for arm, to in study.comparisons()]
+        reasons = [_kept_out(arm, to) for arm, to in pairs]
+        scores = [_paired(study, arm, to) for arm, to in pairs]
+        planned = [_without_scores(each) if why else each for each, why in zip(scores, reasons, strict=True)]
+        found[setting] = [
+            Judged(setting, arm.arm, to.arm, _described(judged, each, study.protocol.alpha) if why else judged, why)
+            for (arm, to), each, judged, why in zip(
+                pairs, scores, compare(planned, alpha=study.protocol.alpha), reasons, strict=True
+            )
+        ]
+    return found
+
+
+def _evaluated(
+    study: Study, progress: ArmProgress, setting: str, rows: Mapping[str, Mapping[Hashable, Any]]
+) -> Evaluated:
+    trials = progress.evaluations(setting)
+    of_seed = {trial.seed: rows[trial.key] for trial in trials}
+    seeds = study.protocol.evaluation.seeds
+    state = {seed: of_seed[seed]["state"] if seed in of_seed else "waiting" for seed in seeds}
+    done = [seed for seed in seeds if state[seed] == "done"]
+    failed = tuple(seed for seed in seeds if state[seed] == "failed")
+    to_come = tuple(seed for seed in seeds if state[seed] in ("waiting", "running"))
+    return Evaluated(
+        progress=progress,
+        setting=setting,
+        learning_rate=trials[0].learning_rate if trials else None,
+        test={seed: float(of_seed[seed]["test_score"]) for seed in done},
+        validation={seed: float(of_seed[seed]["score"]) for seed in done},
+        failed=failed,
+        to_come=to_come,
+        kept_out=_reason(progress, setting, failed=len(failed), to_come=len(to_come), seeds=len(seeds)),
+    )
+
+
+def _reason(progress: ArmProgress, setting: str, *, failed: int, to_come: int, seeds: int) -> str | None:
+    if setting == TUNED and progress.tuning.state != "tuned":
+        return {"open": "its tuning is not over", "not tuned": "not tuned"}[progress.tuning.state]
+    if failed:
+        return f"{failed} of {seeds} evaluation runs failed"
+    if to_come:
+        return f"{to_come} of {seeds} evaluation runs to come"
+    return f"a verdict needs {SEEDS_FOR_VERDICTS} seeds, there are {seeds}" if seeds < SEEDS_FOR_VERDICTS else None
+
+
+def _kept_out(arm: Evaluated, reference: Evaluated) -> str | None:
+    if arm.kept_out or reference.kept_out is None:
+        return arm.kept_out
+    return f"{reference.arm.label}: {reference.kept_out}"
+
+
+def _paired(study: Study, arm: Evaluated, reference: Evaluated) -> PairedScores:
+    """The scores of both, where every run of both is done; none else."""
+    whole = not (arm.failed or arm.to_come or reference.failed or reference.to_come)
+    seeds = study.protocol.evaluation.seeds if whole else ()
+    return PairedScores(
+        name=f"{arm.arm.label} against {reference.arm.label}",
+        arm=np.array([arm.test[seed] for seed in seeds], dtype=np.float64),
+        reference=np.array([reference.test[seed] for seed in seeds], dtype=np.float64),
+        higher_is_better=study.higher_is_better,
+        margin=study.protocol.margin,
+    )
+
+
+def _without_scores(scores: PairedScores) -> PairedScores:
+    return replace(scores, arm=np.empty(0), reference=np.empty(0))
+
+
+def _described(judged: Comparison, scores: PairedScores, alpha: float) -> Comparison:
+    """A comparison without a verdict, with the difference that its scores show."""
+    alone = compare([scores], alpha=alpha)[0]
+    return replace(
+        judged,
+        n=alone.n,
+        difference=alone.difference,
+        advantage=alone.advantage,
+        sd=alone.sd,
+        interval=alone.interval,
+        note="",
+    )

@@ -1,0 +1,201 @@
+"""From a file and a command line to a configuration: defaults < file < command line, and every fault at once."""
+
+import functools
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import BaseModel, ValidationError, create_model
+
+from experiments.config.errors import ConfigError, explained, fields_of, name_of, nearest
+from experiments.config.schema import RunConfig
+from experiments.config.variant_change import carry_over, choose_variant
+from experiments.models.model_config import ModelConfig
+from experiments.tasks.registry import TASKS
+from lora_variants import VARIANTS
+from lora_variants.interface.config import Config
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML in which 3e-4 is a number and a key that stands twice is a fault."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
+        for key in keys:
+            if keys.count(key) > 1:
+                raise yaml.constructor.ConstructorError(None, None, f"the key {key!r} stands twice", node.start_mark)
+        return super().construct_mapping(node, deep)
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"^[-+]?(\d+(\.\d*)?|\.\d+)[eE][-+]?\d+$"), list("-+.0123456789")
+)
+
+
+def parse_yaml(text: str) -> Any:
+    """The value of a YAML text."""
+    return yaml.load(text, _Loader)
+
+
+def yaml_text(tree: Mapping[str, Any]) -> str:
+    """A tree as YAML that reads back equal."""
+    return yaml.safe_dump(dict(tree), sort_keys=False, allow_unicode=True)
+
+
+def load(
+    path: Path | None = None,
+    *,
+    variant: str | None = None,
+    rank: int | None = None,
+    seed: int | None = None,
+    start_from: Path | None = None,
+    settings: Sequence[str] = (),
+    notes: list[str] | None = None,
+) -> RunConfig:
+    """The configuration of a file with the command line on top; `settings` are 'key=value' with YAML values.
+
+    A `variant` that is not the file's takes over what the file states of the knobs that all adapters share, and none
+    of the other variant's own; `notes` gets a line on what carried over and one on what was dropped, also where a
+    fault is raised.
+    Raises: ConfigError with every fault.
+    """
+    faults: list[str] = []
+    tree = read_tree(path) if path else {}
+    replaced = {} if variant is None else choose_variant(tree, variant)
+    if start_from is not None:
+        tree["start"] = {"path": str(start_from)}
+    flags = {"rank": rank, "seed": seed}
+    for setting in (*(f"{key}={value}" for key, value in flags.items() if value is not None), *settings):
+        for key, given in parse_setting(setting, faults).items():
+            put(tree, key, given, faults)
+    told = carry_over(tree, replaced)
+    if notes is not None:
+        notes += told
+    return resolve(tree, faults)
+
+
+def read_tree(path: Path) -> dict[str, Any]:
+    try:
+        tree = parse_yaml(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError([f"{path}: cannot be read: {error.strerror or error}"]) from None
+    except (UnicodeDecodeError, yaml.YAMLError) as error:
+        raise ConfigError([f"{path}: is no YAML: {error}"]) from None
+    if not isinstance(tree, dict):
+        raise ConfigError([f"{path}: a configuration is a map of keys to values, this is a {type(tree).__name__}"])
+    return tree
+
+
+def resolve(tree: Mapping[str, Any], faults: Sequence[str] = ()) -> RunConfig:
+    """Validate a tree against the schema that its task and variant make, and settle the learning rate."""
+    found = list(faults)
+    schema = _schema(tree, found)
+    if tree.get("model") is not None and schema.model_fields["task"].is_required() and not _needs_model(schema):
+        found.append(f"model: task {name_of(tree['task'])!r} brings its own base model; leave the section out")
+        tree = {**tree, "model": None}
+    try:
+        config = schema.model_validate(tree)
+    except ValidationError as error:
+        raise ConfigError(found + explained(schema, error, tree)) from None
+    config = _with_own_rate(config, found)
+    if found:
+        raise ConfigError(found)
+    return config
+
+
+def _schema(tree: Mapping[str, Any], faults: list[str]) -> type[RunConfig]:
+    """RunConfig with the sections of the named task and variant; faulty names leave their section unchecked."""
+    sections: list[type[BaseModel] | None] = []
+    for key, table in (("task", TASKS), ("variant", VARIANTS)):
+        name = name_of(tree.get(key))
+        sections.append(table[name].load().config_class if name in table else None)  # type: ignore[index]
+        if name not in table:
+            given = "missing" if name is None else f"{name!r} is not known{nearest(name, table)}"
+            faults.append(f"{key}.name: {given}; one of {', '.join(table)}")
+    task = TASKS.get(str(name_of(tree.get("task"))))
+    return _schema_with(*sections, needs_model=task is not None and task.load().needs_model)
+
+
+@functools.cache  # making a schema takes milliseconds, and a study resolves one tree for each arm
+def _schema_with(
+    task: type[BaseModel] | None, variant: type[BaseModel] | None, *, needs_model: bool
+) -> type[RunConfig]:
+    sections = {"task": task, "variant": variant}
+    fields: dict[str, Any] = {key: (Any, None) if found is None else (found, ...) for key, found in sections.items()}
+    if needs_model:
+        fields["model"] = (ModelConfig, ...)
+    return create_model("RunConfig", __base__=RunConfig, **fields)
+
+
+def _needs_model(schema: type[RunConfig]) -> bool:
+    return schema.model_fields["model"].is_required()
+
+
+def _with_own_rate(config: RunConfig, faults: list[str]) -> RunConfig:
+    """A map of learning rates becomes the rate of the run's variant."""
+    rates = config.training.learning_rate
+    if isinstance(rates, dict):
+        faults += [
+            f"training.learning_rate.{key}: no such variant{nearest(key, VARIANTS)}"
+            for key in rates
+            if key not in VARIANTS
+        ]
+        rates = _rate_of(config.variant, rates, faults) if name_of(config.variant) in VARIANTS else 0.0
+    training = config.training.model_copy(update={"learning_rate": float(rates)})
+    return config.model_copy(update={"training": training})
+
+
+def _rate_of(variant: Config, rates: Mapping[str, float], faults: list[str]) -> float:
+    """The rate that a map names for a variant, else LoRA's times the variant's factor; a fault where it has neither."""
+    name, factor = variant.name, variant.learning_rate_factor
+    if name in rates:
+        return rates[name]
+    if factor is not None and "lora" in rates:
+        return rates["lora"] * factor
+    if factor is None:
+        why = ", which has no factor of LoRA's rate"
+    else:
+        why = "" if name == "lora" else f" and none for 'lora', of which {name} takes {factor:g} times"
+    faults.append(f"training.learning_rate: has no rate for variant {name!r}{why}; add {name} or give a number")
+    return 0.0
+
+
+def parse_setting(setting: str, faults: list[str]) -> dict[str, Any]:
+    """{key: value} of one 'key=value' with a YAML value; empty, with a fault, where it is none."""
+    key, equals, text = setting.partition("=")
+    try:
+        value = parse_yaml(text)
+    except yaml.YAMLError as error:
+        faults.append(f"{key}: {text!r} is not YAML: {error}")
+        return {}
+    if not equals or not key:
+        faults.append(f"{setting}: a setting is key=value")
+        return {}
+    return {key: value}
+
+
+def put(tree: dict[str, Any], key: str, value: Any, faults: list[str]) -> None:
+    """Put a value into the tree; a key without a dot may name a knob of any section."""
+    path = full_path(tree, key, faults)
+    section = tree
+    for part in path[:-1]:
+        if not isinstance(section.setdefault(part, {}), dict):
+            section[part] = {}
+        section = section[part]
+    section[path[-1]] = value
+
+
+def full_path(tree: Mapping[str, Any], key: str, faults: list[str]) -> list[str]:
+    """The parts of a key's path in the tree; of one that is not known, the key itself."""
+    if "." in key or key in RunConfig.model_fields:
+        return key.split(".")
+    schema = _schema(tree, [])
+    there = [name for name, field in schema.model_fields.items() if field.is_required() or field.default is not None]
+    sections = [name for name in there if key in fields_of(schema, (name,))]  # one that may be null takes whole paths
+    if len(sections) > 1:
+        faults.append(f"{key}: stands for {' and '.join(f'{name}.{key}' for name in sections)}; give the whole path")
+    if not sections and key == "rank":  # so that the fault names the variant that has none
+        return ["variant", "rank"]
+    return [sections[0], key] if sections else [key]

@@ -1,0 +1,139 @@
+"""The configuration of a run: one tree, described where its knobs are defined."""
+
+import hashlib
+import json
+from functools import reduce
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, SerializeAsAny, field_validator, model_validator
+
+from experiments.models.model_config import ModelConfig
+from experiments.tasks.task import TaskConfig
+from lora_variants.interface.config import Config
+
+Rate = Annotated[float, Field(gt=0)]
+
+
+class Section(BaseModel):
+    """A part of the tree: strict types, frozen, unknown keys refused."""
+
+    model_config = ConfigDict(strict=True, frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+class TrainingConfig(Section):
+    """How a run trains; the same for every variant but for the learning rate."""
+
+    steps: int = Field(1000, ge=0, description="optimizer steps")
+    rows: int = Field(4, ge=1, description="rows of a step's batch; multiples of 8 in all shapes keep packs bit-exact")
+    learning_rate: Rate | dict[str, Rate] = Field(
+        5e-3,
+        description="peak learning rate: a number, or a map from variant to number; a variant that the map does not "
+        "name has LoRA's times the `learning_rate_factor` of its Config",
+    )
+    head_learning_rate: Rate | None = Field(
+        None, description="peak learning rate of the task's head under every variant; null: the variant's own"
+    )
+    weight_decay: float = Field(0.0, ge=0, description="decoupled weight decay of matrices (AdamW)")
+    schedule: Literal["linear", "cosine", "constant"] = Field("linear", description="learning rate after the warm-up")
+    warmup: float = Field(0.05, ge=0, lt=1, description="share of the steps over which the learning rate rises")
+    clip: float | None = Field(1.0, gt=0, description="largest norm of a trial's gradient; null for no limit")
+    accumulation: int = Field(1, ge=1, description="parts that a step's batch goes through in; must divide rows")
+    checkpointing: bool = Field(False, description="compute activations again in backward instead of keeping them")
+    precision: Literal["float32", "bfloat16", "float16"] = Field(
+        "float32", description="bfloat16, float16: autocast, weights in float32; float16 scales each trial's loss"
+    )
+    checkpoint_every: int = Field(100, ge=0, description="steps between checkpoints; 0: none. Changes no result")
+    evaluate_every: int = Field(250, ge=0, description="steps between evaluations on validation; 0: at the end only")
+    threads: int | None = Field(
+        None, ge=1, description="CPU threads of torch; null: torch's own choice. Small models are fastest with 1"
+    )
+    device: Literal["auto", "cpu", "cuda", "mps"] = Field("auto", description="auto: CUDA, else MPS, else CPU")
+
+    @model_validator(mode="after")
+    def _divisible(self) -> Self:
+        if self.rows % self.accumulation:
+            raise ValueError(f"accumulation {self.accumulation} does not divide rows {self.rows}")
+        return self
+
+
+class StartConfig(Section):
+    """What a run starts from: an adapter that was learned before, on the same base model."""
+
+    path: str = Field(
+        min_length=1,
+        description="folder of a finished run or of a PEFT adapter (LoRA, AdaLoRA), or a loralib checkpoint; "
+        "from the current folder, and whole in the record",
+    )
+    alpha: float | None = Field(
+        None, gt=0, description="alpha of a loralib checkpoint, which holds none; of anything else null"
+    )
+
+    @field_validator("path")
+    @classmethod
+    def _whole(cls, path: str) -> str:
+        return str(Path(path).expanduser().resolve())
+
+
+class WandbConfig(Section):
+    """Weights & Biases; not part of what a run is."""
+
+    mode: Literal["auto", "online", "offline", "disabled"] = Field(
+        "auto", description="auto: WANDB_MODE if set, else online where a key is configured, else offline"
+    )
+    project: str = Field("lora-rank-studies", min_length=1, description="W&B project")
+
+
+class RunConfig(Section):
+    """Everything that a run depends on."""
+
+    study: str = Field("single", pattern=r"^\w[\w.-]*$", description="folder and W&B group of the run")
+    task: SerializeAsAny[TaskConfig]
+    model: ModelConfig | None = Field(None, description="the base model, of tasks that bring none of their own")
+    targets: list[str] = Field(min_length=1, description="patterns of the layers to adapt")
+    variant: SerializeAsAny[Config]
+    seed: int = Field(0, ge=0, description="seed of data order, initialisation, dropout and head")
+    training: TrainingConfig = TrainingConfig()  # type: ignore[call-arg]
+    start: StartConfig | None = Field(None, description="what ΔW starts from; null: from zero")
+    wandb: WandbConfig = WandbConfig()  # type: ignore[call-arg]
+
+    @model_validator(mode="after")
+    def _one_narrow_type(self) -> Self:
+        dtype, precision = self.model.dtype if self.model else "float32", self.training.precision
+        if "float32" not in (dtype, precision) and dtype != precision:
+            raise ValueError(
+                f"model.dtype={dtype} and training.precision={precision} are two 16-bit types, which do not compute "
+                f"together; choose one of them for both, or float32 for one"
+            )
+        return self
+
+    @property
+    def learning_rate(self) -> float:
+        assert isinstance(self.training.learning_rate, float)  # resolved by resolve()
+        return self.training.learning_rate
+
+    def tree(self) -> dict[str, Any]:
+        """Plain values; feeding them back gives the same run."""
+        return self.model_dump(mode="json")
+
+    def essence(self) -> dict[str, Any]:
+        """The tree without what changes no result: W&B, how often a checkpoint is written, where things lie.
+
+        What start, data and base model hold changes it: content hashes for `identity`.
+        """
+        tree = self.tree()
+        for place in self.task.places:
+            *parts, last = place.split(".")
+            section = reduce(lambda found, part: found.get(part) or {}, parts, tree["task"])
+            section.pop(last, None)
+        if tree["model"] is None:
+            del tree["model"]
+        else:
+            tree["model"] = {knob: tree["model"][knob] for knob in ("dtype", "dropout", "pooling")}
+        del tree["wandb"], tree["training"]["checkpoint_every"], tree["start"]
+        return tree
+
+    def identity(self, **content: str) -> str:
+        """12 hex digits of all that the result depends on: the configuration and content hashes."""
+        tree = self.essence() | content
+        return hashlib.sha256(json.dumps(tree, sort_keys=True).encode()).hexdigest()[:12]

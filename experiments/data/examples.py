@@ -1,0 +1,144 @@
+"""Labelled texts: rows of tables become texts with a number each; what is malformed is found before anything runs."""
+
+import hashlib
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from experiments.data.reading import DataError, Malformed, refuse_malformed
+from experiments.data.splitting import split_rows
+from experiments.data.tables import Row, Table
+
+
+@dataclass(frozen=True)
+class Columns:
+    """Where text (one column, or a pair) and label are, and what the labels are; None: those of the training rows."""
+
+    text: tuple[str, ...]
+    label: str
+    labels: tuple[str, ...] | None = None
+    regression: bool = False
+
+
+@dataclass
+class Examples:
+    """Texts of one split with their labels as they stand in the data, and the rows that were left out."""
+
+    texts: list[tuple[str, ...]] = field(default_factory=list)
+    labels: list[str] = field(default_factory=list)
+    malformed: int = 0
+
+    def sha256(self) -> str:
+        """What is learned from: texts and labels in order."""
+        digest = hashlib.sha256()
+        for texts, label in zip(self.texts, self.labels, strict=True):
+            digest.update("\x1f".join((*texts, label)).encode("utf-8", "surrogatepass") + b"\x1e")
+        return digest.hexdigest()
+
+    def chosen(self, places: Sequence[int]) -> "Examples":
+        return Examples([self.texts[i] for i in places], [self.labels[i] for i in places])
+
+
+@dataclass(frozen=True)
+class Labelled:
+    """The splits of a data set and the names of its labels; of regression none."""
+
+    splits: dict[str, Examples]
+    labels: tuple[str, ...]
+
+    def targets(self, split: str) -> Tensor:
+        """Numbers of the labels, int64; for regression their values, float32."""
+        given = self.splits[split].labels
+        if not self.labels:
+            return torch.tensor([float(label) for label in given], dtype=torch.float32)
+        number = {label: i for i, label in enumerate(self.labels)}
+        return torch.tensor([number[label] for label in given], dtype=torch.int64)
+
+
+def read_examples(
+    tables: Mapping[str, Sequence[Table]], columns: Columns, shares: Mapping[str, float], *,
+    seed: int, limit: int | None, skip_malformed: bool,
+) -> Labelled:  # fmt: skip
+    """Every split, those that are `shares` of the training rows included.
+
+    Raises: DataError for a column that is not there, a split without a row, and malformed rows unless they are
+    to be skipped: a label that is not known, no text, no number in regression, a line that is no row.
+    """
+    read, malformed, rows = {}, [], 0
+    labels = columns.labels
+    for split, parts in tables.items():
+        read[split], faults = _examples(parts, columns, labels)
+        malformed += faults
+        rows += len(read[split].labels) + len(faults)
+        if labels is None and not columns.regression:
+            labels = tuple(sorted(set(read["train"].labels)))
+            _refuse_unlike_classes(labels, read["train"])
+    if not skip_malformed:
+        refuse_malformed(malformed, rows)
+    parts_of_train = split_rows(len(read["train"].labels), shares, seed=seed, limit=limit)
+    splits = {split: read["train"].chosen(places) for split, places in parts_of_train.items()}
+    splits["train"].malformed = read["train"].malformed
+    splits |= {split: examples for split, examples in read.items() if split != "train"}
+    for split, examples in splits.items():
+        if len(examples.labels) < 2:
+            raise DataError(
+                f"the {split} split has {'one' if examples.labels else 'no'} usable row; training and scores need two"
+            )
+    return Labelled(splits, () if columns.regression else labels or ())
+
+
+def _examples(
+    tables: Sequence[Table], columns: Columns, labels: Sequence[str] | None
+) -> tuple[Examples, list[Malformed]]:
+    examples, malformed, known = Examples(), [], None if labels is None else set(labels)
+    for table in tables:
+        if table.rows:
+            table.need((*columns.text, columns.label))
+        malformed += table.malformed
+        for row in table.rows:
+            fault = _fault(row, columns, known)
+            if fault:
+                malformed.append(Malformed(row.place, row.line, fault))
+            else:
+                examples.texts.append(tuple(str(row.values[column]).strip() for column in columns.text))
+                examples.labels.append(_as_text(row.values[columns.label]))
+    examples.malformed = len(malformed)
+    return examples, malformed
+
+
+def _fault(row: Row, columns: Columns, known: set[str] | None) -> str | None:
+    """Why a row cannot be used."""
+    for column in (*columns.text, columns.label):
+        if column not in row.values:
+            return f"has no {column!r}"
+        value = row.values[column]
+        if value is None or not str(value).strip():
+            return f"{column!r} is empty"
+        if not isinstance(value, str | int | float):  # the brackets of a list would be read as text
+            return f"{column!r} is a {type(value).__name__}, not a text or a number"
+    label = _as_text(row.values[columns.label])
+    if columns.regression:
+        try:
+            return None if math.isfinite(float(label)) else f"{columns.label!r} is {label}"
+        except ValueError:
+            return f"{columns.label!r} is no number: {label!r}"
+    return None if known is None or label in known else f"unknown label {label!r}"
+
+
+def _as_text(label: object) -> str:
+    return str(int(label)) if isinstance(label, bool) else str(label).strip()
+
+
+def _refuse_unlike_classes(labels: Sequence[str], train: Examples) -> None:
+    if len(labels) < 2:
+        raise DataError(
+            f"all training rows have the label {', '.join(labels) or 'none'}: there is nothing to tell apart"
+        )
+    if len(labels) > 2 and len(labels) > len(train.labels) / 2:
+        raise DataError(
+            f"{len(labels)} different labels in {len(train.labels)} rows: is task.label the right column? "
+            f"Numbers to predict are task.regression=true"
+        )

@@ -1,0 +1,131 @@
+"""Plain text for language models: a stream that is cut into windows, or lines that are rows of their own.
+
+A line may be a prompt and a reference, which alone may be what the model is scored on.
+"""
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from experiments.data.reading import DataError, Malformed, kind_of, read_text, refuse_malformed
+from experiments.data.splitting import split_rows
+from experiments.data.tables import LINE, Row, Table
+
+LINE_BREAK = "\n"
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How texts are made of the lines of text files or of the rows of tables."""
+
+    rows: Literal["stream", "lines"] = "stream"
+    split: Literal["contiguous", "documents"] = "contiguous"
+    document_separator: str = "\n\n"
+    prompt_separator: str | None = None  # of the lines of text files: ends the prompt
+    text: str = "text"  # columns of tables
+    prompt: str | None = None
+
+
+@dataclass(frozen=True)
+class Passage:
+    """A text and its prompt: one row in `lines`, a line or a document of a `stream`."""
+
+    text: str
+    prompt: str = ""
+    place: str = ""  # the file and the line it is from
+    line: int = 0
+
+
+def passages_sha256(passages: Sequence[Passage]) -> str:
+    digest = hashlib.sha256()
+    for passage in passages:
+        digest.update(f"{passage.prompt}\x1f{passage.text}\x1e".encode("utf-8", "surrogatepass"))
+    return digest.hexdigest()
+
+
+def read_passages(
+    tables: Mapping[str, Sequence[Table]], layout: Layout, shares: Mapping[str, float], *,
+    seed: int, skip_malformed: bool,
+) -> tuple[dict[str, list[Passage]], dict[str, int]]:  # fmt: skip
+    """The passages of every split, and how many rows of each were malformed.
+
+    Shares of the training text are its end (contiguous), or documents drawn by the seed; in `lines` a document is
+    a line. Raises: DataError for a column that is not there, a split without text, and malformed rows unless they
+    are to be skipped.
+    """
+    read, malformed, counts, rows = {}, [], {}, 0
+    for split, parts in tables.items():
+        read[split], faults = _passages(parts, layout)
+        malformed += faults
+        counts[split] = len(faults)
+        rows += sum(len(table.rows) + len(table.malformed) for table in parts)
+    if not skip_malformed:
+        refuse_malformed(malformed, rows)
+    if shares:
+        parts_of_train = split_rows(len(read["train"]), shares, seed=seed, contiguous=layout.split == "contiguous")
+        read |= {split: [read["train"][i] for i in places] for split, places in parts_of_train.items()}
+    for split, passages in read.items():
+        if not any(passage.text.strip() for passage in passages):
+            raise DataError(f"the {split} split has no text")
+    return read, counts
+
+
+def read_plain(path: str, encoding: str) -> list[Passage]:
+    """All text of a file, or of the .txt files of a folder in the order of their names.
+
+    Raises: DataError where there is none.
+    """
+    place = Path(path)
+    files = sorted(file for file in place.iterdir() if kind_of(file) == "txt") if place.is_dir() else [place]
+    if not files:
+        raise DataError(f"task.forgetting.path: {path} is a folder without .txt files")
+    return [Passage(read_text(file, encoding)) for file in files]
+
+
+def _passages(tables: Sequence[Table], layout: Layout) -> tuple[list[Passage], list[Malformed]]:
+    malformed = [fault for table in tables for fault in table.malformed]
+    passages = []
+    for table in tables:
+        _refuse_prompts_of_other_form(table, layout)
+        if table.rows and table.columns != (LINE,):
+            table.need([layout.text, *([layout.prompt] if layout.prompt else [])])
+        for row in table.rows:
+            found = _passage(row, layout)
+            if isinstance(found, str):
+                malformed.append(Malformed(row.place, row.line, found))
+            elif layout.rows == "stream" or found.text.strip():  # a blank line of a text file is no row
+                passages.append(found)
+    if layout.rows == "stream" and layout.split == "documents":
+        whole = "".join(passage.text for passage in passages)
+        documents = [part for part in whole.split(layout.document_separator) if part.strip()]
+        passages = [Passage(part + layout.document_separator) for part in documents]
+    return passages, malformed
+
+
+def _refuse_prompts_of_other_form(table: Table, layout: Layout) -> None:
+    """Raises: DataError where all would be text because prompts are looked for where this form of data has none."""
+    if table.columns == (LINE,) and layout.prompt and not layout.prompt_separator:
+        raise DataError(f"{table.place} has lines, no columns: say what ends their prompts, task.prompt_separator")
+    if table.columns != (LINE,) and layout.prompt_separator and not layout.prompt:
+        raise DataError(f"{table.place} has columns, no lines: say which one is the prompt, task.prompt")
+
+
+def _passage(row: Row, layout: Layout) -> Passage | str:
+    """The passage of a row, or why it has none."""
+    is_line = row.values.keys() == {LINE}
+    text = row.values.get(LINE if is_line else layout.text)
+    prompt = row.values.get(layout.prompt) if layout.prompt and not is_line else ""
+    if not isinstance(text, str) or not isinstance(prompt, str):
+        return f"{layout.text if isinstance(prompt, str) else layout.prompt!r} is no text"
+    if layout.rows == "stream":
+        text = text.removesuffix(LINE_BREAK) + LINE_BREAK
+    elif not is_line and not text.strip():
+        return f"{layout.text!r} is empty"
+    elif is_line and layout.prompt_separator is not None and text.strip():
+        before, separator, text = text.partition(layout.prompt_separator)
+        if not text.strip():
+            return f"no text behind {layout.prompt_separator!r}: {before[:40]!r}"
+        text, prompt = text.strip(), before + separator
+    return Passage(text, prompt, row.place, row.line)

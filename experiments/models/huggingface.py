@@ -1,0 +1,241 @@
+"""Pretrained transformers as base models: a name on the Hugging Face Hub, or a folder that needs no network.
+
+Nothing but a task's head is ever left at random: a checkpoint that lacks anything else is refused.
+"""
+
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from pickle import UnpicklingError
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+from experiments.models.architecture import Kind, head_modules
+from experiments.models.model_config import ModelConfig, ModelError
+from experiments.models.model_files import commit_of, model_folder, raw_settings
+from experiments.models.pooled import MeanPooled
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+__all__ = [
+    "ModelConfig",
+    "ModelError",
+    "build_model",
+    "content_of",
+    "head_modules",
+    "load_tokenizer",
+    "model_settings",
+    "use_checkpointing",
+]
+
+TOKENIZERS = ("tokenizer.json", "vocab.txt", "vocab.json", "*.model")
+WHOLE_LAYERS = ("layerdrop", "drop_path")  # what these knobs drop is not numbers but layers: never
+
+
+def load_tokenizer(config: ModelConfig) -> "PreTrainedTokenizerBase":
+    """The model's fast tokenizer; it has a pad token (its end token where it has no other) and pads on the right.
+
+    Padding on the left would shift the learned positions of GPT-2, which counts them from the first column.
+    Raises: ModelError where there is none, or where it knows a token that the model has no embedding of.
+    """
+    from transformers import AutoTokenizer
+
+    folder = model_folder(config, weights=False)
+    if not any(path for pattern in TOKENIZERS for path in folder.glob(pattern)):  # transformers would make an empty one
+        raise ModelError(f"model.name: {config.name!r} has no tokenizer, no {', '.join(TOKENIZERS)}")
+    try:
+        with _quiet():
+            tokenizer = AutoTokenizer.from_pretrained(
+                folder, local_files_only=True, trust_remote_code=config.remote_code, use_fast=True
+            )
+    except (OSError, ValueError, KeyError, TypeError, ImportError) as error:
+        raise ModelError(f"model.name: the tokenizer of {config.name!r} cannot be used: {_first_line(error)}") from None
+    if not tokenizer.is_fast or not tokenizer("a").input_ids:
+        raise ModelError(f"model.name: {config.name!r} has no fast tokenizer; it needs a tokenizer.json")
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    if tokenizer.pad_token is None:
+        raise ModelError(f"model.name: the tokenizer of {config.name!r} has neither a pad nor an end token to pad with")
+    tokenizer.padding_side = "right"
+    embeddings = raw_settings(config, folder).get("vocab_size")
+    numbers = max(tokenizer.get_vocab().values(), default=-1) + 1  # those added may lie apart from the others
+    if isinstance(embeddings, int) and numbers > embeddings:
+        raise ModelError(
+            f"model.name: the tokenizer of {config.name!r} numbers its tokens up to {numbers - 1} but the model has "
+            f"{embeddings} embeddings; they do not belong together"
+        )
+    return tokenizer
+
+
+def build_model(config: ModelConfig, kind: Kind, *, labels: int, pad_token_id: int | None, weights: bool) -> nn.Module:
+    """The base model of a task; forward(input_ids=, attention_mask=) returns an object with `.logits`.
+
+    With `weights` it has W0 and its heads are zero (each trial draws its own); without, its weights are arbitrary and
+    only its settings are read: enough to plan with. One label means regression.
+    Raises: ModelError for what cannot be had, fits no such task, or lacks weights.
+    """
+    pretrained = weights and config.weights == "pretrained"
+    folder = model_folder(config, weights=pretrained)
+    settings = model_settings(config, folder)
+    if kind == "classification":
+        settings.num_labels = labels
+    _refuse_kind(config, kind, settings, pad_token_id)
+    with _quiet():
+        model = _pretrained(config, folder, kind, settings) if pretrained else _random(config, kind, settings, weights)
+    if pad_token_id is not None:
+        model.config.pad_token_id = pad_token_id  # where GPT-2 and Llama look for a row's last token
+    if kind == "classification" and config.pooling == "mean":
+        if getattr(model, "pooler", None) is not None:
+            model.pooler = None  # not used, and in many checkpoints not there
+        model = MeanPooled(model, name=model.base_model_prefix, width=_width(config, settings), labels=labels)
+    with torch.no_grad():
+        for name in head_modules(model, kind):
+            for parameter in model.get_submodule(name).parameters():
+                parameter.zero_()
+    return model
+
+
+def content_of(config: ModelConfig) -> dict[str, str]:
+    """What the record says of the base besides the fingerprint of its weights: its architecture and its commit."""
+    folder = model_folder(config, weights=False)
+    commit = commit_of(config, folder)
+    kind = {"model_type": str(raw_settings(config, folder).get("model_type"))}
+    return kind if commit is None else kind | {"model_commit": commit}
+
+
+def use_checkpointing(model: nn.Module) -> None:
+    """The model computes activations again in backward instead of keeping them."""
+    body: Any = model.base_model if isinstance(model, MeanPooled) else model
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # of a new name, which not every version 5 has
+        body.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+
+
+def model_settings(config: ModelConfig, folder: Path | None = None) -> Any:
+    """The model's own configuration with the base's dropout set and no cache; `folder` is its folder where known.
+
+    Raises: ModelError for what cannot be had or used.
+    """
+    from transformers import AutoConfig
+
+    folder = folder or model_folder(config, weights=False)
+    raw = raw_settings(config, folder)
+    if raw.get("quantization_config"):
+        raise ModelError(
+            f"model.name: the weights of {config.name!r} are quantised; name the model they were made from"
+        )
+    try:
+        with _quiet():
+            settings = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=config.remote_code)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        if raw.get("auto_map") and not config.remote_code:
+            raise ModelError(
+                f"model.name: {config.name!r} needs Python code that comes with it; read that code, then "
+                f"model.remote_code=true runs it"
+            ) from None
+        raise ModelError(f"model.name: config.json of {config.name!r} cannot be used: {_first_line(error)}") from None
+    for knob, value in vars(settings).items():
+        if "drop" in knob and isinstance(value, int | float) and not isinstance(value, bool):
+            setattr(settings, knob, 0.0 if any(part in knob for part in WHOLE_LAYERS) else config.dropout)
+    settings.use_cache = False
+    return settings
+
+
+def _auto_class(config: ModelConfig, kind: Kind) -> Any:
+    import transformers
+
+    if kind == "causal_lm":
+        return transformers.AutoModelForCausalLM
+    return transformers.AutoModel if config.pooling == "mean" else transformers.AutoModelForSequenceClassification
+
+
+def _refuse_kind(config: ModelConfig, kind: Kind, settings: Any, pad_token_id: int | None) -> None:
+    """Raises: ModelError for an architecture that is not made for the kind of task."""
+    from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES as MASKED
+
+    auto, name = _auto_class(config, kind), f"model.name: {config.name!r} ({settings.model_type})"
+    has_code = config.remote_code and auto.__name__ in (getattr(settings, "auto_map", None) or {})
+    if type(settings) not in auto._model_mapping and not has_code:
+        way_out = "; model.pooling=mean may do" if kind == "classification" and config.pooling == "auto" else ""
+        raise ModelError(f"{name} has no form for {kind.replace('_', ' ')} in transformers{way_out}")
+    if settings.is_encoder_decoder:
+        raise ModelError(f"{name} is an encoder and a decoder; choose a model that is one of them")
+    if kind == "causal_lm" and settings.model_type in MASKED and not getattr(settings, "is_decoder", False):
+        raise ModelError(f"{name} sees the tokens that it would have to predict; choose a causal language model")
+    if kind == "classification" and pad_token_id is None:
+        raise ModelError(f"{name}: rows of unequal length need a pad token")
+
+
+def _pretrained(config: ModelConfig, folder: Path, kind: Kind, settings: Any) -> Any:
+    """W0 from the checkpoint; only what is a head may have been left at random."""
+    try:
+        model, info = _auto_class(config, kind).from_pretrained(
+            folder,
+            config=settings,
+            dtype=getattr(torch, config.dtype),
+            use_safetensors=None if config.pickled else True,
+            trust_remote_code=config.remote_code,
+            local_files_only=True,
+            ignore_mismatched_sizes=True,
+            output_loading_info=True,
+        )
+    except (OSError, ValueError, RuntimeError, KeyError, TypeError, EOFError, UnpicklingError) as error:
+        raise ModelError(f"model.name: {config.name!r} cannot be loaded: {_first_line(error)}") from None
+    random = {*info["missing_keys"], *(mismatch[0] for mismatch in info["mismatched_keys"])}
+    fresh = ("pooler",) if isinstance(model, type(model.base_model)) else head_modules(model, kind)
+    lost = sorted(key for key in random if not key.startswith(tuple(f"{name}." for name in fresh)))
+    if lost:
+        pooler = "; model.pooling=mean needs no pooler" if all("pooler" in key for key in lost) else ""
+        raise ModelError(
+            f"model.name: {config.name!r} was not trained as a {type(model).__name__}: {len(lost)} of its weights are "
+            f"not in the checkpoint or of another shape and would be random: {', '.join(lost[:4])}"
+            f"{', ...' if len(lost) > 4 else ''}{pooler}"
+        )
+    return model
+
+
+def _random(config: ModelConfig, kind: Kind, settings: Any, drawn: bool) -> Any:
+    """The architecture alone: weights from one seed, or whatever is in memory."""
+    from transformers.initialization import no_init_weights
+
+    auto = _auto_class(config, kind)
+    options = {"dtype": getattr(torch, config.dtype), "trust_remote_code": config.remote_code}
+    if not drawn:
+        with no_init_weights():
+            model = auto.from_config(settings, **options)
+        model.tie_weights()
+        return model
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        return auto.from_config(settings, **options)
+
+
+def _width(config: ModelConfig, settings: Any) -> int:
+    width = getattr(settings, "hidden_size", None)
+    if not isinstance(width, int):
+        raise ModelError(f"model.pooling: mean is not possible, {config.name!r} does not say how wide it is")
+    return width
+
+
+def _first_line(error: Exception) -> str:
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """transformers prints nothing inside: what matters of it is an error of ours."""
+    from transformers.utils import logging
+
+    verbosity, had_bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(verbosity)
+        if had_bars:
+            logging.enable_progress_bar()

@@ -1,0 +1,126 @@
+"""The folder that a run leaves behind: written as it goes, finished when `result.json` is there."""
+
+import json
+import math
+import os
+import shutil
+import traceback
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from filelock import FileLock, Timeout
+
+from experiments.config.loading import parse_yaml, resolve, yaml_text
+from experiments.config.schema import RunConfig
+
+
+class RecordError(ValueError):
+    """A run folder that is not what it should be."""
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """The whole text or, after a crash, what was there before."""
+    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
+    with partial.open("w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    partial.replace(path)
+
+
+def as_json(tree: Mapping[str, Any]) -> str:
+    return json.dumps(tree, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+
+
+def folder_name(config: RunConfig, *, rank_total: int | None, identity: str) -> str:
+    """'<variant>-r<rank>-lr<rate>-s<seed>-<identity>'; mixed ranks read 'rmix-<total>', no rank is left out."""
+    rank = getattr(config.variant, "rank", None)
+    ranks = f"rmix-{rank_total}" if isinstance(rank, dict) else f"r{rank}"
+    parts = [config.variant.name, *([] if rank is None else [ranks]), f"lr{config.learning_rate:g}", f"s{config.seed}"]
+    return "-".join([*parts, identity])
+
+
+class RunFolder:
+    """One run on disk. As a context manager it records a crash in `error.txt`."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    @contextmanager
+    def held(self, patience: float = 0.0) -> Iterator[None]:
+        """Inside, no other process trains this run.
+
+        Raises: RecordError if one does, and still does after `patience` seconds.
+        """
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            with FileLock(self.path.with_name(f".{self.path.name}.lock"), timeout=patience):
+                yield
+        except Timeout:
+            raise RecordError(f"another process is training this run now: {self.path}; wait for it to end") from None
+
+    @property
+    def finished(self) -> bool:
+        return (self.path / "result.json").exists()
+
+    def go_on(self) -> None:
+        """Go on with an unfinished attempt."""
+        (self.path / "error.txt").unlink(missing_ok=True)
+
+    def start(self, config: RunConfig, environment: Mapping[str, Any]) -> None:
+        """Begin from nothing: what an unfinished attempt left here is removed."""
+        if self.path.exists():
+            shutil.rmtree(self.path)
+        self.path.mkdir(parents=True)
+        write_atomically(self.path / "config.yaml", yaml_text(config.tree()))
+        write_atomically(self.path / "environment.json", as_json(environment))
+        (self.path / "metrics.jsonl").touch()
+
+    def log(self, row: Mapping[str, Any]) -> None:
+        """Append a row of metrics, null for what is not finite; it is on its way to disk when this returns."""
+        with (self.path / "metrics.jsonl").open("a", encoding="utf-8") as file:
+            finite = {key: value if math.isfinite(value) else None for key, value in row.items()}
+            file.write(json.dumps(finite) + "\n")
+
+    def history(self) -> list[dict[str, Any]]:
+        """All rows of metrics; what was not finite is NaN."""
+        lines = (self.path / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+        return [{key: math.nan if v is None else v for key, v in json.loads(line).items()} for line in lines]
+
+    def finish(self, result: Mapping[str, Any]) -> None:
+        """Written last: its presence says that the run is finished."""
+        write_atomically(self.path / "result.json", as_json(result))
+
+    def fail(self, reason: str) -> None:
+        """Say why there is no result."""
+        write_atomically(self.path / "error.txt", reason.rstrip() + "\n")
+
+    def stop(self, reason: str) -> None:
+        """Say why the run was not trained to its end."""
+        write_atomically(self.path / "stopped.txt", reason.rstrip() + "\n")
+
+    def scores(self, name: str) -> dict[int, float]:
+        """By step, a score on the validation split on the way."""
+        wanted = f"validation/{name}"
+        return {int(row["step"]): row[wanted] for row in self.history() if wanted in row}
+
+    def result(self) -> dict[str, Any]:
+        found: dict[str, Any] = json.loads((self.path / "result.json").read_text(encoding="utf-8"))
+        return found
+
+    def refuse_other(self, config: RunConfig) -> None:
+        """Raise if the finished run here has another configuration than the one asked for."""
+        there = resolve(parse_yaml((self.path / "config.yaml").read_text(encoding="utf-8"))).essence()
+        differ = [key for key, value in config.essence().items() if there.get(key) != value]
+        if differ:
+            raise RecordError(f"{self.path} holds a run whose {', '.join(differ)} differ; move the folder away")
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        if isinstance(error, Exception) and self.path.exists() and not self.finished:
+            write_atomically(self.path / "error.txt", "".join(traceback.format_exception(error)))

@@ -1,0 +1,120 @@
+"""Records of a study that lie in the runs folders of several machines, brought together in one."""
+
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from experiments.config.errors import ConfigError
+from experiments.config.loading import parse_yaml, resolve
+from experiments.config.schema import RunConfig
+from experiments.record.run_description import hash_run
+from experiments.record.run_dir import RecordError, RunFolder
+from experiments.record.starting_point import read_start
+from experiments.studies.spec.study import Study
+from experiments.training.context import Setting
+
+LEDGER = "test_reads.jsonl"
+COMPARED = ("score", "validation", "test", "learning_rate", "seed")
+
+
+@dataclass(frozen=True)
+class Collected:
+    """How many records came, were here before, and belong to nothing that the study wants."""
+
+    new: int
+    known: int
+    foreign: int
+
+    def __str__(self) -> str:
+        return (
+            f"collected {self.new} records; {self.known} were here already, {self.foreign} belong to no trial "
+            "of this study and stay where they are"
+        )
+
+
+class Collection:
+    """What belongs to a study: by its arms, its seeds, and the content of W0 and data."""
+
+    def __init__(self, study: Study, setting: Setting, base_sha256: str, runs_dir: Path) -> None:
+        self.study, self.setting, self.base_sha256, self.runs_dir = study, setting, base_sha256, runs_dir
+        self.arms = [_apart(arm.config) for arm in study.arms]
+        protocol = study.protocol
+        self.seeds = {*protocol.tuning.seeds, *protocol.evaluation.seeds}
+
+    def take(self, folders: Sequence[Path]) -> Collected:
+        """Every finished record of the study below `<folder>/<study>` is in this runs folder, with its ledger's lines.
+
+        Raises: RecordError for a folder without this study, and for two records of one name that differ.
+        """
+        new = known = foreign = 0
+        for folder in folders:
+            if not (folder / self.study.name).is_dir():
+                raise RecordError(f"{folder} has no folder {self.study.name!r}; give the runs folder of a machine")
+            for path in sorted((folder / self.study.name).iterdir()):
+                if path.name.startswith(".") or not (path / "result.json").exists():
+                    continue
+                if not self.wants(path):
+                    foreign += 1
+                elif self._take(path):
+                    new += 1
+                else:
+                    known += 1
+            _join_ledgers(folder / LEDGER, self.runs_dir / LEDGER, self.study.name)
+        return Collected(new, known, foreign)
+
+    def wants(self, path: Path) -> bool:
+        """Whether a finished record is one that a trial of the study would leave."""
+        try:
+            config = resolve(parse_yaml((path / "config.yaml").read_text(encoding="utf-8")))
+        except (OSError, ConfigError):
+            return False
+        if config.seed not in self.seeds or _apart(config) not in self.arms:
+            return False
+        start, data_sha256 = read_start(config.start), self.setting.data_sha256
+        run_hash = hash_run(config, base_sha256=self.base_sha256, data_sha256=data_sha256, start=start)
+        return path.name.endswith(f"-{run_hash}")
+
+    def _take(self, path: Path) -> bool:
+        """False where the record is here already."""
+        record = RunFolder(self.runs_dir / self.study.name / path.name)
+        if record.finished:
+            if _content(path) != _content(record.path):
+                raise RecordError(
+                    f"{path} and {record.path} are records of one run and differ in what they learned or scored; "
+                    "machines may round differently: keep one of them, and move the other away"
+                )
+            return False
+        partial = record.path.with_name(f".{path.name}.collected")
+        shutil.rmtree(partial, ignore_errors=True)
+        shutil.copytree(path, partial)
+        with record.held():
+            shutil.rmtree(record.path, ignore_errors=True)
+            partial.replace(record.path)
+        return True
+
+
+def _apart(config: RunConfig) -> dict[str, Any]:
+    """All but learning rate and seed, which are a trial's own."""
+    essence = config.essence()
+    del essence["seed"], essence["training"]["learning_rate"]
+    return essence
+
+
+def _content(path: Path) -> Mapping[str, Any]:
+    """What may not differ between two records of one run."""
+    result = RunFolder(path).result()
+    files = {str(file.relative_to(path)): file.read_bytes() for file in sorted(path.rglob("*.safetensors"))}
+    return files | {name: result.get(name) for name in COMPARED}
+
+
+def _join_ledgers(theirs: Path, ours: Path, study: str) -> None:
+    """Their reads of the test split in this study stand in our ledger, each once."""
+    if not theirs.exists() or (ours.exists() and theirs.samefile(ours)):
+        return
+    there = ours.read_text(encoding="utf-8").splitlines() if ours.exists() else []
+    lines = [line for line in theirs.read_text(encoding="utf-8").splitlines() if f'"study": "{study}"' in line]
+    new = [line for line in lines if line not in there]
+    with ours.open("a", encoding="utf-8") as file:
+        file.writelines(f"{line}\n" for line in new)

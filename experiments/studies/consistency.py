@@ -1,0 +1,170 @@
+"""What every worker and every later start of a study have in common, settled in its queue by the first."""
+
+import platform
+import secrets
+import socket
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import timedelta
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from experiments.config.errors import ConfigError
+from experiments.record.starting_point import read_start
+from experiments.studies.protocol.progress import Board
+from experiments.studies.queue.storage import QueueError
+from experiments.studies.queue.trial_queue import TrialQueue
+from experiments.studies.spec.study import Study, changes, frozen
+from experiments.studies.status import awake
+from experiments.training.context import Setting
+
+TOKEN = ".token"
+FROZEN = "frozen-"
+NAMED = 3  # arms of one fault
+
+
+@dataclass(frozen=True)
+class Change:
+    """What a changed file means for what was done with the earlier one, in numbers of trials."""
+
+    new: int
+    done: int
+    unwanted: int
+
+    def __str__(self) -> str:
+        return (
+            f"the study's file has changed: {self.new} trials are new, {self.done} are done already, "
+            f"{self.unwanted} are no longer wanted (their records stay)"
+        )
+
+
+def one_setting(study: Study) -> Setting:
+    """What the arms of a study share.
+
+    Raises: ConfigError where they do not, or where an arm does not fit the base model; ValueError for what this
+    machine does not have.
+    """
+    first = study.arms[0]
+    faults = []
+    for arm in study.arms[1:]:
+        for what, mine, theirs in _shared(arm.config, first.config):
+            if mine != theirs:
+                faults.append(
+                    f"{arm.label}: {what} is another one than that of {first.label}; "
+                    "the arms of a study train over one base model: make two studies of it"
+                )
+    if faults:
+        raise ConfigError(faults)
+    return Setting(first.config)
+
+
+def _shared(config: Any, other: Any) -> list[tuple[str, Any, Any]]:
+    ours, theirs = config.training, other.training
+    return [
+        ("task", config.task, other.task),
+        ("model", config.model, other.model),
+        ("training.device", ours.device, theirs.device),
+        ("training.threads", ours.threads, theirs.threads),
+    ]
+
+
+def warnings_of_arms(study: Study, setting: Setting) -> list[str]:
+    """What is doubtful about arms.
+
+    Raises: ConfigError with every arm that does not fit the base model.
+    """
+    faults: dict[str, list[str]] = {}
+    warnings: dict[str, list[str]] = {}
+    for arm in study.arms:
+        try:
+            _, of_arm = setting.plan(arm.config, read_start(arm.config.start))
+        except (ValueError, OSError) as error:
+            faults.setdefault(str(error), []).append(arm.label)
+        else:
+            for warning in of_arm:
+                warnings.setdefault(str(warning), []).append(arm.label)
+    if faults:
+        raise ConfigError([f"{_named(arms)}: {fault}" for fault, arms in faults.items()])
+    return [f"{_named(arms)}: {warning}" for warning, arms in warnings.items()]
+
+
+def _named(arms: Sequence[str]) -> str:
+    """'a, b, c and 9 more arms'."""
+    more = len(arms) - NAMED
+    return ", ".join(arms[:NAMED]) + (f" and {more} more arm{'s' * (more > 1)}" if more > 0 else "")
+
+
+def agree_on_file(study: Study, queue: TrialQueue, path: Path) -> None:
+    """Raises: QueueError if the study of that name has another file."""
+    queue.agree({"file": path.name})
+
+
+def agree_on_content(study: Study, queue: TrialQueue, setting: Setting, base_sha256: str) -> None:
+    """Raises: QueueError where weights, data, device or what computes with them differ from those of earlier trials."""
+    own_model = study.arms[0].config.model is not None
+    packages = {name: version(name) for name in ("torch", "numpy", *(["transformers"] if own_model else []))}
+    python = ".".join(platform.python_version_tuple()[:2])
+    queue.agree(
+        {
+            "base_sha256": base_sha256,
+            "data_sha256": setting.data_sha256,
+            "device": setting.device.type,
+            "packages": {"python": python, **packages},
+        }
+    )
+
+
+def agree_on_runs_folder(study: Study, queue: TrialQueue, runs_dir: Path, *, separate: bool) -> None:
+    """The study's folder holds the token that its queue knows: what one worker leaves, the others find.
+
+    Raises: QueueError for a folder that is not the others'.
+    """
+    token, settled = runs_dir / study.name / TOKEN, queue.facts().get("runs_folder")
+    if settled is None:
+        if not token.exists():
+            token.write_text(f"{secrets.token_hex(8)} of {socket.gethostname()}\n", encoding="utf-8")
+        queue.agree({"runs_folder": token.read_text(encoding="utf-8").strip()})
+        return
+    here = token.read_text(encoding="utf-8").strip() if token.exists() else None
+    if here != settled and not separate:
+        raise QueueError(
+            f"study {study.name!r} in {queue.store.address} keeps its records in a folder of "
+            f"{str(settled).partition(' of ')[2]}, and {token.parent} is another one; give --runs-dir a folder that "
+            "all machines share, or --separate-runs, and bring the records together at the end with --collect"
+        )
+
+
+def agree_on_protocol(study: Study, queue: TrialQueue, board: Board) -> Change | None:
+    """What the file says now is settled; what changed since the last start, if anything.
+
+    Raises: QueueError for a change of what was frozen by the first evaluation, or while others work by the other file.
+    """
+    versions = {name: tree for name, tree in queue.facts().items() if name.startswith(FROZEN)}
+    number = len(versions)
+    before: Mapping[str, Any] = versions.get(f"{FROZEN}{number}", {})
+    after = frozen(study)
+    if before == after:
+        return None
+    if before:
+        evaluated = sum(e.state == "done" and e.given.get("stage") == "evaluation" for e in board.entries.values())
+        found = changes(before, after)
+        if evaluated and found:
+            raise QueueError(
+                f"study {study.name!r}: {evaluated} trials of the evaluation have finished, and what was settled "
+                f"before them has changed: {'; '.join(found)}; undo it, or give the study another name"
+            )
+        others = [worker.name for worker in awake(queue.workers(), within=timedelta(hours=1))]
+        if others:
+            raise QueueError(
+                f"study {study.name!r}: its file has changed and {len(others)} workers train what it said before "
+                f"({', '.join(others)}); stop them first (Ctrl-C)"
+            )
+    queue.agree({f"{FROZEN}{number + 1}": after})
+    return _change(board) if before else None
+
+
+def _change(board: Board) -> Change:
+    done = sum(entry.state == "done" and key in board.wanted for key, entry in board.entries.items())
+    unwanted = sum(key not in board.wanted for key in board.entries)
+    return Change(sum(key not in board.entries for key in board.wanted), done, unwanted)

@@ -1,0 +1,87 @@
+"""Where a study stands: what its protocol wants, beside what its queue has."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from experiments.studies.protocol.protocol import progress_of
+from experiments.studies.protocol.search_stage import Proposal
+from experiments.studies.protocol.trials import ArmProgress, PlannedTrial, TrialResult
+from experiments.studies.queue.entries import ENDED, Entry, NewTrial
+from experiments.studies.queue.trial_queue import TrialQueue
+from experiments.studies.spec.study import Study
+
+
+@dataclass(frozen=True)
+class Board:
+    """One look: the progress of every arm, the trials wanted so far by key, and the queue's entry of each."""
+
+    arms: tuple[ArmProgress, ...]
+    wanted: Mapping[str, PlannedTrial]
+    entries: Mapping[str, Entry]
+
+    @property
+    def complete(self) -> bool:
+        """Whether every trial that the study wants has ended."""
+        return all(arm.complete for arm in self.arms)
+
+    def state(self, key: str) -> str:
+        """'waiting', 'running', 'done', 'stopped' or 'failed'."""
+        return self.entries[key].state if key in self.entries else "waiting"
+
+
+def arms_wanting(
+    study: Study, results: Mapping[str, TrialResult], proposals: Mapping[str, Proposal]
+) -> tuple[ArmProgress, ...]:
+    """What every arm wants, given results and proposed points by trial key."""
+    return tuple(
+        progress_of(
+            arm,
+            study.protocol,
+            results,
+            higher_is_better=study.higher_is_better,
+            search=study.config.search,
+            proposals=proposals,
+        )
+        for arm in study.arms
+    )
+
+
+def look(study: Study, queue: TrialQueue) -> Board:
+    """What is wanted now, by what has ended so far."""
+    entries = queue.latest()
+    results = {key: _result(entry) for key, entry in entries.items() if entry.state in ENDED}
+    proposals = {
+        key: Proposal(float(entry.params["learning_rate"]), entry.given["knobs"], _bars(entry))
+        for key, entry in entries.items()
+        if "knobs" in entry.given
+    }
+    arms = arms_wanting(study, results, proposals)
+    return Board(arms, {trial.key: trial for arm in arms for trial in arm.wanted}, entries)
+
+
+def fill(queue: TrialQueue, board: Board, *, at_most: int, retry_failed: bool = False) -> int:
+    """Have up to so many of the wanted trials that the queue lacks wait in it; how many were added."""
+    lacking = [_new(trial) for key, trial in board.wanted.items() if key not in board.entries]
+    if retry_failed:
+        failed = [board.entries[key] for key in board.wanted if board.state(key) == "failed"]
+        lacking += [NewTrial(entry.key, entry.params, entry.given) for entry in failed]
+    return queue.add(lacking[:at_most], retry_failed=retry_failed)
+
+
+def _bars(entry: Entry) -> dict[int, float | None]:
+    return {int(step): bar for step, bar in entry.given.get("bars", {}).items()}
+
+
+def _result(entry: Entry) -> TrialResult:
+    if entry.state == "failed":
+        return TrialResult(failed=True, reason=str(entry.facts.get("failure")))
+    return TrialResult(failed=False, score=entry.score, loss=entry.facts.get("loss"))
+
+
+def _new(trial: PlannedTrial) -> NewTrial:
+    """What the queue and its dashboards are told of a trial."""
+    assert trial.learning_rate is not None  # wanted trials have one
+    rank = trial.arm.keys.get("rank")
+    ranks = {"rank": rank} if isinstance(rank, int) else {}
+    facts = {"arm": trial.arm.label, "stage": trial.stage, "variant": trial.arm.config.variant.name}
+    return NewTrial(trial.key, {"learning_rate": trial.learning_rate, "seed": trial.seed, **ranks}, facts)

@@ -1,0 +1,250 @@
+"""The queue of a study: which trials wait, which worker holds which, and what the finished ones scored.
+
+It is an Optuna study, so optuna-dashboard shows it. Each entry is an Optuna trial that is claimed at most once in its
+life: waiting, running, then done or failed, never back to waiting. A trial that is given back (by its worker, or
+because its worker fell silent) fails without a reason and is added again under a new number. That is the fence:
+a worker that only slept finds its own entry finished, and its result is refused, whatever became of the new one.
+
+Taking a running trial back to waiting would be no fence: the sleeper could finish the claim of its successor; and a
+worker that claims again, from a journal, a trial it once held can be told that it won when another was first.
+Both storages settle who was first: the journal by the order of its lines, PostgreSQL by a lock on the row.
+
+A crash between two steps loses nothing: an entry that failed without a reason says nothing about its key, so the next
+`add` adds the key again.
+"""
+
+import math
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Any, Literal, Self
+
+from optuna.exceptions import UpdateFinishedTrialError
+from optuna.study import StudyDirection
+from optuna.trial import TrialState
+
+from experiments.studies.queue.entries import (
+    Entry,
+    NewTrial,
+    that_count,
+)
+from experiments.studies.queue.listing import Listing, study_named
+from experiments.studies.queue.liveness import Attendance, WorkerSeen
+from experiments.studies.queue.storage import Address, QueueError, Store, open_store
+
+FORMAT = 1
+GRACE_SECONDS = 120.0
+
+
+@dataclass(frozen=True)
+class Claim:
+    """The right of this process to train a trial, until another takes it over."""
+
+    number: int
+    key: str
+    trial_id: int
+
+
+class TrialQueue(Listing):
+    """One per process, not shared through a fork; only `beat` may be called by a second thread.
+
+    Every method raises QueueError if the storage cannot be used.
+    """
+
+    def __init__(self, store: Store, study: str, study_id: int, *, grace: float, worker: str | None = None) -> None:
+        super().__init__(store, study, study_id)
+        self._attendance = Attendance(store, study_id, grace, worker)
+
+    @classmethod
+    def open(
+        cls,
+        address: Address,
+        study: str,
+        *,
+        direction: Literal["minimize", "maximize"],
+        grace: float = GRACE_SECONDS,
+        worker: str | None = None,
+    ) -> Self:
+        """The queue of that name, made if there is none. `grace`: seconds of silence after which this worker is dead.
+
+        `worker`: the name of this process, which no other has; one is made by default.
+
+        Raises: QueueError also if the study has another direction, or was made by another program.
+        """
+        store = open_store(address)
+        wanted = StudyDirection[direction.upper()]
+        with store.turn(study):
+            study_id = study_named(store, study)
+            with store.use() as storage:
+                if study_id is None:
+                    study_id = storage.create_new_study([wanted], study)
+                directions = storage.get_study_directions(study_id)
+        if directions != [wanted]:
+            there = ", ".join(each.name.lower() for each in directions)
+            raise QueueError(
+                f"{address} has a study {study!r} whose direction is {there}, not {direction}; "
+                "give yours another name or another storage"
+            )
+        queue = cls(store, study, study_id, grace=grace, worker=worker)
+        queue.entries()
+        queue.agree({"format": FORMAT})
+        return queue
+
+    @classmethod
+    def find(cls, address: Address, study: str) -> Self | None:
+        """The queue of that name, to read from, or None; neither a study nor a journal is made."""
+        if address.journal is not None and not address.journal.exists():
+            return None
+        store = open_store(address)
+        study_id = study_named(store, study)
+        return None if study_id is None else cls(store, study, study_id, grace=GRACE_SECONDS)
+
+    @property
+    def worker(self) -> str:
+        return self._attendance.worker
+
+    def claim(self, choose: Callable[[Sequence[Entry]], Sequence[Entry]]) -> list[Claim]:
+        """Of the waiting trials, given to `choose` by number, the chosen ones for which no other worker was first.
+
+        If the storage fails after some were won, those are returned; the next call says what is wrong.
+        """
+        if not self._attendance.count:
+            self.beat({})
+        entries = self.entries()
+        counting = that_count(entries)
+        waiting = [entry for entry in entries if entry.state == "waiting"]
+        for twin in (entry for entry in waiting if counting[entry.key] is not entry):
+            self._drop(twin)
+        won: list[Claim] = []
+        for entry in choose([entry for entry in waiting if counting[entry.key] is entry]):
+            try:
+                claim = self._take(entry)
+            except QueueError:
+                if won:
+                    break
+                raise
+            if claim is not None:
+                won.append(claim)
+        return won
+
+    def holds(self, claim: Claim) -> bool:
+        """Whether a result for it would still be taken."""
+        with self.store.use() as storage:
+            return storage.get_trial(claim.trial_id).state == TrialState.RUNNING
+
+    def finish(
+        self, claim: Claim, score: float, facts: Mapping[str, Any], reached: Mapping[int, float] = MappingProxyType({})
+    ) -> bool:
+        """The trial is done; may be called again after an error. False: another worker has taken it over.
+
+        `reached`: its scores on the way, by step. Raises: QueueError for a score that is not finite.
+        """
+        if not math.isfinite(score):
+            raise QueueError(f"trial {claim.key!r}: a score is a finite number, not {score}; a run without one failed")
+        return self._end(claim, TrialState.COMPLETE, facts, [float(score)], reached)
+
+    def stop(self, claim: Claim, facts: Mapping[str, Any], reached: Mapping[int, float]) -> bool:
+        """The trial has ended early, with these scores on the way; else as `finish`."""
+        return self._end(claim, TrialState.PRUNED, facts, None, reached)
+
+    def fail(self, claim: Claim, reason: str, facts: Mapping[str, Any]) -> bool:
+        """The trial has failed for that reason; may be called again. False: another worker has taken it over."""
+        return self._end(claim, TrialState.FAIL, {**facts, "failure": reason}, None)
+
+    def release(self, claims: Iterable[Claim]) -> None:
+        """They wait again, under new numbers; those that ended or were taken over are left alone."""
+        numbers = {claim.number for claim in claims}
+        self._give_back(entry for entry in self.entries() if entry.number in numbers and entry.state == "running")
+
+    def beat(self, progress: Mapping[str, Any]) -> None:
+        """A sign of life, with what displays show (JSON values). Call it often: six in a grace are written."""
+        self._attendance.beat(progress)
+
+    def leave(self) -> None:
+        """This worker is no longer listed. Call it last, after `release`."""
+        self._attendance.say_left(self.worker)
+
+    def workers(self) -> list[WorkerSeen]:
+        """Those that have not left, by name."""
+        return self._attendance.listen({entry.holder for entry in self._running()})[0]
+
+    def reclaim(self) -> list[Entry]:
+        """Trials whose worker is dead wait again, under new numbers; the entries that it held are returned.
+
+        To be called regularly: silence is what this process has heard of it, at three looks or more.
+        """
+        running = self._running()
+        dead = self._attendance.listen({entry.holder for entry in running})[1]
+        lost = self._give_back(entry for entry in running if entry.holder in dead)
+        for worker in {entry.worker for entry in lost if entry.worker is not None}:
+            self._attendance.say_left(worker)
+        return lost
+
+    def bury(self, workers: Collection[str] = ()) -> list[Entry]:
+        """At once, trials of these workers, and of all whose process on this machine has ended, wait again.
+
+        `workers` are those that the caller saw end. Unlike `reclaim` it does not wait for silence: see `has_ended`.
+        """
+        dead = {*workers, *self._attendance.ended()}
+        lost = self._give_back(entry for entry in self._running() if entry.worker in dead) if dead else []
+        for worker in sorted(dead):
+            self._attendance.say_left(worker)
+        return lost
+
+    def _running(self) -> list[Entry]:
+        return [entry for entry in self.entries() if entry.state == "running"]
+
+    def _take(self, entry: Entry) -> Claim | None:
+        """The name follows when the trial is won. Who dies in between leaves a holder that never gives a sign."""
+        with self.store.use() as storage:
+            trial_id = storage.get_trial_id_from_study_id_trial_number(self._study_id, entry.number)
+            try:
+                if not storage.set_trial_state_values(trial_id, TrialState.RUNNING):
+                    return None
+                storage.set_trial_user_attr(trial_id, "worker", self.worker)
+            except UpdateFinishedTrialError:
+                return None
+        return Claim(entry.number, entry.key, trial_id)
+
+    def _drop(self, twin: Entry) -> None:
+        """It is claimed first, so that nobody else's claim ends."""
+        claim = self._take(twin)
+        if claim is not None:
+            with self.store.use() as storage:
+                storage.set_trial_state_values(claim.trial_id, TrialState.FAIL)
+
+    def _end(
+        self,
+        claim: Claim,
+        state: TrialState,
+        outcome: Mapping[str, Any],
+        values: list[float] | None,
+        reached: Mapping[int, float] = MappingProxyType({}),
+    ) -> bool:
+        """Only who claimed a trial completes it or gives it a reason: one that has ended so was ended by this call."""
+        with self.store.use() as storage:
+            try:
+                for step, score in reached.items():
+                    storage.set_trial_intermediate_value(claim.trial_id, step, score)
+                storage.set_trial_user_attr(claim.trial_id, "outcome", dict(outcome))
+                storage.set_trial_state_values(claim.trial_id, state, values)
+            except UpdateFinishedTrialError:
+                ended = storage.get_trial(claim.trial_id)
+                reason = ended.user_attrs.get("outcome", {}).get("failure")
+                return ended.state == state and reason == outcome.get("failure")
+        return True
+
+    def _give_back(self, entries: Iterable[Entry]) -> list[Entry]:
+        """Those that had not ended meanwhile."""
+        given_back = []
+        for entry in entries:
+            with self.store.use() as storage:
+                trial_id = storage.get_trial_id_from_study_id_trial_number(self._study_id, entry.number)
+                try:
+                    storage.set_trial_state_values(trial_id, TrialState.FAIL)
+                except UpdateFinishedTrialError:
+                    continue
+            given_back.append(entry)
+        if given_back:
+            self.add([NewTrial(entry.key, entry.params, entry.given) for entry in given_back])
+        return given_back

@@ -1,0 +1,64 @@
+"""Which arm is compared with which: pairs of an arm and a reference that was named before."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from experiments.config.errors import nearest
+from experiments.studies.spec.arms import Arm, describe
+
+_ABSENT = object()
+
+
+def comparisons(arms: Sequence[Arm], reference: Mapping[str, Any]) -> list[tuple[Arm, Arm]]:
+    """(arm, reference arm) of one family, in the order of the arms.
+
+    An arm that `reference` does not select is compared with every one that it selects and that agrees with it on all
+    keys that both have, apart from those that `reference` names; with a reference by label in any case.
+    """
+    chosen = [arm for arm in arms if is_reference(arm, reference)]
+    others = [arm for arm in arms if not is_reference(arm, reference)]
+    return [(arm, to) for arm in others for to in chosen if "label" in reference or _agree(arm, to, apart=reference)]
+
+
+def is_reference(arm: Arm, reference: Mapping[str, Any]) -> bool:
+    """Whether the arm has every key of the reference, with its value."""
+    return all(_value(arm, key) == value for key, value in reference.items())
+
+
+def reference_faults(arms: Sequence[Arm], reference: Mapping[str, Any]) -> list[str]:
+    """What is wrong with a reference: a key that no arm has, or no arm that has all of them."""
+    known = ["label", *dict.fromkeys(key for arm in arms for key in arm.keys)]
+    strange = [key for key in reference if all(_value(arm, key) is _ABSENT for arm in arms)]
+    if strange:
+        return [
+            f"protocol.reference.{key}: no arm has this key{nearest(key, known)}; known: {', '.join(known)}"
+            for key in strange
+        ]
+    if not any(is_reference(arm, reference) for arm in arms):
+        labels = ", ".join(arm.label for arm in arms)
+        return [f"protocol.reference: no arm has {describe(reference)}; the arms are: {labels}"]
+    return []
+
+
+def comparison_warnings(arms: Sequence[Arm], reference: Mapping[str, Any]) -> list[str]:
+    """What a user of the verdicts should know: arms that get none."""
+    others = [arm for arm in arms if not is_reference(arm, reference)]
+    if not others:
+        return [f"nothing is compared: every arm has {describe(reference)}"]
+    compared = {arm.identity for arm, _ in comparisons(arms, reference)}
+    return [
+        f"{arm.label} is compared with nothing: no reference ({describe(reference)}) agrees with it on its other keys"
+        for arm in others
+        if arm.identity not in compared
+    ]
+
+
+def _value(arm: Arm, key: str) -> Any:
+    if key == "label":
+        return arm.label
+    return arm.keys.get(key, arm.keys.get(key.rpartition(".")[2], _ABSENT))
+
+
+def _agree(arm: Arm, other: Arm, *, apart: Mapping[str, Any]) -> bool:
+    ignored = {*apart, *(key.rpartition(".")[2] for key in apart)}
+    return all(other.keys[key] == value for key, value in arm.keys.items() if key in other.keys and key not in ignored)

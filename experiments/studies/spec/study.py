@@ -1,0 +1,191 @@
+"""A study as it was asked for: its file, its arms, what is compared with what, and what may not change later."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from experiments.config.errors import ConfigError, explained
+from experiments.config.loading import parse_setting, read_tree
+from experiments.studies.spec.arms import Arm, Expansion, expand
+from experiments.studies.spec.comparisons import comparison_warnings, comparisons, reference_faults
+from experiments.studies.spec.search_config import SearchConfig
+from experiments.studies.spec.study_config import ProtocolConfig, StudyConfig
+from experiments.tasks.registry import TASKS
+from experiments.tasks.task import Task
+
+SEEDS_FOR_VERDICTS = 5
+
+
+@dataclass(frozen=True)
+class Study:
+    """A study's file, resolved."""
+
+    config: StudyConfig
+    arms: tuple[Arm, ...]
+    collapsed: Mapping[str, tuple[str, ...]]  # label of an arm -> the points of the grid that all are this arm
+    warnings: tuple[str, ...]
+    score_name: str
+    higher_is_better: bool
+
+    @property
+    def name(self) -> str:
+        return self.config.name
+
+    @property
+    def protocol(self) -> ProtocolConfig:
+        return self.config.protocol
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What the arms take over from another variant of the run configuration and what not, each line once."""
+        return tuple(dict.fromkeys(note for arm in self.arms for note in arm.notes))
+
+    def comparisons(self) -> list[tuple[Arm, Arm]]:
+        """The pairs (arm, reference arm) of each family; one family for each setting of the evaluation."""
+        return comparisons(self.arms, self.protocol.reference)
+
+
+def load_study(path: Path, settings: Sequence[str] = ()) -> Study:
+    """The study of a file; `settings` are 'key=value': `protocol.*` of the study, all others of its runs (`set`).
+
+    Raises: ConfigError with every fault of the file, of the command line and of the arms.
+    """
+    faults: list[str] = []
+    tree = read_tree(path)
+    for setting in settings:
+        for key, value in parse_setting(setting, faults).items():
+            _put(tree, key, value)
+    config = None
+    try:
+        config = StudyConfig.model_validate(tree)
+    except ValidationError as error:
+        faults += explained(StudyConfig, error, tree)
+    if config is None and tree.get("search") is not None:
+        raise ConfigError(faults)  # what arms are depends on the search, which may be what is faulty
+    name, search = (config.name, config.search) if config else ("study", None)
+    expansion = _expansion(path, tree, study=name, search=search, faults=faults)
+    faults += expansion.faults
+    task = _task(expansion.arms, faults)
+    reference = config.protocol.reference if config else {}
+    if len(expansion.arms) > 1 and not expansion.faults:
+        faults += reference_faults(expansion.arms, reference)
+    if faults or config is None or task is None:
+        raise ConfigError(faults)
+    return Study(
+        config=config,
+        arms=expansion.arms,
+        collapsed=expansion.collapsed,
+        warnings=tuple(_warnings(config.protocol, config.search, expansion.arms)),
+        score_name=task.score_name,
+        higher_is_better=task.higher_is_better,
+    )
+
+
+def frozen(study: Study) -> dict[str, Any]:
+    """What may not change once an evaluation has been seen, as plain values.
+
+    Arms and fixed learning rates may still come: they add comparisons and change none of those that were planned.
+    A caller may add maps of its own (content hashes, say): `changes` compares every one.
+    """
+    protocol = study.protocol.model_dump(mode="json")
+    protocol["fixed_learning_rates"] = {f"{rate:.6g}": True for rate in study.protocol.fixed_learning_rates}
+    score = {"name": study.score_name, "higher_is_better": study.higher_is_better}
+    search = {} if study.config.search is None else {"search": study.config.search.model_dump(mode="json")}
+    arms = {arm.identity: {"label": arm.label, "centre": arm.centre} for arm in study.arms}
+    return {"score": score, "protocol": protocol, **search, "arms": arms}
+
+
+def changes(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[str]:
+    """In words, what of `before` is other in `after` (both of `frozen`); empty where only arms or rates came."""
+    settled = [key for key in before if key != "arms"]
+    found = [
+        f"{key}: was {_in_words(old)}, is {_in_words(new)}"
+        for section in settled
+        for key, old, new in _differences(before[section], after.get(section, {}), section)
+    ]
+    for identity, arm in before["arms"].items():
+        now = after["arms"].get(identity)
+        if now is None:
+            found.append(f"arm {arm['label']!r} ({identity}) is gone: taken out, or another configuration now")
+        elif now["centre"] != arm["centre"]:
+            found.append(f"arm {arm['label']!r}: its learning rates were around {arm['centre']}, are {now['centre']}")
+    return found
+
+
+def _put(tree: dict[str, Any], key: str, value: Any) -> None:
+    """A setting of the command line, where it belongs in the study's tree."""
+    section, parts = tree, key.split(".")
+    if parts[0] == "set" or parts[0] not in StudyConfig.model_fields:
+        section, parts = tree.setdefault("set", {}), [key.removeprefix("set.")]
+    for part in parts[:-1]:
+        section = section.setdefault(part, {}) if isinstance(section, dict) else {}
+    if isinstance(section, dict):  # else the study's file has a fault there, which is reported
+        section[parts[-1]] = value
+
+
+def _expansion(
+    path: Path, tree: Mapping[str, Any], *, study: str, search: SearchConfig | None, faults: list[str]
+) -> Expansion:
+    """The arms of a tree that may have faults elsewhere; without arms where it has them here."""
+    config, common, entries = tree.get("config"), tree.get("set", {}), tree.get("arms")
+    whole = isinstance(config, str) and _is_map(common) and isinstance(entries, list) and all(map(_is_map, entries))
+    if not whole:
+        return Expansion((), {}, ())
+    try:
+        base = read_tree(path.parent / str(config))
+    except ConfigError as error:
+        faults += [f"config: {fault}" for fault in error.faults]
+        return Expansion((), {}, ())
+    if search is None:
+        return expand(list(entries or ()), base=base, common=common, study=study)
+    common = {**common, "rank": 1, "pad_rank_to": search.highest_rank}  # every trial has ranks of its own
+    plan = search.model_dump(mode="json", exclude={"sampler", "seed", "trials", "contenders"})
+    defaults = {"sampler": search.sampler, "search_seed": search.seed, **plan}
+    return expand(list(entries or ()), base=base, common=common, study=study, search=defaults)
+
+
+def _is_map(value: object) -> bool:
+    return isinstance(value, dict) and all(isinstance(key, str) for key in value)
+
+
+def _task(arms: Sequence[Arm], faults: list[str]) -> Task | None:
+    """The task that says what the score is; a fault where arms are scored differently."""
+    tasks = {
+        (task.config.name, task.score_name): task
+        for arm in arms
+        for task in (TASKS[arm.config.task.name].load()(arm.config.task, arm.config.model),)
+    }
+    if len(tasks) > 1:
+        scores = " and ".join(f"{score} of {name}" for name, score in tasks)
+        faults.append(f"arms: a study compares one score of one task; these have {scores}")
+    return next(iter(tasks.values()), None)
+
+
+def _warnings(protocol: ProtocolConfig, search: SearchConfig | None, arms: Sequence[Arm]) -> list[str]:
+    found = comparison_warnings(arms, protocol.reference) if len(arms) > 1 else []
+    seeds = len(protocol.evaluation.seeds)
+    if seeds < SEEDS_FOR_VERDICTS:
+        found.append(f"a verdict needs {SEEDS_FOR_VERDICTS} seeds; protocol.evaluation.seeds has {seeds}")
+    if search is not None and len(protocol.tuning.seeds) == 1:
+        found.append("protocol.tuning.seeds has one seed, that of the search: without a race the luckiest trial wins")
+    if search is None and len(protocol.tuning.multipliers) == 2:
+        found.append("the better of two learning rates is always at an end of the grid, so it is extended every time")
+    return found
+
+
+def _differences(before: Mapping[str, Any], after: Mapping[str, Any], path: str) -> list[tuple[str, Any, Any]]:
+    found = []
+    for key, old in before.items():
+        new = after.get(key)
+        if isinstance(old, Mapping) and isinstance(new, Mapping) and key != "reference":
+            found += _differences(old, new, f"{path}.{key}")
+        elif old != new:
+            found.append((f"{path}.{key}", old, new))
+    return found
+
+
+def _in_words(value: object) -> str:
+    return "nothing" if value is None else str(value)

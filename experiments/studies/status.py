@@ -1,0 +1,153 @@
+"""How a study stands, in the numbers that a display shows: per arm and in all."""
+
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from statistics import fmean
+
+from experiments.studies.protocol.progress import Board, arms_wanting
+from experiments.studies.protocol.protocol import plan_ahead
+from experiments.studies.protocol.trials import ArmProgress, PlannedTrial
+from experiments.studies.queue.entries import ENDED, Entry
+from experiments.studies.queue.liveness import WorkerSeen
+from experiments.studies.spec.study import Study
+
+STATES = ("done", "stopped", "running", "waiting", "failed")
+
+
+@dataclass(frozen=True)
+class ArmStanding:
+    """One arm: its state in a word or two, and trials that have ended of those planned."""
+
+    label: str
+    state: str
+    tuning: tuple[int, int]
+    rate: float | None  # chosen
+    evaluation: tuple[int, int]
+    score: float | None  # best on validation so far: the mean over the seeds of a rate
+    failed: int
+    complete: bool
+    reason: str  # of the tuning's outcome
+
+
+@dataclass(frozen=True)
+class Standing:
+    """A whole study. `seconds_left` is None while no worker has said how fast it is."""
+
+    name: str
+    score_name: str
+    arms: tuple[ArmStanding, ...]
+    counts: Mapping[str, int]  # of the trials planned, by state
+    failures: tuple[tuple[str, str], ...]  # (trial in words, reason)
+    workers: int
+    steps_per_second: float | None  # trial-steps of all workers
+    seconds_left: float | None
+    complete: bool
+
+    @property
+    def planned(self) -> int:
+        return sum(self.counts.values())
+
+
+def untouched(study: Study) -> Board:
+    """The board of a study that nobody has started."""
+    arms = arms_wanting(study, {}, {})
+    return Board(arms, {trial.key: trial for arm in arms for trial in arm.wanted}, {})
+
+
+def standing_of(study: Study, board: Board, workers: Sequence[WorkerSeen] = ()) -> Standing:
+    """How the study stands by a look at its queue and the last signs of its workers."""
+    counts = Counter(dict.fromkeys(STATES, 0))
+    counts.update(board.state(key) for key in board.wanted)
+    counts["waiting"] += sum(sum(_yet_unknown(study, arm)) for arm in board.arms)
+    failed = ((board.wanted[key], entry) for key, entry in board.entries.items() if key in board.wanted)
+    failures = tuple(
+        (in_words(trial), str(entry.facts.get("failure"))) for trial, entry in failed if entry.state == "failed"
+    )
+    speed = _speed(workers)
+    return Standing(
+        name=study.name,
+        score_name=study.score_name,
+        arms=tuple(_of_arm(study, board, arm) for arm in board.arms),
+        counts=dict(counts),
+        failures=failures,
+        workers=len(workers),
+        steps_per_second=speed,
+        seconds_left=_steps_left(study, board) / speed if speed else None,
+        complete=board.complete,
+    )
+
+
+def in_words(trial: PlannedTrial) -> str:
+    rate = "" if trial.learning_rate is None else f" at {trial.learning_rate:g}"
+    return f"{trial.arm.label}{rate}, seed {trial.seed} ({trial.stage})"
+
+
+def awake(workers: Sequence[WorkerSeen], *, within: timedelta) -> list[WorkerSeen]:
+    """Those whose last sign, by their own clock, is not older: a machine that was switched off does not say that."""
+    earliest = datetime.now(UTC) - within
+    return [worker for worker in workers if datetime.fromisoformat(worker.heard_at) >= earliest]
+
+
+def _yet_unknown(study: Study, arm: ArmProgress) -> tuple[int, int]:
+    """Trials of stage 1 and of the evaluation at a rate, or a point of a search, that is yet to be chosen."""
+    if arm.tuning.state != "open":
+        return 0, 0
+    planned = plan_ahead(arm.arm, study.protocol, study.config.search)
+    stage_1 = sum(trial.stage != "evaluation" for trial in planned) - len(arm.tuning.trials)
+    return (max(0, stage_1) if study.config.search else 0), len(study.protocol.evaluation.seeds)
+
+
+def _of_arm(study: Study, board: Board, arm: ArmProgress) -> ArmStanding:
+    ended = {key for trial in arm.wanted if board.state(key := trial.key) in ENDED}
+    begun = any(board.state(trial.key) != "waiting" for trial in arm.wanted)
+    evaluations = [trial.key for trial in arm.wanted if trial.stage == "evaluation"]
+    tuned = sum(trial.key in ended for trial in arm.tuning.trials)
+    tuning, evaluation = _yet_unknown(study, arm)
+    return ArmStanding(
+        label=arm.arm.label,
+        state=_state(arm, begun=begun),
+        tuning=(tuned, len(arm.tuning.trials) + tuning),
+        rate=arm.tuning.chosen,
+        evaluation=(sum(key in ended for key in evaluations), len(evaluations) + evaluation),
+        score=_best(arm.wanted, board.entries, higher_is_better=study.higher_is_better),
+        failed=sum(board.state(trial.key) == "failed" for trial in arm.wanted),
+        complete=arm.complete,
+        reason=arm.tuning.reason,
+    )
+
+
+def _state(arm: ArmProgress, *, begun: bool) -> str:
+    if arm.complete:
+        return "done" if arm.tuning.state == "tuned" else "done, not tuned"
+    if arm.tuning.state == "open":
+        return ("tuning, extended" if arm.tuning.added else "tuning") if begun else "waiting"
+    return "evaluation"
+
+
+def _best(trials: Iterable[PlannedTrial], entries: Mapping[str, Entry], *, higher_is_better: bool) -> float | None:
+    """Evaluations count where there are any: a best rate's score in its tuning is the best of many."""
+    scores: dict[tuple[str, float | None], list[float]] = {}
+    for trial in trials:
+        entry = entries.get(trial.key)
+        if entry is not None and entry.score is not None:
+            scores.setdefault((trial.stage, trial.learning_rate), []).append(entry.score)
+    stage = "evaluation" if any(of == "evaluation" for of, _ in scores) else "tuning"
+    means = [fmean(found) for (of, _), found in scores.items() if of == stage]
+    return (max if higher_is_better else min)(means, default=None)
+
+
+def _speed(workers: Sequence[WorkerSeen]) -> float | None:
+    """Trial-steps per second since each began, all that is not a step included; None before the first signs."""
+    said = [worker.progress for worker in workers if worker.progress.get("trial_steps")]
+    return sum(progress["trial_steps"] / max(progress["seconds"], 1e-3) for progress in said) or None
+
+
+def _steps_left(study: Study, board: Board) -> float:
+    """Those of the trials that have not ended; one that runs is taken to be half way."""
+    share = {"waiting": 1.0, "running": 0.5}
+    known = sum(
+        share.get(board.state(key), 0.0) * trial.arm.config.training.steps for key, trial in board.wanted.items()
+    )
+    return known + sum(sum(_yet_unknown(study, arm)) * arm.arm.config.training.steps for arm in board.arms)

@@ -1,0 +1,143 @@
+"""What a user sees of a study in the terminal: one live table for all workers, or a plain line now and then."""
+
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+from rich.box import SIMPLE_HEAD
+from rich.console import Group, RenderableType
+from rich.live import Live
+from rich.table import Table
+from rich.text import Text
+
+from experiments.studies.status import ArmStanding, Standing
+from experiments.terminal import Display
+
+PLAIN_EVERY_SECONDS = 10.0
+SHOWN_FAILURES = 5
+
+
+class StudyView:
+    """One study on a display. Whoever reads a pipe gets lines without control codes."""
+
+    def __init__(self, display: Display) -> None:
+        self.display = display
+        self._live: Live | None = None
+        self._said_at = -PLAIN_EVERY_SECONDS
+        self._last: Standing | None = None
+
+    @contextmanager
+    def live(self) -> Iterator[None]:
+        """Inside, `show` keeps one picture up to date."""
+        if not self.display.console.is_terminal:
+            yield
+            return
+        with Live(console=self.display.console, auto_refresh=False, transient=True) as self._live:
+            try:
+                yield
+            finally:
+                self._live.update(Text(""), refresh=True)
+                self._live = None
+
+    def show(self, standing: Standing) -> None:
+        before, self._last = self._last, standing
+        if self._live is not None:
+            self._live.update(self._picture(standing), refresh=True)
+            return
+        for arm in _settled_since(before, standing):
+            self.display.say(f"{arm.label}: {_outcome(arm, standing.score_name)}")
+        known = {trial for trial, _ in before.failures} if before else set()
+        for trial, reason in standing.failures:
+            if trial not in known:
+                self.display.say(f"failed: {trial}: {reason}")
+        if time.monotonic() - self._said_at >= PLAIN_EVERY_SECONDS:
+            self._said_at = time.monotonic()
+            self.display.say(headline(standing))
+
+    def table(self, standing: Standing) -> None:
+        """The whole standing, once."""
+        self.display.console.print(Group(headline(standing), _arms(standing, standing.arms), *_failures(standing)))
+
+    def _picture(self, standing: Standing) -> RenderableType:
+        """As much as the terminal is high: first the arms that are not complete."""
+        room = max(3, self.display.console.height - 10)
+        arms = [*(a for a in standing.arms if not a.complete), *(a for a in standing.arms if a.complete)]
+        shown = set(arms[:room])
+        more = [Text(f"... and {len(arms) - room} more arms")] if len(arms) > room else []
+        arms = [arm for arm in standing.arms if arm in shown]
+        return Group(Text(headline(standing)), _arms(standing, arms), *more, *_failures(standing))
+
+    def plan(self, columns: Sequence[str], rows: Sequence[Sequence[str]], *, title: str) -> None:
+        """A table of words: the first column to the left, the others to the right."""
+        table = Table(box=SIMPLE_HEAD, pad_edge=False, title=title)
+        for place, name in enumerate(columns):
+            table.add_column(name, justify="right" if place else "left", overflow="fold", min_width=0 if place else 10)
+        for row in rows:
+            table.add_row(*row)
+        self.display.console.print(table)
+
+
+def headline(standing: Standing) -> str:
+    """'study rank: 30 of 342 trials done, 8 running, 304 waiting, 0 failed; 350 trial-steps/s, 2 min left'."""
+    counts = standing.counts
+    stopped = ["stopped"] if counts["stopped"] else []
+    states = ", ".join(f"{counts[state]} {state}" for state in (*stopped, "running", "waiting", "failed"))
+    text = f"study {standing.name}: {counts['done']} of {standing.planned} trials done, {states}"
+    if standing.steps_per_second and not standing.complete:
+        text += f"; {standing.steps_per_second:,.0f} trial-steps/s"
+        text += f", about {duration(standing.seconds_left or 0.0)} left"
+    return text
+
+
+def duration(seconds: float) -> str:
+    """'45 s', '12 min', '3.4 h', '2.1 days'."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    if seconds < 5400:
+        return f"{seconds / 60:.0f} min"
+    return f"{seconds / 3600:.1f} h" if seconds < 48 * 3600 else f"{seconds / 86400:.1f} days"
+
+
+def _arms(standing: Standing, arms: Sequence[ArmStanding]) -> Table:
+    table = Table(box=SIMPLE_HEAD, pad_edge=False, caption=f"score: {standing.score_name} on validation")
+    table.add_column("arm", overflow="fold", min_width=10)
+    for name in ("state", "tuning", "rate", "evaluation", "score", "failed"):
+        table.add_column(name, justify="left" if name == "state" else "right", no_wrap=True)
+    for arm in arms:
+        table.add_row(
+            Text(arm.label),
+            arm.state,
+            "{} / {}".format(*arm.tuning),
+            "" if arm.rate is None else f"{arm.rate:g}",
+            "{} / {}".format(*arm.evaluation),
+            "" if arm.score is None else f"{arm.score:.4f}",
+            str(arm.failed or ""),
+        )
+    return table
+
+
+def _failures(standing: Standing) -> list[RenderableType]:
+    lines: list[RenderableType] = [Text(f"failed: {trial}: {why}") for trial, why in standing.failures[:SHOWN_FAILURES]]
+    more = len(standing.failures) - SHOWN_FAILURES
+    return [*lines, Text(f"... and {more} more failed")] if more > 0 else lines
+
+
+def _settled_since(before: Standing | None, now: Standing) -> list[ArmStanding]:
+    """Arms whose learning rate was chosen, or that were completed, since a look before."""
+    if before is None:
+        return []
+    of_before = {arm.label: arm for arm in before.arms}
+    return [
+        arm
+        for arm in now.arms
+        if (old := of_before.get(arm.label)) is not None
+        and (arm.complete, arm.rate is None) != (old.complete, old.rate is None)
+        and (arm.complete or arm.rate is not None)
+    ]
+
+
+def _outcome(arm: ArmStanding, score_name: str) -> str:
+    if arm.complete:
+        score = "" if arm.score is None else f", {score_name} on validation {arm.score:.4f}"
+        return f"{arm.state}: {arm.evaluation[0]} trials of the evaluation have ended{score}"
+    return f"tuned: {arm.reason}"

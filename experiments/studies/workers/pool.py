@@ -1,0 +1,145 @@
+"""The worker processes of one start of a study: begun, watched, replaced when they die, and asked to stop."""
+
+import pickle
+import signal
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from safetensors import SafetensorError, safe_open
+
+from experiments.studies.workers.attempts import ATTEMPTS
+from experiments.studies.workers.prestarted import Process, new_worker
+from experiments.studies.workers.worker_process import DONE, FAULTY, STOPPED, Order
+from experiments.training.checkpoint import CHECKPOINT
+
+DEATHS_IN_A_ROW = 5  # without progress in between: what kills one will kill the next
+TAIL_LINES = 12
+
+
+class WorkerError(RuntimeError):
+    """Workers cannot go on; the text is what they said."""
+
+
+@dataclass
+class Hand:
+    """One worker process, where it writes, and from where on in that file."""
+
+    name: str
+    process: Process
+    log: Path
+    begins: int
+
+    def said(self) -> str:
+        """The end of its log."""
+        with self.log.open("rb") as file:
+            file.seek(self.begins)
+            return "\n".join(file.read().decode(errors="replace").splitlines()[-TAIL_LINES:])
+
+
+class Workforce:
+    """As a context manager it leaves no process behind.
+
+    `bury` hears the names of workers that have ended; `progress` says how far the study is: more is greater. `spares`
+    are workers without an order, which are used first.
+    """
+
+    def __init__(
+        self,
+        order: Order,
+        *,
+        bury: Callable[[list[str]], object],
+        progress: Callable[[], tuple[int, int]],
+        spares: list[Process] | None = None,
+    ) -> None:
+        self.order, self.bury, self.progress, self.spares = order, bury, progress, spares or []
+        self.reached = (-1, -1)  # at the last death
+        self.hands: list[Hand] = []
+        self.started = self.deaths = 0
+        self.stopping = self.stopped_by_others = False
+
+    def __enter__(self) -> "Workforce":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for hand in self.hands:
+            hand.process.kill()
+            hand.process.wait()
+        if self.hands:
+            self.bury([hand.name for hand in self.hands])
+
+    def start(self, workers: int) -> None:
+        for _ in range(workers):
+            self._start_one()
+
+    def ask_to_stop(self) -> None:
+        """Every worker finishes its step, writes checkpoints, gives its trials back and ends."""
+        if not self.stopping:
+            self.stopping = True
+            for hand in self.hands:
+                _close(hand)
+
+    def watch(self) -> list[str]:
+        """Notice who has ended, and replace who died; what there is to tell.
+
+        Raises: WorkerError for what the user has to mend, and when workers die one after the other.
+        """
+        gone = [hand for hand in self.hands if hand.process.poll() is not None]
+        self.hands = [hand for hand in self.hands if hand not in gone]
+        if gone:
+            self.bury([hand.name for hand in gone])
+        return [told for hand in gone if (told := self._after(hand))]
+
+    def _after(self, hand: Hand) -> str:
+        code = hand.process.returncode
+        _close(hand)
+        if code == DONE:
+            return ""
+        if code == FAULTY:
+            errors = [line for line in hand.said().splitlines() if line.startswith("error: ")]
+            raise WorkerError((errors or [hand.said()])[-1].removeprefix("error: "))
+        if code == STOPPED or self.stopping:
+            self.stopped_by_others |= not self.stopping
+            return ""
+        reached = self.progress()
+        self.deaths = 1 if reached > self.reached else self.deaths + 1
+        self.reached = reached
+        how = f"was killed ({signal.Signals(-code).name})" if code < 0 else f"ended with an error (exit code {code})"
+        if self.deaths >= DEATHS_IN_A_ROW:
+            raise WorkerError(
+                f"{self.deaths} workers died without progress in between; the last one {how}; if it was memory, "
+                f"--pack 1 needs less, or fewer --workers. Its log, {hand.log}, ends with:\n{hand.said()}"
+            )
+        self._start_one()
+        said = f":\n{hand.said()}" if hand.said() else ""
+        return f"a worker {how}; its trials go on from their checkpoints in another one{said}"
+
+    def _start_one(self) -> None:
+        self.started += 1
+        name = f"{self.order.name}.{self.started}"
+        log = self.order.runs_dir / self.order.study.config["name"] / "logs" / f"worker-{self.started}.log"
+        log.parent.mkdir(parents=True, exist_ok=True)
+        log.touch()
+        process = self.spares.pop() if self.spares else new_worker()
+        self.hands.append(Hand(name, process, log, begins=log.stat().st_size))
+        assert process.stdin is not None
+        with suppress(BrokenPipeError):  # one that has died already is noticed by `watch`
+            process.stdin.write(pickle.dumps(replace(self.order, name=name, log=log)))
+            process.stdin.flush()
+
+
+def steps_kept(folder: Path) -> int:
+    """The steps in all checkpoints of a study's unfinished trials, of several of one trial the most."""
+    found: dict[str, int] = {}
+    for path in (folder / ATTEMPTS).glob(f"*/{CHECKPOINT}"):
+        with suppress(OSError, SafetensorError), safe_open(path, framework="numpy") as file:
+            trial = path.parent.name.rpartition(".")[0]
+            found[trial] = max(found.get(trial, 0), int(file.metadata()["step"]))
+    return sum(found.values())
+
+
+def _close(hand: Hand) -> None:
+    assert hand.process.stdin is not None
+    with suppress(BrokenPipeError):
+        hand.process.stdin.close()

@@ -1,0 +1,45 @@
+"""Knobs that all tasks on text share: where the data are and how they are split."""
+
+from typing import Annotated, ClassVar, Literal
+
+from pydantic import Field, field_validator
+
+from experiments.data.sources import Location, whole
+from experiments.tasks.task import TaskConfig
+
+Share = Annotated[float, Field(gt=0, lt=1)]
+
+
+class TextDataConfig(TaskConfig):
+    """Data of the user's choice."""
+
+    places: ClassVar[tuple[str, ...]] = ("path", "subset", "revision")
+
+    path: str | None = Field(
+        None, min_length=1, description="a file, a folder with one file or more a split, or a name on the Hub"
+    )
+    subset: str | None = Field(None, description="configuration of a data set on the Hub")
+    revision: str | None = Field(None, description="branch, tag or commit on the Hub; null: its main branch")
+    train: str | None = Field(
+        None, description="file of training rows, its ending left out, or Hub split; patterns 'a*|b*' are tried in turn"
+    )
+    validation: str | Share | None = Field(None, description="likewise, or a share of the training rows")
+    test: str | Share | None = Field(None, description="likewise, or a share of the training rows")
+    split_seed: int = Field(0, ge=0, description="seed of shares and of the limit; not the run's seed")
+    train_rows: int | None = Field(None, ge=1, description="most rows to train on; null: all")
+    format: Literal["csv", "tsv", "jsonl", "parquet", "trec", "text"] | None = Field(
+        None, description="of the files; null: what their names say"
+    )
+    encoding: str | None = Field(None, description="of text files; null: the preset's, else utf-8")
+    skip_malformed: bool = Field(False, description="leave malformed rows out and count them, instead of an error")
+
+    @field_validator("path")
+    @classmethod
+    def _whole(cls, path: str | None) -> str | None:
+        return None if path is None else whole(path)
+
+
+def location(config: TextDataConfig, path: str, preset: dict[str, object]) -> Location:
+    """Where the splits are: what the configuration says, else the preset."""
+    asked = {split: getattr(config, split) for split in ("train", "validation", "test")}
+    return Location(path, **{split: preset.get(split) if at is None else at for split, at in asked.items()})  # type: ignore[arg-type]

@@ -1,0 +1,99 @@
+"""The pretrained model and tokenizer of a task on text: read once, and known by their content."""
+
+import hashlib
+import json
+from functools import cached_property
+from typing import Any
+
+from torch import nn
+
+from experiments.data.reading import DataError
+from experiments.data.tokens import tokenizer_sha256
+from experiments.models.architecture import (
+    Kind,
+    groups_queries,
+    has_segments,
+    head_modules,
+    places,
+    settings_of,
+)
+from experiments.models.model_config import ModelConfig
+
+NOT_CONTENT = ("_name_or_path", "transformers_version", "dtype", "torch_dtype", "pad_token_id", "use_cache")
+
+
+class TextModel:
+    """What a task asks of its base; transformers is imported when something is asked."""
+
+    def __init__(self, config: ModelConfig, kind: Kind, *, length_knob: str) -> None:
+        self.config, self.kind, self.length_knob = config, kind, length_knob
+
+    @cached_property
+    def tokenizer(self) -> Any:
+        from experiments.models.huggingface import load_tokenizer
+
+        return load_tokenizer(self.config)
+
+    @cached_property
+    def tokenizer_sha256(self) -> str:
+        return tokenizer_sha256(self.tokenizer)
+
+    @property
+    def pad(self) -> int:
+        return int(self.tokenizer.pad_token_id)
+
+    @cached_property
+    def settings(self) -> Any:
+        from experiments.models.huggingface import model_settings
+
+        return model_settings(self.config)
+
+    @property
+    def spare(self) -> int:
+        """Places to keep free behind training rows of unequal length, so that all trials of a step have padding.
+
+        Only where the attention's kernel depends on it, and where a row may be longer than those trained on: learned
+        positions may have no place to spare.
+        """
+        return int(groups_queries(self.settings) and hasattr(self.settings, "rope_parameters"))
+
+    @property
+    def takes_segments(self) -> bool:
+        """Whether the model wants to know which text of a pair a token is of, and its tokenizer says it."""
+        return "token_type_ids" in self.tokenizer.model_input_names and has_segments(self.settings)
+
+    def build(self, labels: int, *, length: int, weights: bool) -> nn.Module:
+        """The model; without weights it needs no tokenizer.
+
+        Raises: DataError where rows of this length have more places than the model has.
+        """
+        from experiments.models.huggingface import build_model
+
+        pad = self.pad if weights else 0  # any: what is planned pads nothing
+        model = build_model(self.config, self.kind, labels=labels, pad_token_id=pad, weights=weights)
+        most = places(model)
+        if most is not None and length > most:
+            raise DataError(
+                f"rows of {length} tokens are longer than the {most} places of model {self.config.name!r}; "
+                f"set task.{self.length_knob}={most // 8 * 8}"
+            )
+        return model
+
+    def heads(self, model: nn.Module) -> tuple[str, ...]:
+        return head_modules(model, self.kind)
+
+    def facts(self) -> dict[str, str]:
+        from experiments.models.huggingface import content_of
+
+        return content_of(self.config)
+
+    def use_checkpointing(self, model: nn.Module) -> None:
+        from experiments.models.huggingface import use_checkpointing
+
+        use_checkpointing(model)
+
+    def sha256(self, model: nn.Module) -> dict[str, str]:
+        """What W0's values do not say: the tokenizer, and the model's settings such as its number of heads."""
+        settings = {key: value for key, value in settings_of(model).to_dict().items() if key not in NOT_CONTENT}
+        text = json.dumps(settings, sort_keys=True, default=str)
+        return {"tokenizer": self.tokenizer_sha256, "model_settings": hashlib.sha256(text.encode()).hexdigest()}

@@ -1,0 +1,119 @@
+"""What the trials over one frozen base have in common: the task, the base with its weights W0, the device."""
+
+import warnings
+from collections.abc import Sequence
+from functools import cached_property
+
+import torch
+from torch import nn
+
+from experiments.config.schema import RunConfig
+from experiments.models.weights import Report, fingerprint, silent
+from experiments.record.starting_point import StartingPoint
+from experiments.tasks.registry import TASKS
+from experiments.tasks.task import Task
+from experiments.training.device import choose_device, refuse_precision
+from experiments.training.loop import Regime, Trial
+from lora_variants import VARIANTS, RankWarning
+from lora_variants.interface.attach import attach
+from lora_variants.interface.pack import Pack
+from lora_variants.interface.variant import Variant
+
+
+def trial_of(config: RunConfig) -> Trial:
+    """What the configuration says of one trial of a pack."""
+    training = config.training
+    return Trial(
+        seed=config.seed,
+        learning_rate=config.learning_rate,
+        weight_decay=training.weight_decay,
+        clip=training.clip,
+        schedule=training.schedule,
+        warmup=round(training.warmup * training.steps),
+    )
+
+
+def regime_of(config: RunConfig) -> Regime:
+    """What the configuration says of all trials of a pack."""
+    training = config.training
+    return Regime(
+        steps=training.steps,
+        rows=training.rows,
+        accumulation=training.accumulation,
+        evaluate_every=training.evaluate_every,
+        precision=training.precision,
+    )
+
+
+def load_task(config: RunConfig) -> Task:
+    return TASKS[config.task.name].load()(config.task, config.model)
+
+
+def attached(config: RunConfig, task: Task, model: nn.Module, start: StartingPoint | None = None) -> Variant:
+    """The configuration's variant on the model, as a pack of one, with what it starts from."""
+    variant = attached_pack([config], task, model)
+    if start is not None:
+        start.put_into(variant)
+    return variant
+
+
+def attached_pack(configs: Sequence[RunConfig], task: Task, model: nn.Module) -> Variant:
+    """The variant of these configurations on the model, as one pack of fresh trials."""
+    first = configs[0]
+    if first.training.checkpointing:
+        task.use_checkpointing(model)
+    rows = first.training.rows // first.training.accumulation
+    task.leave_out_unread_rows(model, wanted=rows % 8 == 0)  # other numbers of rows would not be exact in packs
+    variant = attach(
+        VARIANTS[first.variant.name].load(),
+        model,
+        targets=first.targets,
+        head_modules=task.head_names(model),
+        pack=Pack(seeds=tuple(c.seed for c in configs), total_steps=tuple(c.training.steps for c in configs)),
+        configs=[config.variant for config in configs],
+    )
+    own = [config.training.head_learning_rate for config in configs]
+    if any(rate is not None for rate in own):
+        variant.head_rates = tuple(rate or c.learning_rate for rate, c in zip(own, configs, strict=True))
+    return variant
+
+
+class Setting:
+    """A task with its base on a device; what a configuration says besides is a trial's own.
+
+    Raises: ValueError for a device or precision that is not to be had, and for faulty data, before W0 is loaded.
+    """
+
+    def __init__(self, config: RunConfig) -> None:
+        if config.training.threads is not None:
+            torch.set_num_threads(config.training.threads)
+        self.device, self.task = choose_device(config.training.device), load_task(config)
+        refuse_precision(config.training.precision, self.device)
+
+    def plan(self, config: RunConfig, start: StartingPoint | None = None) -> tuple[Variant, list[str]]:
+        """The variant on arbitrary weights, and warnings: what does not fit is known before anything is computed."""
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always", RankWarning)
+            variant = attached(config, self.task, self.task.architecture(), start)
+        return variant, [str(warning.message) for warning in caught]
+
+    @cached_property
+    def data_sha256(self) -> dict[str, str]:
+        return self.task.data_sha256()
+
+    def load(self, report: Report = silent) -> None:
+        """Have the base with its weights W0 in `base`; `report` hears of work that takes long."""
+        base = self.task.base_model(report)
+        self.base_sha256 = fingerprint(base.state_dict())
+        self.base_parameters = sum(p.numel() for p in base.parameters())
+        self.base = base.to(self.device)
+
+    def attached(self, configs: Sequence[RunConfig], starts: Sequence[StartingPoint | None]) -> Variant:
+        """The variant of these configurations on the base, as one pack, with what each trial starts from."""
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", RankWarning)  # said by whoever planned them
+            variant = attached_pack(configs, self.task, self.base)
+        for trial, start in enumerate(starts):
+            if start is not None:
+                start.put_into(variant, trial)
+        return variant

@@ -1,0 +1,180 @@
+"""One trial on its way to a result: its configuration, its folder, and its state while it moves between packs."""
+
+import copy
+import math
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from experiments.config.schema import RunConfig
+from experiments.record.adapter_files import load_update, save_update
+from experiments.record.ledger import note_test_read
+from experiments.record.run_description import RunDescription
+from experiments.record.run_dir import RunFolder
+from experiments.record.run_logger import Recorder
+from experiments.record.starting_point import StartingPoint
+from experiments.terminal import Display
+from experiments.training.checkpoint import Checkpoints
+from experiments.training.context import Setting
+from experiments.training.device import peak_bytes
+from experiments.training.early_stopping import Rungs
+from experiments.training.evaluation import by_split, evaluate
+from experiments.training.loop import Training
+from lora_variants import VARIANTS
+from lora_variants.interface.attach import attach
+from lora_variants.interface.pack import Pack
+
+
+@dataclass(frozen=True)
+class Wishes:
+    """What is asked for besides training: the test score, the ledger's folder, the W&B mirror while it trains.
+
+    `rungs`: where the trial is scored on the way, and may be stopped.
+    """
+
+    test: bool
+    runs_dir: Path
+    wandb_mode: str
+    rungs: Rungs = field(default_factory=Rungs)
+
+
+class Member:
+    """A trial in its folder: it begins or goes on when made, and has a seat in one pack after another."""
+
+    def __init__(
+        self,
+        config: RunConfig,
+        setting: Setting,
+        run: RunDescription,
+        wishes: Wishes,
+        display: Display,
+        *,
+        start: StartingPoint | None = None,
+    ) -> None:
+        self.config, self.setting, self.name, self.wishes = config, setting, run.name, wishes
+        self.folder = folder = run.run_dir
+        self.checkpoints = Checkpoints(folder, identity=run.run_hash, every=config.training.checkpoint_every)
+        self.seconds, self.besides, self.executed = self.checkpoints.seconds, 0.0, 0
+        if self.checkpoints.start:
+            folder.go_on()
+            display.say(f"going on from the checkpoint at step {self.checkpoints.start}")
+        else:
+            folder.start(config, run.environment)
+        self.checkpoints.begin()
+        self.start = None if self.checkpoints.start else start
+        self.recorder = Recorder(config, setting.task, folder, display, wandb_mode=wishes.wandb_mode)
+
+    def sit(self, training: Training, slot: int) -> None:
+        """Take a slot of a pack, with the state that the trial has."""
+        self.training, self.slot, self.checkpoints.trial = training, slot, slot
+        self.recorder.sit(training.variant, slot)
+        if training.trains:
+            training.variant.pack.steps[slot] = self.checkpoints.restore(training.holders)
+
+    @property
+    def step(self) -> int:
+        return self.training.variant.pack.steps[self.slot]
+
+    @property
+    def failure(self) -> str | None:
+        return self.training.outcomes[self.slot].failure
+
+    @property
+    def steps_executed(self) -> int:
+        """Those of earlier attempts included."""
+        return self.checkpoints.executed_before + self.executed
+
+    @property
+    def reached(self) -> dict[int, float]:
+        """The scores at the rungs so far, by step."""
+        name = self.setting.task.score_name
+        return {step: scores[name] for step, scores in self.recorder.validation if step in self.wishes.rungs.bars}
+
+    @property
+    def at_rung(self) -> bool:
+        """Whether the trial is to be scored on validation before it goes on."""
+        return self.failure is None and self.step in self.wishes.rungs.bars and self.step not in self.reached
+
+    @property
+    def stopped(self) -> int | None:
+        """The rung that the trial has not passed."""
+        return self.wishes.rungs.stops_at(self.reached) if self.wishes.rungs.bars else None
+
+    @property
+    def ended(self) -> bool:
+        """Whether there is nothing more to train: all steps are done, nothing trains, the trial failed or stopped."""
+        over = self.step >= self.training.regime.steps or self.stopped is not None
+        return not self.training.trains or self.failure is not None or over
+
+    def report(self, row: dict[str, float], seconds: float) -> None:
+        """Take note of a step that the trial did; `seconds` is its share of the pack's time."""
+        self.seconds += seconds
+        self.executed += 1
+        self.recorder.on_step(self.step, row)
+        self.keep()
+
+    def score(self, scores: dict[str, float]) -> None:
+        """Take note of what the trial scores on validation at this step."""
+        self.recorder.on_step(self.step, by_split("validation", [scores])[0])
+
+    def keep(self, *, now: bool = False) -> None:
+        """Write a checkpoint where one is due, or now."""
+        self.checkpoints.after_step(self.step, self.training.holders, seconds=self.seconds, now=now)
+
+    def rise(self) -> None:
+        """Leave the pack with the state that the trial has."""
+        self.checkpoints.hold(self.step, self.training.holders)
+        self.start = None
+
+    def conclude(self, scores: dict[str, float], forgetting: dict[str, float] | None) -> None:
+        """Write down what was learned and what it scored, while the pack stands; `close` comes after it."""
+        if self.failure is not None or self.stopped is not None:
+            return
+        if not all(math.isfinite(value) for value in scores.values()):
+            self.training.outcomes[self.slot].failure = f"not finite on the validation split: {scores}"
+            return
+        self.score(scores)
+        seconds = {"training": self.seconds, "besides": self.besides}
+        self.result: dict[str, Any] = self.recorder.result(
+            seconds=seconds,
+            bytes_peak=peak_bytes(self.setting.device),
+            steps_executed=self.steps_executed,
+            resumed_from=self.checkpoints.resumed_from,
+            base_parameters=self.setting.base_parameters,
+        ) | ({} if forgetting is None else {"forgetting": forgetting})
+        self.files = save_update(self.training.variant, self.slot, self.folder.path)
+
+    def close(self) -> None:
+        """With the base free of adapters: the test score where it is asked for, then the result, last."""
+        if self.failure is not None:
+            self.folder.fail(self.failure)
+            self.recorder.abandon(self.failure)
+            return
+        if self.stopped is not None:
+            self.folder.stop(f"stopped at step {self.stopped}: {self.reached} misses {dict(self.wishes.rungs.bars)}")
+            self.checkpoints.remove()
+            self.recorder.abandon("stopped early")
+            return
+        if self.wishes.test:
+            self.result["test"] = score_on_test(
+                self.config, self.setting, self.folder, self.wishes.runs_dir, name=self.name
+            )
+        self.folder.finish(self.result)
+        self.checkpoints.remove()
+        self.recorder.finish(self.result, self.files)
+
+
+def score_on_test(
+    config: RunConfig, setting: Setting, folder: RunFolder, runs_dir: Path, *, name: str
+) -> dict[str, float]:
+    """The score on the test split of what is on disk, now or later the same; the read goes into the ledger."""
+    task = setting.task
+    note_test_read(runs_dir, data=setting.data_sha256["test"], study=config.study, run=name)
+    base = copy.deepcopy(setting.base)
+    if next(base.parameters()).dtype.itemsize < 4:
+        base.float()  # in a narrow W0 + ΔW most of ΔW would be rounded away
+    load_update(base, folder.path)
+    plain = VARIANTS["head"].load()
+    pack = Pack(seeds=(config.seed,), total_steps=(0,))
+    tuned = attach(plain, base, targets=config.targets, pack=pack, configs=[plain.config_class(name="head")])
+    return evaluate(tuned, task, "test", config.training.precision)[0]

@@ -1,0 +1,1 @@
+"""What the frozen model offers: its linear maps, its attention, and the names of its layers."""

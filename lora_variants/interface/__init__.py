@@ -1,0 +1,1 @@
+"""What every method offers: variant, layer and pack, and how they are attached to a model."""

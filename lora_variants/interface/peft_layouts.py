@@ -1,0 +1,129 @@
+"""What was learned, in the layouts of PEFT's adapters: plain LoRA, and AdaLoRA with its triplets.
+
+Slices of a fused projection become one adapter of the whole of it, with zeros for the frozen rows.
+"""
+
+from collections import defaultdict
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from lora_variants.frozen_model.linear_map import LinearMap, slice_rows, split_slice
+from lora_variants.interface.layer import Factors, Triplets
+
+T = TypeVar("T", Factors, Triplets)
+
+
+@dataclass(frozen=True)
+class PeftAdapter:
+    """One trial's update as PEFT reads it: tensors by name, the entries of its config that say what they mean.
+
+    `modules` are the paths of the adapted modules; one whose update has rank 0 is left out.
+    """
+
+    modules: tuple[str, ...]
+    tensors: dict[str, Tensor]
+    config: dict[str, Any]
+
+
+def lora_adapter(factors: Mapping[str, Factors], owners: Mapping[str, nn.Module]) -> PeftAdapter:
+    """Plain LoRA with a rank and an alpha for every module; `owners` are the modules by the names of the updates."""
+    modules = {path: _whole_factors(parts, d_out) for path, parts, d_out in _by_module(factors, owners)}
+    modules = {path: update for path, update in modules.items() if len(update.right)}
+    tensors = {f"{path}.lora_A.weight": update.right for path, update in modules.items()}
+    tensors |= {f"{path}.lora_B.weight": update.left for path, update in modules.items()}
+    by_length = sorted(modules, key=len, reverse=True)  # PEFT takes the first pattern that a name ends with
+    ranks = {path: len(modules[path].right) for path in by_length}
+    alphas = {path: modules[path].scale * ranks[path] for path in by_length}
+    config = {
+        "peft_type": "LORA",
+        "r": ranks[by_length[0]],
+        "lora_alpha": alphas[by_length[0]],
+        "rank_pattern": ranks,
+        "alpha_pattern": alphas,
+        "use_rslora": False,
+    }
+    return PeftAdapter(tuple(modules), tensors, config)
+
+
+def adalora_adapter(
+    triplets: Mapping[str, Triplets],
+    owners: Mapping[str, nn.Module],
+    *,
+    initial_ranks: Mapping[str, int],
+    total_rank: int,
+    schedule: Mapping[str, Any],
+) -> PeftAdapter:
+    """PEFT's AdaLoRA: one alpha for all modules, so what scales differ by goes into lora_E.
+
+    The scale is lora_alpha / (init_r + 1e-5), init_r the largest rank at the start; `rank_pattern` says how much
+    of it each module has left. `total_rank` is the sum of the ranks that pruning aims at.
+    """
+    by_module = _by_module(triplets, owners)
+    modules = {path: _whole_triplets(parts, d_out) for path, parts, d_out in by_module}
+    modules = {path: update for path, update in modules.items() if len(update.Lambda)}
+    init_r = max(sum(initial_ranks[name] for name in parts) for _, parts, _ in by_module)
+    scale = next(iter(modules.values())).scale
+    tensors = {f"{path}.lora_A": update.Q for path, update in modules.items()}
+    tensors |= {f"{path}.lora_B": update.P for path, update in modules.items()}
+    tensors |= {f"{path}.lora_E": update.Lambda[:, None] * (update.scale / scale) for path, update in modules.items()}
+    left = {path: len(update.Lambda) for path, update in modules.items()}
+    config = {
+        "peft_type": "ADALORA",
+        "init_r": init_r,
+        "target_r": max(1, round(total_rank / len(modules))),
+        "lora_alpha": scale * (init_r + 1e-5),
+        "rank_pattern": {f"{path}.lora_E": [i < rank for i in range(init_r)] for path, rank in left.items()},
+        **schedule,
+    }
+    return PeftAdapter(tuple(modules), tensors, config)
+
+
+def adalora_schedule(config: Any, steps: int, *, last: int) -> dict[str, Any]:
+    """A run's schedule in PEFT's words; the shortest it accepts where nothing is pruned between start and end.
+
+    `config` is an AdaLoRAConfig, `last` the step of the last pruning.
+    """
+    first = round(config.initial_fraction * steps)
+    total, first, last = (steps, first, last) if first < last <= steps else (1, 0, 1)
+    knobs = {"beta1": config.beta1, "beta2": config.beta2, "orth_reg_weight": config.orthogonality}
+    return {"total_step": total, "tinit": first, "tfinal": total - last, "deltaT": config.prune_every, **knobs}
+
+
+def _by_module(updates: Mapping[str, T], owners: Mapping[str, nn.Module]) -> list[tuple[str, dict[str, T], int]]:
+    """(path, its updates by name, its d_out) of every module; slices of a fused projection are in one."""
+    found: dict[str, dict[str, T]] = defaultdict(dict)
+    for name, update in updates.items():
+        found[split_slice(name)[0]][name] = update
+    return [(path, parts, LinearMap(owners[next(iter(parts))]).d_out) for path, parts in found.items()]
+
+
+def _whole_factors(parts: Mapping[str, Factors], d_out: int) -> Factors:
+    """One pair of factors for a module."""
+    first = next(iter(parts.values()))
+    if len(parts) == 1 and len(first.left) == d_out:
+        return first
+    left = _in_rows({name: update.left * update.scale for name, update in parts.items()}, d_out)
+    return Factors(left, torch.cat([update.right for update in parts.values()]), 1.0)
+
+
+def _whole_triplets(parts: Mapping[str, Triplets], d_out: int) -> Triplets:
+    """One set of triplets for a module."""
+    first = next(iter(parts.values()))
+    if len(parts) == 1 and len(first.P) == d_out:
+        return first
+    values = torch.cat([update.Lambda * update.scale for update in parts.values()])
+    P = _in_rows({name: update.P for name, update in parts.items()}, d_out)
+    return Triplets(P, values, torch.cat([update.Q for update in parts.values()]), 1.0)
+
+
+def _in_rows(lefts: Mapping[str, Tensor], d_out: int) -> Tensor:
+    """The left factors of slices side by side, each in the rows that it owns, zeros in the others."""
+    widths = [left.shape[1] for left in lefts.values()]
+    whole = next(iter(lefts.values())).new_zeros(d_out, sum(widths))
+    for (name, left), columns in zip(lefts.items(), whole.split(widths, dim=1), strict=True):
+        columns[slice(*(slice_rows(name, d_out) or (0, d_out)))] = left
+    return whole

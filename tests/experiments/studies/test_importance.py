@@ -1,0 +1,40 @@
+"""Which knob decides about a score, where that is known."""
+
+import random
+from collections.abc import Callable
+
+import pytest
+
+from experiments.studies.search.importance import BEST, FEWEST, Importance, importances
+
+Point = dict[str, float]
+
+
+def of_random_points(trials: int, score: Callable[[Point], float], seed: int = 0) -> list[Importance]:
+    own = random.Random(seed)
+    points = [{name: own.uniform(-1.0, 1.0) for name in "abcd"} for _ in range(trials)]
+    return importances(points, [score(point) for point in points])
+
+
+def test_of_two_knobs_the_one_with_four_fifths_of_the_variance_comes_first_in_both_measures() -> None:
+    found = of_random_points(32, lambda point: 2.0 * point["b"] + point["c"])
+    shares = {
+        name: {each.knob: each.value for each in found if each.evaluator == name} for name in ("fANOVA", "PED-ANOVA")
+    }
+    for of in shares.values():
+        assert sum(of.values()) == pytest.approx(1.0)
+        assert max(of, key=lambda knob: of[knob]) == "b"
+    assert 0.65 < shares["fANOVA"]["b"] < 1.0
+    assert all(each.low <= each.high and each.n == 32 for each in found)
+
+
+def test_too_few_trials_equal_scores_and_knobs_that_do_not_vary_explain_nothing() -> None:
+    assert of_random_points(FEWEST - 1, lambda point: point["a"]) == []
+    assert of_random_points(FEWEST, lambda point: 1.0) == []
+    assert importances([{"a": 1.0}] * 20, [float(i) for i in range(20)]) == []
+    assert importances([], []) == []
+
+
+def test_the_fewest_trials_are_enough_for_what_ped_anova_sets_against_all() -> None:
+    assert BEST < FEWEST
+    assert len(of_random_points(FEWEST, lambda point: point["a"])) == 2 * 4

@@ -1,0 +1,138 @@
+"""Ranks under a budget: what is decoded never exceeds it, and uses it up."""
+
+import random
+
+import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+
+from experiments.studies.search.allocations import Drawn, Fixed, Grouped, Grouping, Prior, Priority
+from experiments.studies.search.budget import Budget
+from experiments.studies.search.samplers import Tried, propose
+
+SHAPES = {
+    f"layers.{depth}.{kind}": shape
+    for depth in range(4)
+    for kind, shape in (("query", (64, 64)), ("up", (256, 64)), ("down", (64, 256)))
+}
+PLACES = {name: (name.split(".")[1], name.split(".")[2]) for name in SHAPES}
+GROUPS = Grouping(2).of(SHAPES, PLACES)
+UNITS = st.sampled_from([("total_rank", 4 * len(SHAPES)), ("parameters", 4 * sum(map(sum, SHAPES.values())))])
+WEIGHTS = st.lists(st.floats(0, 1), min_size=len(SHAPES), max_size=len(SHAPES))
+
+
+def budget(unit: str = "total_rank", amount: int = 48, highest: int = 32) -> Budget:
+    return Budget.of(unit, amount, SHAPES, highest_rank=highest)  # type: ignore[arg-type]
+
+
+@example(("total_rank", 48), [0.0] * 7 + [1.0] * 4 + [2e-311], 10)
+@given(UNITS, WEIGHTS, st.integers(4, 64))
+def test_a_division_never_exceeds_the_budget_and_leaves_no_room_for_a_rank(
+    given_unit: tuple[str, int], weights: list[float], highest: int
+) -> None:
+    own = budget(*given_unit, highest)
+    shares = dict(zip(SHAPES, weights, strict=True))
+    ranks = own.divided(shares)
+    own.refuse(ranks)
+    left = own.amount - own.spent(ranks)
+    assert left >= 0
+    for name, weight in shares.items():
+        assert weight > 0 or ranks[name] == 0
+        assert weight == 0 or ranks[name] == own.limits[name] or own.costs[name] > left
+
+
+@given(WEIGHTS.filter(any))
+def test_a_total_rank_is_used_up_exactly_where_the_chosen_layers_can_hold_it(weights: list[float]) -> None:
+    own, shares = budget(), dict(zip(SHAPES, weights, strict=True))
+    room = sum(own.limits[name] for name, weight in shares.items() if weight > 0)
+    assert sum(own.divided(shares).values()) == min(own.amount, room)
+
+
+def test_equal_weights_are_the_uniform_allocation_and_unequal_ones_are_proportional() -> None:
+    assert set(budget().divided(dict.fromkeys(SHAPES, 0.3)).values()) == {4}
+    shapes = dict.fromkeys("abcd", (32, 32))
+    own = Budget.of("total_rank", 12, shapes, highest_rank=32)
+    assert own.divided({"a": 0.0, "b": 0.1, "c": 0.4, "d": 0.1}) == {"a": 0, "b": 2, "c": 8, "d": 2}
+
+
+def test_a_layer_at_its_limit_leaves_its_share_to_the_others() -> None:
+    own = Budget.of("total_rank", 12, {"a": (4, 4), "b": (32, 32), "c": (32, 32)}, highest_rank=32)
+    assert own.divided({"a": 1.0, "b": 0.01, "c": 0.01}) == {"a": 4, "b": 4, "c": 4}
+
+
+def test_the_chosen_directions_are_those_of_the_highest_value_per_cost() -> None:
+    own = Budget.of("parameters", 3 * 20, {"cheap": (10, 10), "dear": (20, 20)}, highest_rank=8)
+    assert own.chosen({"cheap": [9.0, 1.0], "dear": [17.0, 2.0]}) == {"cheap": 1, "dear": 1}
+    assert own.chosen({"cheap": [9.0, 8.0, 7.0], "dear": [13.0]}) == {"cheap": 3, "dear": 0}
+    assert own.chosen({"cheap": [0.0], "dear": [0.0]}) == {"cheap": 0, "dear": 0}  # nothing to be gained
+
+
+@given(UNITS, st.data())
+def test_every_point_of_every_encoding_keeps_to_the_budget_or_says_by_how_much_it_does_not(
+    given_unit: tuple[str, int], data: st.DataObject
+) -> None:
+    own = budget(*given_unit)
+    sensitivities = dict(zip(SHAPES, data.draw(WEIGHTS), strict=True))
+    for allocation in (Priority(own), Grouped(own, GROUPS), Prior(own, GROUPS, sensitivities), Drawn(own)):
+        point = {
+            name: data.draw(st.integers(low, high) if isinstance(low, int) else st.floats(low, high))
+            for name, (low, high, _) in allocation.space().items()
+        }
+        point["draw"] = data.draw(st.integers(0, 10**6))
+        ranks = allocation.ranks(point)
+        over = max(0, own.excess(ranks))
+        assert allocation.excess(point) == (over if any(ranks.values()) else 1)  # what adapts nothing is no allocation
+        assert over == 0 or allocation.may_exceed
+
+
+@pytest.mark.parametrize("sampler", ["tpe", "cmaes", "random", pytest.param("gp", marks=pytest.mark.slow)])
+@settings(max_examples=2, deadline=None)
+@given(UNITS, st.integers(0, 10**6))
+def test_no_proposal_of_any_sampler_for_any_encoding_exceeds_the_budget(
+    sampler: str, given_unit: tuple[str, int], seed: int
+) -> None:
+    """Whatever became of the trials before: a score, a stop on the way, a failure."""
+    own, dice = budget(*given_unit), random.Random(seed)
+    sensitivities = {name: dice.random() for name in SHAPES}
+    for allocation in (Priority(own), Grouped(own, GROUPS), Prior(own, GROUPS, sensitivities)):
+        tried: list[Tried] = []
+        for first in (0, 4, 8):
+            asked = propose(
+                allocation.space(),
+                tried,
+                range(first, first + 4),
+                sampler=sampler,
+                seed=seed,
+                higher_is_better=bool(seed % 2),
+                excess=lambda point, of=allocation: float(of.excess(point)),
+            )
+            for each in asked:
+                own.refuse(allocation.ranks(each.point))
+            ends = [(dice.random(), None), (dice.random(), None), (None, (5, dice.random())), (None, None)]
+            tried += [
+                Tried(each.point, score, reached, each.refused, each.excess)
+                for each, (score, reached) in zip(asked, ends, strict=True)
+            ]
+
+
+def test_groups_are_kinds_of_matrix_by_blocks_of_depth() -> None:
+    assert GROUPS["query.0"] == ["layers.0.query", "layers.1.query"]
+    assert GROUPS["down.1"] == ["layers.2.down", "layers.3.down"]
+    assert sorted(name for names in GROUPS.values() for name in names) == sorted(SHAPES)
+    ten = {f"h.{depth}": (8, 8) for depth in range(10)}
+    by_depth = Grouping(3).of(ten, {name: (name.split(".")[1], "c") for name in ten})
+    assert [len(names) for names in by_depth.values()] == [4, 3, 3]  # and 2 stands before 10
+    assert len(Grouping(99).of(ten, {name: (name.split(".")[1], "c") for name in ten})) == 10
+
+
+@pytest.mark.parametrize(("amount", "highest"), [(0, 32), (12 * 8 + 1, 8)])
+def test_an_impossible_budget_is_refused_with_what_is_possible(amount: int, highest: int) -> None:
+    with pytest.raises(ValueError, match=r"a budget of \d+ \(total_rank\) is impossible: one rank .* takes 1, .* take"):
+        budget("total_rank", amount, highest)
+
+
+def test_ranks_beyond_the_budget_or_a_limit_are_refused() -> None:
+    with pytest.raises(ValueError, match="exceed the budget of 48"):
+        Fixed(budget(), dict.fromkeys(SHAPES, 5))
+    with pytest.raises(ValueError, match=r"rank 33 of layers.0.query is not in 0 ... 32"):
+        Fixed(budget(), {"layers.0.query": 33})

@@ -1,0 +1,214 @@
+"""Searches: equal trials for every arm, batches that wait for each other, a race that forgets the lucky score."""
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from statistics import fmean
+
+import pytest
+
+from experiments.config.loading import load
+from experiments.studies.protocol.protocol import plan_ahead, progress_of
+from experiments.studies.protocol.search_stage import Proposal, trial_key
+from experiments.studies.protocol.trials import ArmProgress, PlannedTrial, TrialResult
+from experiments.studies.search.allocations import Interval
+from experiments.studies.search.samplers import Tried, propose
+from experiments.studies.spec.arms import Arm
+from experiments.studies.spec.search_config import SearchConfig
+from experiments.studies.spec.study_config import ProtocolConfig
+
+CONFIG = load(None, variant="lora", settings=["task.name=bytes", "targets=['layers.*']", "rank=1", "pad_rank_to=8"])
+ARM = Arm("priority", "0123456789ab", {"variant": "lora", "allocation": "priority"}, CONFIG, {"allocation": "priority"})
+SEARCH = SearchConfig.model_validate({"budget": {"total_rank": 24}, "trials": 20, "batch": 8, "contenders": 5})
+PROTOCOL = ProtocolConfig.model_validate(
+    {"margin": 0.01, "tuning": {"seeds": [100, 101, 102]}, "evaluation": {"seeds": [0, 1, 2, 3, 4]}}
+)
+Score = Callable[[PlannedTrial], float | None]
+
+
+def point_of(number: int) -> Proposal:
+    return Proposal(1e-3 * (number + 1), {"rank": {"layers.0.query": number}})
+
+
+def number_of(trial: PlannedTrial) -> int:
+    return int(trial.knobs["rank"]["layers.0.query"])
+
+
+class Simulated:
+    """A study of one arm whose asks are answered and whose trials end as `score` says; None is a failure."""
+
+    def __init__(self, score: Score, search: SearchConfig = SEARCH, protocol: ProtocolConfig = PROTOCOL) -> None:
+        self.score, self.search, self.protocol = score, search, protocol
+        self.results: dict[str, TrialResult] = {}
+        self.proposals: dict[str, Proposal] = {}
+
+    def progress(self) -> ArmProgress:
+        return progress_of(
+            ARM,
+            self.protocol,
+            self.results,
+            higher_is_better=False,
+            search=self.search,
+            proposals=self.proposals,
+        )
+
+    def answer(self) -> tuple[int, ...]:
+        asks = self.progress().tuning.asks
+        self.proposals |= {trial_key(ARM, "search", n, self.protocol.tuning.seeds[0]): point_of(n) for n in asks}
+        return asks
+
+    def end(self, trial: PlannedTrial) -> None:
+        score = self.score(trial)
+        self.results[trial.key] = TrialResult(failed=score is None, score=score, reason=None if score else "diverged")
+
+    def finish(self) -> ArmProgress:
+        while not (progress := self.progress()).complete:
+            self.answer()
+            for trial in self.progress().wanted:
+                if trial.key not in self.results:
+                    self.end(trial)
+        return progress
+
+
+def test_a_batch_is_asked_for_when_all_before_it_has_ended() -> None:
+    study = Simulated(lambda trial: float(number_of(trial)))
+    assert study.answer() == tuple(range(8))
+    assert study.progress().tuning.asks == ()
+    for trial in study.progress().wanted[:7]:
+        study.end(trial)
+    assert study.progress().tuning.asks == ()
+    study.end(study.progress().wanted[7])
+    assert study.progress().tuning.asks == tuple(range(8, 16))
+    assert not study.progress().complete
+
+
+def test_a_batch_of_which_a_crash_left_a_part_is_asked_for_the_rest() -> None:
+    study = Simulated(lambda trial: float(number_of(trial)))
+    study.answer()
+    for n in (3, 5, 6):
+        del study.proposals[trial_key(ARM, "search", n, 100)]
+    assert study.progress().tuning.asks == (3, 5, 6)
+
+
+def test_every_arm_gets_the_planned_trials_and_no_more() -> None:
+    for search in (SEARCH, SEARCH.model_copy(update={"contenders": 1}), SEARCH.model_copy(update={"trials": 3})):
+        study = Simulated(lambda trial: float(number_of(trial)), search)
+        stages = [trial.stage for trial in study.finish().wanted]
+        planned = [trial.stage for trial in plan_ahead(ARM, PROTOCOL, search)]
+        assert {s: stages.count(s) for s in stages} == {s: planned.count(s) for s in planned}
+
+
+def test_the_race_goes_by_fresh_seeds_and_forgets_the_score_that_made_a_contender() -> None:
+    def score(trial: PlannedTrial) -> float:
+        number = number_of(trial)
+        lucky = trial.stage == "search" and number == 7
+        return -100.0 if lucky else float(abs(number - 3))
+
+    progress = Simulated(score).finish()
+    raced = {number_of(trial) for trial in progress.wanted if trial.stage == "race"}
+    assert 7 in raced
+    assert progress.tuning.number == 3
+    assert progress.tuning.knobs == point_of(3).knobs
+    assert {number_of(trial) for trial in progress.evaluations("tuned")} == {3}
+
+
+def test_the_winner_is_the_best_mean_of_the_race_over_all_its_seeds() -> None:
+    scores = {(101, 0): 1.0, (101, 1): 1.1, (101, 2): 1.2, (102, 0): 2.0, (102, 1): 0.0, (102, 2): 0.0}
+
+    def score(trial: PlannedTrial) -> float:
+        number = number_of(trial)
+        return float(number) if trial.stage == "search" else scores.get((trial.seed, number), 9.0)
+
+    progress = Simulated(score).finish()
+    rounds = {s: sorted(number_of(t) for t in progress.wanted if t.stage == "race" and t.seed == s) for s in (101, 102)}
+    assert rounds == {101: [0, 1, 2, 3, 4], 102: [0, 1, 2]}  # the better half goes on
+    assert progress.tuning.number == 1
+    assert f"{fmean([1.1, 0.0]):.6g} over 2 seeds" in progress.tuning.reason
+
+
+def test_a_failure_is_never_a_score_neither_in_the_search_nor_in_the_race() -> None:
+    def score(trial: PlannedTrial) -> float | None:
+        number = number_of(trial)
+        if number == 0 or (trial.stage == "race" and number == 1):
+            return None
+        return float(number)
+
+    progress = Simulated(score).finish()
+    assert progress.tuning.number == 2
+    nothing = Simulated(lambda trial: None).finish()
+    assert nothing.tuning.state == "not tuned"
+    assert "diverged" in nothing.tuning.reason
+    assert {trial.stage for trial in nothing.wanted} == {"search"}
+    lost = Simulated(lambda trial: None if trial.stage == "race" else 1.0).finish()
+    assert lost.tuning.state == "not tuned"
+
+
+def test_scores_that_are_not_finite_are_no_scores() -> None:
+    progress = Simulated(lambda trial: -math.inf if number_of(trial) == 4 else float(number_of(trial))).finish()
+    assert progress.tuning.number == 0
+
+
+def test_higher_scores_win_where_higher_is_better() -> None:
+    study = Simulated(lambda trial: float(number_of(trial)))
+    study.finish()
+    up = progress_of(ARM, PROTOCOL, study.results, higher_is_better=True, search=SEARCH, proposals=study.proposals)
+    assert {number_of(trial) for trial in up.wanted if trial.stage == "race"} == {15, 16, 17, 18, 19}
+
+
+SPACE = {"a": Interval(0.0, 1.0), "b": Interval(0, 5), "c": Interval(0.1, 10.0, log=True)}
+
+
+def history(count: int) -> list[Tried]:
+    tried = []
+    for asked in propose(SPACE, [], range(count), sampler="random", seed=3, higher_is_better=False):
+        distance = (asked.point["a"] - 0.3) ** 2 + (asked.point["b"] - 2) ** 2 + math.log(asked.point["c"]) ** 2
+        tried.append(Tried(asked.point, distance))
+    return tried
+
+
+@pytest.mark.parametrize("sampler", ["tpe", "cmaes", "gp", "random"])
+def test_the_same_finished_history_leads_to_the_same_next_trial(sampler: str) -> None:
+    def ask(numbers: range) -> list[Mapping[str, float]]:
+        found = propose(SPACE, history(10), numbers, sampler=sampler, seed=1, higher_is_better=False)
+        return [asked.point for asked in found]
+
+    batch = ask(range(16, 20))
+    assert ask(range(16, 20)) == batch
+    assert ask(range(16, 18)) == batch[:2]
+    assert len({str(point) for point in batch}) == 4  # trials of a batch are not one another's copies
+    other = propose(SPACE, history(10), range(16, 17), sampler=sampler, seed=2, higher_is_better=False)
+    assert other[0].point != batch[0] or sampler == "gp"  # whose best guess may be the same one
+
+
+@pytest.mark.parametrize("sampler", ["tpe", "cmaes"])
+def test_samplers_learn_from_the_history(sampler: str) -> None:
+    def distance(point: Mapping[str, float]) -> float:
+        return (point["a"] - 0.3) ** 2 + (point["b"] - 2) ** 2 + math.log(point["c"]) ** 2
+
+    tried = history(8)
+    for first in range(8, 40, 8):
+        batch = propose(SPACE, tried, range(first, first + 8), sampler=sampler, seed=1, higher_is_better=False)
+        tried += [Tried(asked.point, distance(asked.point)) for asked in batch]
+    random = [
+        distance(a.point) for a in propose(SPACE, [], range(200), sampler="random", seed=9, higher_is_better=False)
+    ]
+    assert fmean(t.score for t in tried[-8:] if t.score is not None) < 0.5 * fmean(random)
+
+
+@pytest.mark.parametrize("sampler", ["tpe", "cmaes", "gp", "random"])
+def test_an_ask_beyond_the_budget_is_told_infeasible_and_asked_again(sampler: str) -> None:
+    def excess(point: Mapping[str, float]) -> float:
+        return max(0.0, point["b"] - 1)
+
+    tried = history(8)
+    feasible = [t if t.point["b"] <= 1 else replace(t, point={**t.point, "b": 1}) for t in tried]
+    found = propose(SPACE, feasible, range(8, 14), sampler=sampler, seed=1, higher_is_better=False, excess=excess)
+    assert all(asked.point["b"] <= 1 for asked in found)
+    refused = [(point, over) for asked in found for point, over in zip(asked.refused, asked.excess, strict=True)]
+    assert refused
+    assert all(excess(point) == over > 0 for point, over in refused)
+
+
+def test_a_space_without_a_feasible_point_is_an_error_that_says_so() -> None:
+    with pytest.raises(ValueError, match=r"exceed the budget, the last by 7: .* raise the budget"):
+        propose(SPACE, [], range(1), sampler="random", seed=0, higher_is_better=False, excess=lambda point: 7.0)

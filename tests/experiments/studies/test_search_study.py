@@ -1,0 +1,308 @@
+"""A search from file to verdicts: equal trials, one budget, the same proposals whatever packs and stops it met."""
+
+import json
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+from tiny_studies import start
+
+from analysis.study_results.conclusion import Conclusion, conclude
+from experiments.config.errors import ConfigError
+from experiments.config.loading import load, parse_yaml, yaml_text
+from experiments.record.run_dir import RunFolder
+from experiments.studies.protocol.progress import Board, fill, look
+from experiments.studies.protocol.protocol import plan_ahead
+from experiments.studies.queue.storage import storage_address
+from experiments.studies.queue.trial_queue import TrialQueue
+from experiments.studies.search.proposer import refuse_impossible_searches
+from experiments.studies.spec.study import Study, load_study
+from experiments.studies.workers.packing import Packing
+from experiments.studies.workers.worker import Worker
+from experiments.training.context import Setting
+from experiments.training.interruption import Interrupted, Interruption
+
+ROOT = Path(__file__).resolve().parents[1]
+RANKS = (0, 1, 4, 1)  # of the planted updates
+BUDGET = 6
+TREE: dict[str, Any] = {
+    "name": "tiny_search",
+    "config": str(ROOT / "configs" / "planted.yaml"),
+    "set": {
+        "variant": "lora",
+        "task.matrices": [{"rank": rank, "d_out": 16, "d_in": 16} for rank in RANKS], "task.evaluation_rows": 32,
+        "training.rows": 8, "training.steps": 12, "training.evaluate_every": 0, "training.checkpoint_every": 4,
+    },
+    "search": {"budget": {"total_rank": BUDGET}, "trials": 10, "batch": 4, "contenders": 3, "highest_rank": 8},
+    "arms": [
+        {"allocation": ["uniform", "gradient", "adalora", "random", "prior"]},
+        {"allocation": "priority", "sampler": ["tpe", "cmaes"]},
+        {"allocation": "grouped", "sampler": "tpe"},
+    ],
+    "protocol": {
+        "tuning": {"multipliers": [0.5, 1, 2], "seeds": [100, 101]},
+        "evaluation": {"seeds": [0, 1, 2, 3, 4]},
+        "reference": {"allocation": "uniform"},
+        "margin": 0.01,
+    },
+}  # fmt: skip
+
+
+def study_in(folder: Path, **changed: Any) -> Study:
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "search.yaml").write_text(yaml_text({**TREE, **changed}))
+    return load_study(folder / "search.yaml")
+
+
+def worker_on(folder: Path, *, pack: int, interruption: Interruption | None = None, **changed: Any) -> Worker:
+    study = study_in(folder, **changed)
+    queue = TrialQueue.open(
+        storage_address(None, runs_dir=folder, study=study.name, environment={}), study.name, direction="minimize"
+    )
+    setting = Setting(study.arms[0].config)
+    setting.load()
+    packing = Packing(setting, size=pack)
+    return Worker(study, queue, setting, packing, runs_dir=folder, interruption=interruption or Interruption())
+
+
+def board_of(worker: Worker) -> Board:
+    return look(worker.study, worker.queue)
+
+
+def outcome(worker: Worker) -> dict[str, tuple[Any, ...]]:
+    """What the study knows of every trial, and the adapter's bytes."""
+    found = {}
+    for key, entry in board_of(worker).entries.items():
+        folder = worker.runs_dir / worker.study.name / str(entry.facts["folder"])
+        files = {path.name: path.read_bytes() for path in folder.glob("*.safetensors")}
+        given = {name: entry.given.get(name) for name in ("knobs", "point", "refused")}
+        found[key] = (entry.state, entry.score, entry.facts.get("test"), given, files)
+    return found
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Worker:
+    worker = worker_on(tmp_path_factory.mktemp("search"), pack=8)
+    worker.work()
+    return worker
+
+
+@pytest.fixture(scope="module")
+def concluded(finished: Worker) -> Conclusion:
+    return conclude(finished.study, board_of(finished), finished.runs_dir)
+
+
+def test_every_arm_has_the_trials_that_were_planned_for_it(finished: Worker) -> None:
+    board = board_of(finished)
+    assert board.complete
+    for progress in board.arms:
+        planned = plan_ahead(progress.arm, finished.study.protocol, finished.study.config.search)
+        assert Counter(trial.stage for trial in progress.wanted) == Counter(trial.stage for trial in planned)
+        assert progress.tuning.state == "tuned"
+    searched = {Counter(t.stage for t in arm.wanted)["search"] for arm in board.arms}
+    assert searched == {10}  # baselines as well as searched allocations
+
+
+def test_no_trained_trial_exceeds_the_budget(finished: Worker) -> None:
+    board = board_of(finished)
+    for key, trial in board.wanted.items():
+        assert sum(trial.knobs["rank"].values()) <= BUDGET
+        result = RunFolder(finished.runs_dir / "tiny_search" / str(board.entries[key].facts["folder"])).result()
+        assert result["ranks_total"] <= BUDGET
+        if trial.stage != "allocation":  # AdaLoRA starts above the budget that it ends at
+            assert result["trainable_parameters"] <= 32 * BUDGET
+
+
+def test_an_ask_beyond_the_budget_was_told_infeasible_and_never_trained(finished: Worker) -> None:
+    grouped = next(arm for arm in board_of(finished).arms if arm.arm.label == "grouped")
+    entries = board_of(finished).entries
+    refused = [point for trial in grouped.tuning.trials if trial.stage == "search"
+               for point in entries[trial.key].given["refused"]]  # fmt: skip
+    assert refused
+    trained = [entries[trial.key].given.get("point") for trial in grouped.tuning.trials]
+    assert not [point for point in refused if point in trained]
+
+
+def test_packs_give_what_trials_give_alone(finished: Worker, tmp_path: Path) -> None:
+    worker = worker_on(tmp_path, pack=1, arms=[{"allocation": ["uniform", "adalora"]}, TREE["arms"][-1]])
+    worker.work()
+    alone, packed = outcome(worker), outcome(finished)
+    assert len(alone) > 50
+    assert alone == {key: packed[key] for key in alone}
+
+
+class Impatient(Interruption):
+    """It asks to stop after so many questions."""
+
+    def __init__(self, patience: int) -> None:
+        self.patience = patience
+
+    @property
+    def asked(self) -> bool:
+        self.patience -= 1
+        return self.patience < 0
+
+    @asked.setter
+    def asked(self, value: bool) -> None:
+        pass
+
+
+def test_a_search_that_is_stopped_again_and_again_makes_the_same_proposals(finished: Worker, tmp_path: Path) -> None:
+    stops = 0
+    while True:
+        worker = worker_on(tmp_path, pack=8, interruption=Impatient(30 + 7 * stops))
+        try:
+            worker.work()
+            break
+        except Interrupted:
+            stops += 1
+    assert stops >= 5
+    assert outcome(worker) == outcome(finished)
+
+
+def test_adaloras_ranks_are_frozen_and_trained_again(finished: Worker) -> None:
+    board = board_of(finished)
+    arm = next(arm for arm in board.arms if arm.arm.label == "adalora")
+    sources = [trial for trial in arm.tuning.trials if trial.stage == "allocation"]
+    assert {trial.config.variant.name for trial in sources} == {"adalora"}
+    best = min(sources, key=lambda trial: board.entries[trial.key].score or 9.0)
+    ranks = board.entries[best.key].facts["ranks"]
+    retrained = [trial for trial in arm.wanted if trial.stage != "allocation"]
+    assert {trial.config.variant.name for trial in retrained} == {"lora"}
+    assert all({**ranks, **trial.knobs["rank"]} == ranks | trial.knobs["rank"] for trial in retrained)
+    assert {tuple(trial.knobs["rank"].values()) for trial in retrained} == {
+        tuple(ranks.get(name, 0) for name in retrained[0].knobs["rank"])
+    }
+
+
+def test_the_gradient_gives_the_planted_ranks(finished: Worker) -> None:
+    """At W0 the gradient of a linear matrix is -2 D up to the noise of a batch: its largest directions are D's."""
+    arm = next(arm for arm in board_of(finished).arms if arm.arm.label == "gradient")
+    ranks = next(trial for trial in arm.wanted if trial.stage == "search").knobs["rank"]
+    assert ranks["matrices.0"] == 0
+    assert ranks["matrices.2"] == max(ranks.values())
+
+
+def test_the_conclusion_says_what_the_search_promised_and_what_was_confirmed(concluded: Conclusion) -> None:
+    searches = {of["arm"]: of for of in concluded.summary["searches"]}
+    assert set(searches) == {arm["arm"] for arm in concluded.summary["tuning"]["arms"]}
+    for of in searches.values():
+        assert of["optimism"] == pytest.approx(of["confirmed_score"] - of["search_score"])
+        assert sum(of["knobs"]["rank"].values()) <= BUDGET
+    table = next(table for table in concluded.tables if table.title.startswith("searches"))
+    assert [row[0] for row in table.rows] == list(searches)
+    verdicts = concluded.summary["comparisons"]["families"]["tuned"]["comparisons"]
+    assert {of["reference"] for of in verdicts} == {"uniform"}
+    assert all(of["verdict"] in ("better", "worse", "equivalent", "undecided") for of in verdicts)
+
+
+def test_figures_and_table_are_written(finished: Worker, concluded: Conclusion) -> None:
+    folder = finished.runs_dir / "tiny_search"
+    names = {path.name for path in concluded.files}
+    for figure in ("rank_map", "score_by_parameters", "comparisons", "score_by_arm", "rank_importance"):
+        assert {f"{figure}.{kind}" for kind in ("csv", "pdf", "png")} <= names
+    written = pd.read_parquet(folder / "study.parquet")
+    assert len(written) == len(board_of(finished).wanted)
+    drawn = pd.read_csv(folder / "figures" / "rank_map.csv")
+    found = {of["arm"]: of["knobs"]["rank"] for of in concluded.summary["searches"]}
+    for arm, ranks in found.items():
+        assert drawn[drawn["arm"] == arm]["value"].tolist() == list(ranks.values())
+
+
+def test_a_found_allocation_is_a_configuration_of_ours_and_of_peft(finished: Worker, concluded: Conclusion) -> None:
+    folder = finished.runs_dir / "tiny_search" / "allocations"
+    found = {of["arm"]: of for of in concluded.summary["searches"]}["gradient"]
+    config = load(folder / "gradient.yaml")
+    assert config.variant.rank == found["knobs"]["rank"]  # type: ignore[attr-defined]
+    assert config.learning_rate == found["learning_rate"]
+    theirs = json.loads((folder / "gradient.peft.json").read_text())
+    adapted = {name: rank for name, rank in found["knobs"]["rank"].items() if rank}
+    assert {name: theirs["rank_pattern"].get(name, theirs["r"]) for name in theirs["target_modules"]} == adapted
+
+
+def test_searches_with_other_seeds_are_other_searches_with_one_map(tmp_path: Path) -> None:
+    worker = worker_on(
+        tmp_path, pack=8, arms=[{"allocation": "uniform"}, {"allocation": "priority", "search_seed": [0, 1]}]
+    )
+    worker.work()
+    points = {
+        arm.arm.label: [trial.knobs for trial in arm.tuning.trials if trial.stage == "search"]
+        for arm in board_of(worker).arms
+    }
+    assert points["priority search_seed=0"] != points["priority search_seed=1"]
+    drawn = conclude(worker.study, board_of(worker), tmp_path).drawn["rank_map"]
+    assert set(drawn["arm"]) == {"uniform", "priority"}
+    assert set(drawn[drawn["arm"] == "priority"]["over"]) == {"2 searches"}
+
+
+def test_the_plan_of_a_search_says_the_budget_and_nothing_of_ranks_that_no_trial_has(tmp_path: Path) -> None:
+    study_in(tmp_path)
+    plan = start(tmp_path / "search.yaml", tmp_path / "runs", plan=True)
+    assert (plan.error, plan.code) == (None, 0)
+    assert plan.said.count(f"{BUDGET} ranks") == len(load_study(tmp_path / "search.yaml").arms)
+    assert "trainable" not in plan.said
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_failed_trial_of_a_search_is_tried_again_at_its_point(tmp_path: Path) -> None:
+    worker = worker_on(tmp_path, pack=8, arms=[{"allocation": "uniform"}])
+    worker.proposer.fill(worker.queue, board_of(worker))  # type: ignore[union-attr]
+    before = {key: entry.given for key, entry in board_of(worker).entries.items()}
+    for claim in worker.queue.claim(lambda entries: entries[:2]):
+        worker.queue.fail(claim, "for a test", {})
+    assert fill(worker.queue, board_of(worker), at_most=99, retry_failed=True) == 2
+    again = board_of(worker)
+    assert {key: entry.given for key, entry in again.entries.items()} == before
+    assert {entry.state for entry in again.entries.values()} == {"waiting"}
+
+
+@pytest.mark.parametrize(
+    ("change", "fault"),
+    [
+        (
+            lambda tree: tree["search"].update(budget={"total_rank": 99}),
+            r"uniform: a budget of 99 \(total_rank\) is impos",
+        ),
+        (lambda tree: tree["search"].update(budget={"parameters": 31}), r"a budget of 31 \(parameters\) is impossible"),
+        (lambda tree: tree.update(arms=[{"allocation": ["uniform", "mlp"]}]), r"mlp: target 'mlp': the linear layers"),
+    ],
+)
+def test_what_the_model_has_no_room_for_is_said_before_the_first_trial(
+    change: Callable[[dict[str, Any]], None], fault: str, tmp_path: Path
+) -> None:
+    tree = parse_yaml(yaml_text(TREE))
+    change(tree)
+    study = study_in(tmp_path, **tree)
+    with pytest.raises(ValueError, match=fault):
+        refuse_impossible_searches(study, Setting(study.arms[0].config))
+
+
+@pytest.mark.parametrize(
+    ("change", "fault"),
+    [
+        (lambda tree: tree["search"].update(budget={}), "search.budget: give total_rank or parameters, one of them"),
+        (
+            lambda tree: tree["search"].update(space={"learning_rate": [2.0, 2.0]}),
+            "search.space.learning_rate: .* a single value is nothing to search",
+        ),
+        (lambda tree: tree["search"].update(trials=1), "search.trials"),
+        (lambda tree: tree.update(arms=[{"allocation": "unifrom"}]), r"'unifrom' is not known \(did you mean 'unif"),
+        (lambda tree: tree.update(arms=[{"variant": "lora"}]), "allocation: missing; one of grouped, priority"),
+        (lambda tree: tree.update(arms=[{"allocation": "uniform", "sampler": "tpf"}]), "'tpf' is not known"),
+        (lambda tree: tree.update(arms=[{"allocation": "uniform", "rank": 4}]), "rank: cannot be set: the allocation"),
+        (lambda tree: tree.pop("search"), "allocation: belongs to a search, and this study has no section `search`"),
+        (lambda tree: tree["protocol"].update(fixed_learning_rates=[0.1]), "an arm that is searched has no fixed rate"),
+        (lambda tree: tree.update(arms=[{"allocation": "uniform", "variant": "full"}]), "full"),
+    ],
+)  # fmt: skip
+def test_what_is_wrong_with_a_search_is_said_with_the_file(
+    change: Callable[[dict[str, Any]], object], fault: str, tmp_path: Path
+) -> None:
+    tree = parse_yaml(yaml_text(TREE))
+    change(tree)
+    (tmp_path / "search.yaml").write_text(yaml_text(tree))
+    with pytest.raises(ConfigError, match=fault):
+        load_study(tmp_path / "search.yaml")

@@ -1,0 +1,333 @@
+"""A study's file: arms from grids, every fault at once, comparisons named before, and what may not change."""
+
+import json
+import re
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from experiments.config.errors import ConfigError
+from experiments.config.loading import load, yaml_text
+from experiments.models.byte_transformer import ByteTransformer
+from experiments.studies.protocol.protocol import plan_ahead
+from experiments.studies.spec.arms import Arm, Expansion, expand
+from experiments.studies.spec.comparisons import comparisons
+from experiments.studies.spec.study import Study, changes, frozen, load_study
+from lora_variants import VARIANTS
+from lora_variants.interface.attach import attach
+from lora_variants.interface.pack import Pack
+
+ROOT = Path(__file__).resolve().parents[1]
+BYTES = ROOT / "configs" / "bytes.yaml"
+SHIPPED = sorted((ROOT / "configs" / "studies").glob("*.yaml"))
+LORA = {"variant": "lora", "rank": [4, 8]}
+
+
+def study(tmp_path: Path, *settings: str, **changed: Any) -> Study:
+    tree = {"name": "s", "config": str(BYTES), "arms": [LORA], "protocol": {"margin": 0.01}}
+    path = tmp_path / "study.yaml"
+    path.write_text(yaml_text({key: value for key, value in (tree | changed).items() if value is not None}))
+    return load_study(path, settings)
+
+
+def arms(tmp_path: Path, *entries: Mapping[str, Any], **changed: Any) -> tuple[Arm, ...]:
+    return study(tmp_path, arms=list(entries), **changed).arms
+
+
+def faults(tmp_path: Path, *settings: str, **changed: Any) -> tuple[str, ...]:
+    with pytest.raises(ConfigError) as error:
+        study(tmp_path, *settings, **changed)
+    return error.value.faults
+
+
+def labels(found: tuple[Arm, ...]) -> list[str]:
+    return [arm.label for arm in found]
+
+
+def test_lists_multiply_out_and_each_arm_is_the_run_that_the_command_line_would_make(tmp_path: Path) -> None:
+    found = arms(tmp_path, {"variant": ["lora", "adalora"], "rank": [2, 4], "dropout": 0.1}, set={"steps": 7})
+    assert labels(found) == ["lora r=2", "lora r=4", "adalora r=2", "adalora r=4"]
+    for arm in found:
+        name, rank = str(arm.keys["variant"]), int(arm.keys["rank"])
+        run = load(BYTES, variant=name, rank=rank, settings=["variant.dropout=0.1", "training.steps=7", "study=s"])
+        assert arm.config.tree() == run.tree()
+        assert arm.centre == run.learning_rate
+
+
+def test_a_knob_that_is_a_list_needs_a_list_of_lists(tmp_path: Path) -> None:
+    found = arms(tmp_path, {"targets": [["*.query"], ["*.query", "*.value"]]})
+    assert [arm.config.targets for arm in found] == [["*.query"], ["*.query", "*.value"]]
+    assert labels(found) == ["lora r=16 targets=*.query", "lora r=16 targets=*.query+*.value"]
+    (fault,) = faults(tmp_path, arms=[{"targets": ["*.query"]}])
+    assert fault.endswith("needs a list of lists")
+
+
+def test_a_rank_in_a_grid_is_left_out_for_variants_without_one_and_their_points_are_one_arm(tmp_path: Path) -> None:
+    found = study(tmp_path, arms=[{"variant": ["lora", "full", "head"], "rank": [1, 2]}])
+    assert labels(found.arms) == ["lora r=1", "lora r=2", "full", "head"]
+    assert found.collapsed == {
+        "full": ("variant=full rank=1", "variant=full rank=2"),
+        "head": ("variant=head rank=1", "variant=head rank=2"),
+    }
+    for rank in (4, [4, 8]):
+        (fault,) = faults(tmp_path, arms=[LORA, {"variant": "full", "rank": rank}])
+        assert "'full' has no rank" in fault
+
+
+def test_a_knob_of_one_variant_leaves_the_others_of_its_entry_alone(tmp_path: Path) -> None:
+    found = arms(tmp_path, {"variant": ["lora", "adalora"], "rank": 4, "variant.prune_every": [5, 10]})
+    assert labels(found) == ["lora r=4", "adalora r=4 prune_every=5", "adalora r=4 prune_every=10"]
+    (fault,) = faults(tmp_path, arms=[LORA, {"variant": "lora", "prune_every": 5}])
+    assert "prune_every: unknown key" in fault
+
+
+def test_common_knobs_reach_the_arms_after_their_variant_is_chosen(tmp_path: Path) -> None:
+    found = study(tmp_path, arms=[{"variant": ["adalora", "lora"]}, {"variant": "full"}], set={"alpha": 3, "rank": 2})
+    assert [getattr(arm.config.variant, "alpha", None) for arm in found.arms] == [3, 3, None]
+    assert labels(found.arms) == ["adalora r=2", "lora r=2", "full"]
+    named = study(tmp_path, arms=[{"rank": [1, 2]}], set={"variant": "rslora"}, protocol=RSLORA)
+    assert labels(named.arms) == ["rslora r=1", "rslora r=2"]
+
+
+RSLORA = {"margin": 0.01, "reference": {"variant": "rslora"}}
+
+
+def test_one_knob_is_one_key_however_the_file_spells_it(tmp_path: Path) -> None:
+    found = arms(tmp_path, {"variant.rank": 4, "training.weight_decay": 0.1}, {"rank": 4, "weight_decay": 0.2})
+    assert [dict(arm.keys) for arm in found] == [
+        {"variant": "lora", "rank": 4, "weight_decay": decay} for decay in (0.1, 0.2)
+    ]
+
+
+def test_labels_have_only_the_keys_that_tell_arms_apart(tmp_path: Path) -> None:
+    found = arms(
+        tmp_path,
+        {"variant": "lora", "rank": [4, 8], "dropout": 0.1, "clip": 1.0},
+        {"variant": "lora", "rank": 8, "dropout": 0.2, "clip": 1.0},
+        {"variant": "lora", "rank": {"*.query": 8, "*.up": 2}},
+    )
+    assert labels(found) == ["lora r=4", "lora r=8 dropout=0.1", "lora r=8 dropout=0.2", "lora r=*.query:8,*.up:2"]
+
+
+def test_a_label_names_one_arm(tmp_path: Path) -> None:
+    found = arms(tmp_path, {"label": "mine", "variant": "lora", "rank": 4}, {"variant": "lora", "rank": [4, 8]})
+    assert labels(found) == ["mine", "lora r=8"]
+    found = arms(tmp_path, {"variant": "lora", "rank": [4, 8]}, {"label": "mine", "variant": "lora", "rank": 4})
+    assert labels(found) == ["mine", "lora r=8"]
+    assert "names a single arm, and this entry makes 2" in faults(tmp_path, arms=[{"label": "a", **LORA}])[0]
+    twice = [{"label": "a", "rank": 4}, {"label": "a", "rank": 8}]
+    assert faults(tmp_path, arms=twice) == ("arms: two arms have the label 'a'",)
+    same = [{"label": "a", "rank": 4}, {"label": "b", "rank": 4}]
+    assert "'b' and 'a' are the same configuration" in faults(tmp_path, arms=same)[0]
+
+
+def test_every_fault_of_the_file_the_arms_and_the_command_line_is_reported_at_once(tmp_path: Path) -> None:
+    found = faults(
+        tmp_path,
+        "protocol.marginn=3",
+        "stps=3",
+        name="a b",
+        arms=[{"variant": ["lora", "lorra"], "rank": [1, 2, 0.5]}, {"seed": 3}, {"rank": []}],
+        protocol={"tuning": {"seeds": [1, 1], "multipliers": [1]}, "evaluation": {"seeds": [-1]}},
+    )
+    text = "\n".join(found)
+    for expected in (
+        "name: String should match pattern",
+        "protocol.margin: missing",
+        "protocol.marginn: unknown key (did you mean 'margin'?)",
+        "protocol.tuning.seeds: each value stands once",
+        "protocol.tuning.multipliers: List should have at least 2 items",
+        "protocol.evaluation.seeds.0: should be greater than or equal to 0, got -1",
+        "variant=lora rank=1 (and 5 more): stps: unknown key (did you mean 'training.steps'?)",
+        "variant=lorra rank=1 (and 2 more): variant.name: 'lorra' is not known (did you mean 'lora'?)",
+        "variant=lora rank=0.5: variant.rank: should be a valid integer",
+        "arms.1.seed: cannot be set: the protocol gives each trial its seed",
+        "arms.2.rank: an empty list makes no arm",
+    ):
+        assert expected in text, (expected, text)
+
+
+@pytest.mark.parametrize(
+    ("changed", "fault"),
+    [
+        ({"arms": []}, "arms: List should have at least 1 item"),
+        ({"arms": [3]}, "arms.0: should be a valid dictionary"),
+        ({"arms": None}, "arms: missing"),
+        ({"config": "nowhere.yaml"}, "nowhere.yaml: cannot be read: No such file"),
+        ({"arms": [{"variant": {"name": "lora"}}]}, "arms.0.variant: {'name': 'lora'} is no name"),
+        ({"arms": [{"label": 3}]}, "arms.0.label: a label is a text, got 3"),
+        ({"set": {"seed": 1}}, "set.seed: cannot be set"),
+        ({"protocol": {"margin": 0}}, "protocol.margin: should be greater than 0"),
+        ({"protocol": {"margin": 1, "alpha": 1}}, "protocol.alpha: should be less than 1"),
+        ({"protocol": {"margin": 1, "tuning": {"multipliers": [1, 1.001]}}}, "a factor of 1.01 apart or more"),
+        ({"protocol": {"margin": 1, "tuning": {"multipliers": [0, 1]}}}, "multipliers.0: should be greater than 0"),
+        ({"protocol": {"margin": 1, "tuning": {"seeds": [7, 8]}}}, "evaluation needs fresh seeds: 7 of"),
+        ({"protocol": {"margin": 1, "fixed_learning_rates": [1e-3, 0.001]}}, "each value stands once (to six digits)"),
+        ({"protocol": {"margin": 1, "reference": {"varient": "lora"}}}, "(did you mean 'variant'?)"),
+        (
+            {"protocol": {"margin": 1, "reference": {"rank": 16}}},
+            "no arm has rank=16; the arms are: lora r=4, lora r=8",
+        ),
+        ({"protocol": {"margin": 1, "reference": {}}}, "protocol.reference: Dictionary should have at least 1 item"),
+        ({"arms": [{"rank": 4, "learning_rate": [1e-3, 2e-3]}]}, "differs from another arm in its learning rate alone"),
+        (
+            {"arms": [{"rank": 4}, {"task": {"name": "planted"}, "targets": [["*"]]}]},
+            "bits_per_byte of bytes and squared_error of planted",
+        ),
+    ],
+)
+def test_what_a_study_cannot_be_is_said_with_the_way_out(tmp_path: Path, changed: dict[str, Any], fault: str) -> None:
+    found = faults(tmp_path, **changed)
+    assert fault in found[0]
+    assert len(found) == 1
+
+
+def test_a_fault_of_the_run_configuration_is_said_once_for_all_arms(tmp_path: Path) -> None:
+    assert faults(tmp_path, set={"steps": -1}) == (
+        "variant=lora rank=4 (and 1 more): training.steps: should be greater than or equal to 0, got -1",
+    )
+
+
+def test_a_learning_rate_of_an_arm_is_its_centre(tmp_path: Path) -> None:
+    found = arms(tmp_path, {"variant": "lora"}, {"variant": "lora_plus"}, {"variant": "rslora", "learning_rate": 3e-4})
+    assert [arm.centre for arm in found] == [5e-3, 1.25e-3, 3e-4]
+
+
+def test_an_arms_identity_is_that_of_its_configuration_without_rate_seed_study_and_bookkeeping(tmp_path: Path) -> None:
+    def identity(entry: Mapping[str, Any], **changed: Any) -> str:
+        return study(tmp_path, arms=[entry], **changed).arms[0].identity
+
+    plain = identity({"rank": 4})
+    assert re.fullmatch(r"[0-9a-f]{12}", plain)
+    assert identity({"variant.rank": 4, "learning_rate": 0.1}, name="other", set={"wandb.mode": "disabled"}) == plain
+    assert identity({"rank": 4}, set={"checkpoint_every": 7}) == plain
+    assert identity({"rank": 4}, set={"steps": 7}) != plain
+    places = [identity({"rank": 4, "start.path": path}) for path in ("a", "b")]
+    assert len({plain, *places}) == 3
+
+
+def test_arms_are_compared_with_the_references_that_agree_with_them_on_the_other_keys(tmp_path: Path) -> None:
+    def pairs(reference: Mapping[str, Any], *entries: Mapping[str, Any]) -> list[tuple[str, str]]:
+        asked = {"margin": 0.01, "reference": dict(reference)}
+        return [(a.label, b.label) for a, b in study(tmp_path, arms=list(entries), protocol=asked).comparisons()]
+
+    grid = {"variant": ["lora", "adalora"], "rank": [4, 8]}
+    full = {"variant": "full"}
+    assert pairs({"variant": "lora"}, grid, full) == [
+        ("adalora r=4", "lora r=4"), ("adalora r=8", "lora r=8"), ("full", "lora r=4"), ("full", "lora r=8"),
+    ]  # fmt: skip
+    assert pairs({"variant": "lora", "variant.rank": 8}, grid, full) == [
+        (arm, "lora r=8") for arm in ("lora r=4", "adalora r=4", "adalora r=8", "full")
+    ]
+    named = {"label": "mine", "variant": "lora", "rank": 2, "targets": [["*.query"]]}
+    assert pairs({"label": "mine"}, named, grid) == [
+        (arm, "mine") for arm in ("lora r=4", "lora r=8", "adalora r=4", "adalora r=8")
+    ]
+
+
+@given(st.permutations(["lora", "rslora", "adalora"]), st.lists(st.sampled_from([1, 2, 4]), min_size=1, unique=True))
+def test_no_arm_is_compared_with_itself_or_twice_and_references_only_when_asked(names: list[str], r: list[int]) -> None:
+    tree = {"task": {"name": "bytes"}, "targets": ["*"], "variant": {"name": "lora"}}
+    made: Expansion = expand([{"variant": names, "rank": r}], base=tree, common={}, study="s")
+    found = comparisons(made.arms, {"variant": names[0]})
+    assert len(found) == len(set(found)) == 2 * len(r)
+    assert {to.keys["variant"] for _, to in found} == {names[0]}
+    assert all(arm.keys["rank"] == to.keys["rank"] and arm != to for arm, to in found)
+
+
+def test_what_leaves_verdicts_out_is_said(tmp_path: Path) -> None:
+    few = study(
+        tmp_path,
+        arms=[LORA, {"variant": "adalora", "rank": 16}],
+        protocol={"margin": 1, "evaluation": {"seeds": [0, 1]}, "tuning": {"multipliers": [1, 2]}},
+    ).warnings
+    assert len(few) == 3
+    assert few[0].startswith("adalora r=16 is compared with nothing")
+    assert "needs 5 seeds; protocol.evaluation.seeds has 2" in few[1]
+    assert "always at an end" in few[2]
+    assert study(tmp_path).warnings == ("nothing is compared: every arm has variant=lora",)
+    assert study(tmp_path, arms=[{"variant": "adalora"}]).warnings == ()  # a rate sweep of one arm compares nothing
+
+
+def test_settings_go_to_the_protocol_by_path_and_to_the_runs_otherwise(tmp_path: Path) -> None:
+    found = study(tmp_path, "protocol.alpha=0.1", "alpha=3", "name=t", "training.steps=9", "set.training.rows=8")
+    assert (found.protocol.alpha, found.name) == (0.1, "t")
+    run = found.arms[0].config
+    assert (run.variant.alpha, run.study, run.training.steps, run.training.rows) == (3.0, "t", 9, 8)  # type: ignore[attr-defined]
+
+
+def test_what_an_evaluation_was_promised_may_not_change_and_more_may_come(tmp_path: Path) -> None:
+    before = json.loads(json.dumps(frozen(study(tmp_path))))
+    assert changes(before, frozen(study(tmp_path))) == []
+    more = study(tmp_path, arms=[LORA, {"variant": "adalora"}], protocol={"margin": 0.01, "fixed_learning_rates": [1]})
+    assert changes(before, frozen(more)) == []
+    assert changes(before, frozen(study(tmp_path, "protocol.margin=0.02"))) == ["protocol.margin: was 0.01, is 0.02"]
+    assert changes(before, frozen(study(tmp_path, "protocol.evaluation.seeds=[0]"))) == [
+        "protocol.evaluation.seeds: was [0, 1, 2, 3, 4, 5, 6, 7], is [0]"
+    ]
+    assert changes(before, frozen(study(tmp_path, "protocol.reference={rank: 8}"))) == [
+        "protocol.reference: was {'variant': 'lora'}, is {'rank': 8}"
+    ]
+    assert changes(frozen(more), before)[0] == "protocol.fixed_learning_rates.1: was True, is nothing"
+    (gone,) = changes(before, frozen(study(tmp_path, arms=[{"variant": "lora", "rank": 8}])))
+    assert gone.startswith("arm 'lora r=4'")
+    assert changes({**before, "data": {"test": "a"}}, {**before, "data": {"test": "b"}}) == ["data.test: was a, is b"]
+    moved = changes(before, frozen(study(tmp_path, "learning_rate=1e-3")))
+    assert moved[0] == "arm 'lora r=4': its learning rates were around 0.005, are 0.001"
+
+
+@pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
+def test_a_shipped_study_is_what_its_comment_says(path: Path) -> None:
+    found = load_study(path)
+    assert found.name == path.stem
+    trials = sum(len(plan_ahead(arm, found.protocol, found.config.search)) for arm in found.arms)
+    extensions = 2 * len(found.arms) if path.stem == "smoke" else 0  # its grids of two are always extended
+    comment = re.sub(r"\n# ?", " ", path.read_text().split("\nname:")[0])
+    stated = re.search(r"(\d+) arms of \d+ trials.*?(\d+) in all", comment)
+    assert stated is not None
+    assert [int(number) for number in stated.groups()] == [len(found.arms), trials + extensions]
+    assert found.comparisons()
+    if path.stem != "smoke":
+        assert found.warnings == ()
+
+
+CENTRES = {
+    "learning_rate": {"lora": 6e-3, "rslora": 1.2e-2, "full": 2e-3},
+    "rank": {"lora": 5e-3, "rslora": 5e-3, "adalora": 5e-3, "full": 2e-3},
+    "rank_per_layer": {"lora": 5e-3, "adalora for its ranks": 5e-3},
+    "smoke": {"lora": 5e-3, "adalora": 5e-3},
+    "targets": {"lora": 5e-3},
+    "trec_rank_per_layer": {"lora": 3e-3},
+    "variants": {"lora": 5e-3, "rslora": 5e-3, "lora_plus": 1.25e-3, "adalora": 5e-3},
+}
+
+
+@pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
+def test_the_arms_of_a_shipped_study_are_tuned_around_exactly_these_rates(path: Path) -> None:
+    found = load_study(path).arms
+    centres = {(arm.config.variant.name, arm.centre) for arm in found}
+    centres |= {(arm.source.label, arm.source.centre) for arm in found if arm.source}
+    assert centres == set(CENTRES[path.stem].items())
+
+
+@pytest.mark.parametrize("name", ["targets", "variants"])
+def test_the_arms_of_a_fixed_budget_train_equally_many_parameters(name: str) -> None:
+    sizes = {}
+    for arm in load_study(ROOT / "configs" / "studies" / f"{name}.yaml").arms:
+        if arm.keys["variant"] == "adalora":  # its budget is that of the end
+            continue
+        with warnings.catch_warnings(action="ignore"):
+            variant = attach(
+                VARIANTS[arm.config.variant.name].load(),
+                ByteTransformer(),
+                targets=arm.config.targets,
+                pack=Pack(seeds=(0,), total_steps=(1,)),
+                configs=[arm.config.variant],
+            )
+        sizes[arm.label] = variant.trainable_parameters(0)
+    assert set(sizes.values()) == {10_240 if name == "targets" else 18_432}, sizes

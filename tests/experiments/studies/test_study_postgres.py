@@ -1,0 +1,111 @@
+"""A study on a real PostgreSQL: a worker that dies and one that sleeps change no result; every trial counts once."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+import test_worker
+from test_halving import HALVED_LONGER
+from test_search_study import outcome as search_outcome
+from test_search_study import study_in as search_in
+from test_search_study import worker_on as search_worker
+from test_worker import outcome, study_in, worker_on
+from tests.test_trial_queue_postgres import database
+
+from experiments.studies.queue.entries import ENDED
+from experiments.studies.queue.storage import ADDRESS_VARIABLE, Address
+from experiments.studies.queue.trial_queue import TrialQueue
+from tests.postgres_server import Server, postgres_server
+
+__all__ = ["postgres_server"]
+
+pytestmark = pytest.mark.slow
+GRACE = 3.0
+ROOT = Path(__file__).resolve().parents[1]
+
+
+@contextmanager
+def process(file: Path, address: Address) -> Iterator["subprocess.Popen[bytes]"]:
+    """A worker on a study's file, in a process of its own."""
+    url = str(address).replace("@", f":{_escaped(address.password)}@", 1)
+    environment = os.environ | {ADDRESS_VARIABLE: url, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, str(ROOT / "tests" / "study_worker.py"), str(file), str(GRACE), "3"]
+    with subprocess.Popen(command, env=environment) as started:
+        try:
+            yield started
+        finally:
+            started.kill()
+
+
+def held_by(queue: TrialQueue, worker: "subprocess.Popen[bytes]") -> list[str]:
+    return [e.key for e in queue.entries() if e.state == "running" and f"-{worker.pid}-" in str(e.worker)]
+
+
+def _escaped(password: str | None) -> str:
+    from urllib.parse import quote
+
+    return quote(password or "", safe="")
+
+
+def until(said: str, holds: Callable[[], object]) -> None:
+    deadline = time.monotonic() + 120
+    while not holds():
+        assert time.monotonic() < deadline, f"not within two minutes: {said}"
+        time.sleep(0.05)
+
+
+def test_a_dead_worker_and_one_that_slept_leave_the_results_of_an_undisturbed_study(
+    tmp_path: Path, postgres_server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    longer = test_worker.TREE["set"] | {"training.steps": 150, "training.checkpoint_every": 25}
+    monkeypatch.setitem(test_worker.TREE, "set", longer)
+    undisturbed = worker_on(tmp_path / "undisturbed", pack=1)
+    undisturbed.work()
+    folder = tmp_path / "disturbed"
+    study, file = study_in(folder), folder / "tiny.yaml"
+    with database(postgres_server) as address, process(file, address) as dies, process(file, address) as sleeps:
+        queue = TrialQueue.open(address, study.name, direction="minimize", grace=GRACE)
+        until("both workers hold trials", lambda: held_by(queue, dies) and held_by(queue, sleeps))
+        time.sleep(0.2)
+        dies.send_signal(signal.SIGKILL)
+        sleeps.send_signal(signal.SIGSTOP)
+        lost = {*held_by(queue, dies), *held_by(queue, sleeps)}
+        assert lost
+        with process(file, address) as takes_over:
+            assert takes_over.wait(timeout=180) == 0
+            sleeps.send_signal(signal.SIGCONT)
+            assert sleeps.wait(timeout=60) == 0
+        disturbed = worker_on(folder, pack=1)
+        disturbed.queue = queue
+        assert outcome(disturbed) == outcome(undisturbed)
+        done = [entry.key for entry in queue.entries() if entry.state == "done"]
+        assert len(done) == len(set(done))
+        assert lost <= {entry.key for entry in queue.entries() if entry.state == "returned"}
+    assert not list((folder / "tiny" / ".attempts").iterdir())
+
+
+def test_a_search_with_two_workers_of_which_one_dies_makes_the_proposals_of_one_undisturbed(
+    tmp_path: Path, postgres_server: Server
+) -> None:
+    undisturbed = search_worker(tmp_path / "undisturbed", pack=4, **HALVED_LONGER)
+    undisturbed.work()
+    folder = tmp_path / "disturbed"
+    study, file = search_in(folder, **HALVED_LONGER), folder / "search.yaml"
+    with database(postgres_server) as address, process(file, address) as dies, process(file, address) as goes_on:
+        queue = TrialQueue.open(address, study.name, direction="minimize", grace=GRACE)
+        until("both workers hold trials", lambda: held_by(queue, dies) and held_by(queue, goes_on))
+        dies.send_signal(signal.SIGKILL)
+        with process(file, address) as joins:
+            assert goes_on.wait(timeout=180) == 0
+            assert joins.wait(timeout=180) == 0
+        disturbed = search_worker(folder, pack=4, **HALVED_LONGER)
+        disturbed.queue = queue
+        assert search_outcome(disturbed) == search_outcome(undisturbed)
+        ended = [entry.key for entry in queue.entries() if entry.state in ENDED]
+        assert len(ended) == len(set(ended))

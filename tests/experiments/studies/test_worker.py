@@ -1,0 +1,212 @@
+"""A worker of a study: what goes wrong in a pack leaves no trace in the other trials' records."""
+
+import errno
+import shutil
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from experiments.config.loading import yaml_text
+from experiments.record.run_dir import RunFolder
+from experiments.studies.protocol.progress import Board, look
+from experiments.studies.queue.storage import storage_address
+from experiments.studies.queue.trial_queue import Claim, TrialQueue
+from experiments.studies.spec.study import Study, load_study
+from experiments.studies.workers.packing import Packing
+from experiments.studies.workers.worker import Worker
+from experiments.training.context import Setting
+from experiments.training.interruption import Interruption
+from experiments.training.pack import train_together
+from experiments.training.trial import Member
+
+PLANTED = Path(__file__).resolve().parents[1] / "configs" / "planted.yaml"
+TREE: dict[str, Any] = {
+    "name": "tiny",
+    "config": str(PLANTED),
+    "set": {
+        "task.matrices": [{"d_out": 24, "d_in": 16, "rank": 4}], "task.noise": 0.1, "task.evaluation_rows": 64,
+        "training.rows": 8, "training.steps": 20, "training.evaluate_every": 0, "training.checkpoint_every": 6,
+    },
+    "arms": [{"variant": ["lora", "adalora"], "rank": [1, 2]}, {"variant": "full"}],
+    "protocol": {
+        "tuning": {"multipliers": [0.5, 1, 1e30], "seeds": [100]},
+        "evaluation": {"seeds": [0, 1, 2]},
+        "margin": 0.01,
+    },
+}  # fmt: skip
+
+
+def study_in(folder: Path) -> Study:
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "tiny.yaml").write_text(yaml_text(TREE))
+    return load_study(folder / "tiny.yaml")
+
+
+def worker_on(folder: Path, *, pack: int) -> Worker:
+    study = study_in(folder)
+    queue = TrialQueue.open(
+        storage_address(None, runs_dir=folder, study=study.name, environment={}), study.name, direction="minimize"
+    )
+    setting = Setting(study.arms[0].config)
+    setting.load()
+    packing = Packing(setting, size=pack)
+    return Worker(study, queue, setting, packing, runs_dir=folder, interruption=Interruption())
+
+
+def outcome(worker: Worker) -> dict[str, tuple[Any, ...]]:
+    """What the study knows of every trial, and the adapter's bytes."""
+    board = look(worker.study, worker.queue)
+    assert board.complete
+    found = {}
+    for key, entry in board.entries.items():
+        folder = RunFolder(worker.runs_dir / "tiny" / str(entry.facts["folder"]))
+        files = {path.name: path.read_bytes() for path in folder.path.glob("*.safetensors")}
+        history = folder.history()
+        found[key] = (entry.state, entry.score, entry.facts.get("test"), entry.facts.get("failure"), history, files)
+    return found
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Any, ...]]:
+    worker = worker_on(tmp_path_factory.mktemp("alone"), pack=1)
+    worker.work()
+    return outcome(worker)
+
+
+def test_a_study_ends_with_a_score_for_every_trial_that_did_not_diverge(alone: dict[str, tuple[Any, ...]]) -> None:
+    states = [state for state, *_ in alone.values()]
+    assert len(states) >= 5 * (3 + 3)
+    assert states.count("failed") == 5
+    for key, (state, score, test, failure, *_) in alone.items():
+        assert (state == "failed") == ("not finite at step" in str(failure)) == (score is None)
+        assert (test is not None) == ("-evaluation-" in key)
+
+
+def test_packs_give_what_trials_give_alone(tmp_path: Path, alone: dict[str, tuple[Any, ...]]) -> None:
+    worker = worker_on(tmp_path, pack=8)
+    worker.work()
+    assert outcome(worker) == alone
+
+
+Train = Callable[..., list[Member]]
+
+
+def failing(error: Callable[[Sequence[Member]], Exception | None]) -> Train:
+    """`train_together` that meets an error after some steps."""
+
+    def train(setting: Setting, members: Sequence[Member], *, interruption: Interruption, **more: Any) -> list[Member]:
+        class Trouble(Interruption):
+            steps = 0
+
+            @property
+            def asked(self) -> bool:
+                self.steps += 1
+                found = error(members) if self.steps == 10 else None
+                if found is not None:
+                    raise found
+                return False
+
+            @asked.setter
+            def asked(self, value: bool) -> None:
+                pass
+
+        return train_together(setting, members, interruption=Trouble(), **more)
+
+    return train
+
+
+def test_a_pack_that_does_not_fit_into_memory_goes_on_in_halves(
+    tmp_path: Path, alone: dict[str, tuple[Any, ...]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    full = RuntimeError("[enforce fail at alloc_cpu.cpp] DefaultCPUAllocator: can't allocate memory: you tried ...")
+    monkeypatch.setattr(
+        "experiments.studies.workers.worker.train_together", failing(lambda members: full if len(members) > 2 else None)
+    )
+    worker = worker_on(tmp_path, pack=8)
+    worker.work()
+    assert outcome(worker) == alone
+    assert worker.packing.fixed == 2
+
+
+def test_an_error_of_one_trial_is_its_failure_alone(
+    tmp_path: Path, alone: dict[str, tuple[Any, ...]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def of_seed_1(members: Sequence[Member]) -> Exception | None:
+        broken = any(m.config.seed == 1 and m.config.variant.name == "lora" for m in members)
+        return RuntimeError("this trial is broken") if broken else None
+
+    monkeypatch.setattr("experiments.studies.workers.worker.train_together", failing(of_seed_1))
+    worker = worker_on(tmp_path, pack=8)
+    worker.work()
+    found = outcome(worker)
+    arms = {arm.identity: arm.config.variant.name for arm in worker.study.arms}
+    broken = {key for key in found if key.endswith("-s1") and arms[key.partition("-")[0]] == "lora"}
+    assert len(broken) == 2
+    for key in broken:
+        assert found[key][:2] == ("failed", None)
+        assert found[key][3] == "RuntimeError: this trial is broken"
+        entry = look(worker.study, worker.queue).entries[key]
+        assert "this trial is broken" in (tmp_path / "tiny" / str(entry.facts["folder"]) / "error.txt").read_text()
+    others = {key: value for key, value in found.items() if key not in broken}
+    assert others == {key: value for key, value in alone.items() if key not in broken}
+
+
+@pytest.mark.parametrize("meets_an_error", [False, True])
+def test_a_worker_that_sleeps_when_it_knows_that_a_trial_failed_leaves_it_to_who_took_it_over(
+    tmp_path: Path, alone: dict[str, tuple[Any, ...]], monkeypatch: pytest.MonkeyPatch, *, meets_an_error: bool
+) -> None:
+    sleeps = worker_on(tmp_path, pack=1)
+    holds, slept = sleeps.queue.holds, []
+
+    def asked(claim: Claim) -> bool:
+        """An answer that is old when the worker wakes up."""
+        answer = holds(claim)
+        if not slept and (meets_an_error or look(sleeps.study, sleeps.queue).wanted[claim.key].learning_rate > 1):
+            slept.append(claim)
+            sleeps.queue.release([claim])
+            worker_on(tmp_path, pack=1).work()
+        return answer
+
+    def trouble(members: Sequence[Member]) -> Exception | None:
+        return ValueError("of this worker alone") if meets_an_error and not slept else None
+
+    monkeypatch.setattr("experiments.studies.workers.worker.train_together", failing(trouble))
+    monkeypatch.setattr(sleeps.queue, "holds", asked)
+    sleeps.work()
+    assert slept
+    assert outcome(sleeps) == alone
+
+
+def test_a_trial_whose_folder_is_deleted_before_it_is_published_is_trained_again(
+    tmp_path: Path, alone: dict[str, tuple[Any, ...]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    worker = worker_on(tmp_path, pack=1)
+    holds = worker.queue.holds
+
+    def asked(claim: Claim) -> bool:
+        monkeypatch.undo()
+        shutil.rmtree(tmp_path / "tiny" / ".attempts")
+        return holds(claim)
+
+    monkeypatch.setattr(worker.queue, "holds", asked)
+    worker.work()
+    assert outcome(worker) == alone
+
+
+def test_a_full_disk_stops_the_worker_and_loses_nothing(
+    tmp_path: Path, alone: dict[str, tuple[Any, ...]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patched:
+        full = OSError(errno.ENOSPC, "No space left on device")
+        patched.setattr("experiments.studies.workers.worker.train_together", failing(lambda members: full))
+        worker = worker_on(tmp_path, pack=4)
+        with pytest.raises(OSError, match="No space left"):
+            worker.work()
+    board: Board = look(worker.study, worker.queue)
+    for entry in board.entries.values():
+        assert entry.state == "waiting" or "not finite at step" in str(entry.facts.get("failure"))
+    again = worker_on(tmp_path, pack=4)
+    again.work()
+    assert outcome(again) == alone
