@@ -67,8 +67,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     try:
         report_spectra(given.runs, given.out)
-    except (RunStoreError, OSError) as fault:
-        print(f"spectra.py: error: {fault}", file=sys.stderr)
+    except (RunStoreError, OSError) as error:
+        print(f"spectra.py: error: {error}", file=sys.stderr)
         return 2
     return 0
 

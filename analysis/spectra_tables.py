@@ -110,8 +110,8 @@ def _rank(value: float) -> str:
 def _spectrum(label: str, name: str, update: Update) -> Float[np.ndarray, " k"]:
     try:
         return spectrum_of(update)
-    except ValueError as fault:
-        raise RunStoreError(f"run {label}, matrix {name}: {fault}: the training diverged; leave it out") from fault
+    except ValueError as error:
+        raise RunStoreError(f"run {label}, matrix {name}: {error}: the training diverged; leave it out") from error
 
 
 def _summary_of_run(label: str, adapter: Adapter, spectra: dict[str, Float[np.ndarray, " k"]]) -> pd.DataFrame:

@@ -119,14 +119,14 @@ def benchmark(cases: list[Case], *, device_name: str, rounds: int, processes: in
     """
     from experiments.benchmarking.measurement import measure_all
     from experiments.benchmarking.results import FILE, Benchmark, conditions
-    from experiments.benchmarking.terminal import bars, draw_results, show_results
+    from experiments.benchmarking.terminal import draw_results, progress_bars, show_results
     from experiments.terminal import Display
 
     display, device = Display(), _device(device_name)
     measured = Benchmark(folder, conditions(device, rounds=rounds, processes=processes), cases)
     measured.go_on()
     try:
-        with bars(display) as report:
+        with progress_bars(display) as report:
             measure_all(measured, device, rounds=rounds, processes=processes, report=report)
     finally:
         if measured.results:
@@ -143,7 +143,7 @@ def benchmark_studies(asked: argparse.Namespace, folder: Path) -> None:
     from experiments.benchmarking.pack_timing import measure_packs
     from experiments.benchmarking.results import FILE, conditions
     from experiments.benchmarking.study_results import StudyBenchmark
-    from experiments.benchmarking.terminal import bars, draw_packs, show_packs, show_studies
+    from experiments.benchmarking.terminal import draw_packs, progress_bars, show_packs, show_studies
     from experiments.benchmarking.whole_study import StudyCase, measure_study
     from experiments.terminal import Display
 
@@ -156,7 +156,7 @@ def benchmark_studies(asked: argparse.Namespace, folder: Path) -> None:
         raise ValueError("nothing is left to measure: --trials 0 leaves out studies, --rounds 0 packs")
     measured.go_on()
     try:
-        with bars(display) as report:
+        with progress_bars(display) as report:
             for case in measured.packs_left:
                 of = measure_packs(
                     case, device, asked.packs, rounds=asked.rounds, processes=asked.processes, report=report

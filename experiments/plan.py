@@ -24,7 +24,7 @@ def show_plan(config: RunConfig, display: Display) -> None:
         variant = attached(config, task, model, start)
     display.say(yaml_text(config.tree()))
     if start is not None:
-        display.say(start.in_words())
+        display.say(start.describe())
     for target, patterns in named.items():
         display.say(f"{target} stands for {', '.join(patterns)}")
     rows = [_row(name, layer, variant.scales().get(name)) for name, layer in variant.layers.items()]

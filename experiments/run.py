@@ -72,7 +72,7 @@ def main(arguments: list[str] | None = None) -> int:
             return 0
         finished = execute(config, runs_dir=asked.runs_dir, test=asked.test, display=display)
     except ConfigError as error:
-        print(*(f"error: {fault}" for fault in error.faults), sep="\n", file=sys.stderr)
+        print(*(f"error: {message}" for message in error.errors), sep="\n", file=sys.stderr)
         return 2
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
@@ -94,10 +94,10 @@ def _load(asked: argparse.Namespace, display: "Display") -> "RunConfig":
     from experiments.config.loading import load
 
     flags = {"variant": asked.variant, "rank": asked.rank, "seed": asked.seed, "start_from": asked.start_from}
-    settings = [*asked.settings, *([f"wandb.mode={asked.wandb}"] if asked.wandb else [])]
+    overrides = [*asked.overrides, *([f"wandb.mode={asked.wandb}"] if asked.wandb else [])]
     notes: list[str] = []
     try:
-        return load(asked.config, **flags, settings=settings, notes=notes)
+        return load(asked.config, **flags, overrides=overrides, notes=notes)
     finally:
         for note in notes:
             display.say(note)

@@ -6,13 +6,13 @@ from typing import Any
 
 from experiments.config.schema import RunConfig
 from experiments.record.run_description import describe_run
-from experiments.record.run_dir import RunFolder
+from experiments.record.run_dir import RunDirectory
 from experiments.record.starting_point import read_start
 from experiments.terminal import Display
-from experiments.training.context import Setting
+from experiments.training.context import TrainingContext
 from experiments.training.interruption import Interruption
-from experiments.training.pack import train_together
-from experiments.training.trial import Member, Wishes, score_on_test
+from experiments.training.pack import train_pack
+from experiments.training.trial import RunOptions, TrialRun, score_on_test
 
 
 class TrainingFailedError(RuntimeError):
@@ -33,40 +33,42 @@ def execute(config: RunConfig, *, runs_dir: Path, test: bool, display: Display) 
 
     Raises: ValueError for what does not fit together, before anything is trained; TrainingFailedError.
     """
-    setting, start = Setting(config), read_start(config.start)
-    plan, warnings = setting.plan(config, start)
+    context, start = TrainingContext(config), read_start(config.start)
+    plan, warnings = context.plan(config, start)
     if start is not None:
-        display.say(start.in_words())
+        display.say(start.describe())
     for warning in warnings:
         display.warn(warning)
     runs_dir.mkdir(parents=True, exist_ok=True)  # so that a folder that cannot be written is known first
-    _ = setting.data_sha256  # what is wrong with the data is known before anything is computed
+    _ = context.data_sha256  # what is wrong with the data is known before anything is computed
     with display.live():
-        setting.load(display.report)
+        context.load(display.report)
     rank_total = sum(layer.ranks[0] for layer in plan.layers.values())
-    run = describe_run(config, setting, runs_dir, rank_total=rank_total, start=start)
+    run = describe_run(config, context, runs_dir, rank_total=rank_total, start=start)
     folder = run.run_dir
-    with folder.held():  # from before the first look, so that no other process finishes it in between
+    with folder.locked():  # from before the first look, so that no other process finishes it in between
         if folder.finished:
             folder.refuse_other(config)
-            return Finished(folder.path, _found(config, setting, folder, runs_dir, test), found=True)
+            return Finished(folder.path, _found(config, context, folder, runs_dir, test), found=True)
         with folder:
-            wishes = Wishes(test=test, runs_dir=runs_dir, wandb_mode=config.wandb.mode)
-            member = Member(config, setting, run, wishes, display, start=start)
+            options = RunOptions(test=test, runs_dir=runs_dir, wandb_mode=config.wandb.mode)
+            trial_run = TrialRun(config, context, run, options, display, start=start)
             interruption = Interruption()
-            with member.recorder, display.live(), interruption.heeded():
-                train_together(setting, [member], interruption=interruption)
-            if member.failure is not None:
-                raise TrainingFailedError(f"{member.failure}\nrecord: {folder.path}")
-    return Finished(folder.path, member.result, found=False)
+            with trial_run.logger, display.live(), interruption.heeded():
+                train_pack(context, [trial_run], interruption=interruption)
+            if trial_run.failure is not None:
+                raise TrainingFailedError(f"{trial_run.failure}\nrecord: {folder.path}")
+    return Finished(folder.path, trial_run.result, found=False)
 
 
-def _found(config: RunConfig, setting: Setting, folder: RunFolder, runs_dir: Path, test: bool) -> dict[str, Any]:
+def _found(
+    config: RunConfig, context: TrainingContext, folder: RunDirectory, runs_dir: Path, test: bool
+) -> dict[str, Any]:
     """The result of a finished run; its test score only for who asks, read now where it was not before."""
     result = folder.result()
     if not test:
         return {key: value for key, value in result.items() if key != "test"}
     if "test" not in result:
-        result["test"] = score_on_test(config, setting, folder, runs_dir, name=folder.path.name)
+        result["test"] = score_on_test(config, context, folder, runs_dir, name=folder.path.name)
         folder.finish(result)
     return result

@@ -83,23 +83,23 @@ def main(arguments: list[str] | None = None) -> int:
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="replace")  # a pipe may not have the letter Δ
     asked = parse_arguments(arguments)
-    from experiments.studies.workers.prestarted import spares
+    from experiments.studies.workers.prestarted import prestarted
 
-    with spares(0 if asked.plan or asked.status or asked.collect else asked.workers) as ready:
+    with prestarted(0 if asked.plan or asked.status or asked.collect else asked.workers) as ready:
         return _carry_out(asked, ready)
 
 
 def _carry_out(asked: argparse.Namespace, ready: "list[subprocess.Popen[bytes]]") -> int:
     from experiments.config.errors import ConfigError
-    from experiments.studies.launch import Request, carry_out
+    from experiments.studies.launch import LaunchOptions, launch
     from experiments.studies.queue.storage import QueueError
     from experiments.studies.workers.pool import WorkerError
 
-    fields = {key: value for key, value in vars(asked).items() if key in Request.__dataclass_fields__}
+    fields = {key: value for key, value in vars(asked).items() if key in LaunchOptions.__dataclass_fields__}
     try:
-        return carry_out(Request(**fields), spares=ready)
+        return launch(LaunchOptions(**fields), prestarted=ready)
     except ConfigError as error:
-        print(*(f"error: {fault}" for fault in error.faults), sep="\n", file=sys.stderr)
+        print(*(f"error: {message}" for message in error.errors), sep="\n", file=sys.stderr)
         return 2
     except (ValueError, OSError, QueueError, WorkerError) as error:
         print(f"error: {error}", file=sys.stderr)

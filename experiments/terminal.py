@@ -105,14 +105,14 @@ def _lines(result: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     if result["resumed_from"]:
         where = ", ".join(map(str, result["resumed_from"]))
         yield "resumed", f"from step {where}; {result['steps_executed']:,} steps executed in all"
-    yield "seconds", f"{result['seconds']['training']:.1f} training, {result['seconds']['besides']:.1f} besides"
+    yield "seconds", f"{result['seconds']['training']:.1f} training, {result['seconds']['overhead']:.1f} besides"
     if result["bytes_peak"] is not None:
         yield "peak memory", f"{result['bytes_peak'] / 2**20:,.0f} MiB"
     if result["scales"]:
-        yield "ranks per layer", ranks_in_words(result["ranks"])
+        yield "ranks per layer", describe_ranks(result["ranks"])
 
 
-def ranks_in_words(ranks: Mapping[str, int]) -> str:
+def describe_ranks(ranks: Mapping[str, int]) -> str:
     """'16 in all 24 layers' or a line for each kind of layer with its ranks in order."""
     if len(set(ranks.values())) == 1:
         return f"{next(iter(ranks.values()))} in {'all ' * (len(ranks) > 1)}{len(ranks)} layer{'s' * (len(ranks) > 1)}"

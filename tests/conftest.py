@@ -24,7 +24,7 @@ def workers_do_not_import_torch_again() -> Iterator[None]:
     from forked_python import forked_worker
 
     from experiments.studies.workers import pool as workforce
-    from experiments.studies.workers import prestarted as spares
+    from experiments.studies.workers import prestarted as prestarted
 
-    with patch.object(spares, "new_worker", forked_worker), patch.object(workforce, "new_worker", forked_worker):
+    with patch.object(prestarted, "new_worker", forked_worker), patch.object(workforce, "new_worker", forked_worker):
         yield

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from experiments.tasks.task import Batch, Split, Task, TaskConfig
-from experiments.training.loop import Outcome, Regime, Training, Trial
+from experiments.training.loop import Outcome, SharedHyperparameters, Training, TrialHyperparameters
 from lora_variants import VARIANTS, RankWarning
 from lora_variants.interface.attach import attach
 from lora_variants.interface.pack import Pack
@@ -140,11 +140,11 @@ class Regression(Task):
     def base_model(self, report: Any = None) -> nn.Module:
         raise NotImplementedError
 
-    def training_batches(self, seed: int, rows: int) -> Iterator[Batch]:
+    def training_batches(self, seed: int, batch_size: int) -> Iterator[Batch]:
         generator = stream(seed, "data")
         while True:
-            x = torch.randn(rows, LENGTH, WIDTH, generator=generator, dtype=torch.float64)
-            y = torch.randn(rows, LENGTH, CLASSES, generator=generator, dtype=torch.float64)
+            x = torch.randn(batch_size, LENGTH, WIDTH, generator=generator, dtype=torch.float64)
+            y = torch.randn(batch_size, LENGTH, CLASSES, generator=generator, dtype=torch.float64)
             yield {"x": x.to(self.dtype), "y": y.to(self.dtype)}
 
     def evaluation_batches(self, split: Split) -> Iterator[Batch]:
@@ -205,8 +205,8 @@ def trained(
 ) -> list[Outcome]:
     """Train all trials alike on random data."""
     options = {"learning_rate": 1e-2, "weight_decay": 0.1} | options
-    trials = [Trial(seed=seed, **options) for seed in variant.pack.seeds]
-    return train(variant, task or Regression(), trials, Regime(steps=steps, rows=rows))
+    trials = [TrialHyperparameters(seed=seed, **options) for seed in variant.pack.seeds]
+    return train(variant, task or Regression(), trials, SharedHyperparameters(steps=steps, batch_size=rows))
 
 
 @dataclass
@@ -225,7 +225,7 @@ class Watched:
     @property
     def ended(self) -> bool:
         pack = self.training.variant.pack
-        over = pack.steps[self.slot] >= self.training.regime.steps
+        over = pack.steps[self.slot] >= self.training.shared.steps
         return over or not self.training.trains or not any(pack.running)
 
     def report(self, row: dict[str, float], seconds: float) -> None:
@@ -241,8 +241,8 @@ OnStep = Callable[[int, dict[str, list[float]]], None]
 def train(
     variant: Variant,
     task: Task,
-    trials: Sequence[Trial],
-    regime: Regime,
+    trials: Sequence[TrialHyperparameters],
+    shared: SharedHyperparameters,
     *,
     on_step: OnStep = lambda step, metrics: None,
     checkpoints: Any = None,
@@ -252,7 +252,7 @@ def train(
     `on_step(step, metrics)` hears one number a trial, NaN for one that failed. `checkpoints` are those of the first
     trial; without any it begins at its first step.
     """
-    training = Training(variant, task, trials, regime)
+    training = Training(variant, task, trials, shared)
     pack, watched = variant.pack, [Watched(training, slot) for slot in range(len(trials))]
     if checkpoints is not None and training.trains:
         pack.steps[0] = checkpoints.restore(training.holders)

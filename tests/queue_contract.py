@@ -12,7 +12,7 @@ from optuna.distributions import FloatDistribution, IntDistribution
 from optuna.trial import TrialState
 
 from experiments.studies.queue.entries import Entry, NewTrial, waiting_trials
-from experiments.studies.queue.liveness import Silence
+from experiments.studies.queue.liveness import StalenessClock
 from experiments.studies.queue.storage import Address, QueueError
 from experiments.studies.queue.trial_queue import Claim, TrialQueue
 
@@ -49,14 +49,14 @@ class Listener:
     def __init__(self, queue: TrialQueue) -> None:
         self.queue = queue
         self.clock = Clock()
-        queue._attendance.silence = Silence(self.clock)
+        queue._liveness.staleness = StalenessClock(self.clock)
 
     def after(self, *gaps: float) -> list[Entry]:
         """What it has reclaimed, after looking now and then at these seconds' distance."""
-        reclaimed = self.queue.reclaim()
+        reclaimed = self.queue.requeue_stale()
         for gap in gaps:
             self.clock.seconds += gap
-            reclaimed += self.queue.reclaim()
+            reclaimed += self.queue.requeue_stale()
         return reclaimed
 
 
@@ -230,11 +230,11 @@ class QueueContract(Fixtures):
         claim = one_claim(holder)
         for _ in range(5):
             assert listener.after(29.0) == []
-            holder._attendance.said_at = -math.inf
+            holder._liveness.said_at = -math.inf
             holder.beat({"steps": 10})
         assert holder.holds(claim)
         [seen] = listener.queue.workers()
-        assert (seen.name, seen.silent_seconds, seen.progress) == (holder.worker, 0.0, {"steps": 10})
+        assert (seen.name, seen.stale_seconds, seen.progress) == (holder.worker, 0.0, {"steps": 10})
 
     def test_a_silent_worker_is_dead_after_the_grace_that_it_announced(self, opened: Callable[..., TrialQueue]) -> None:
         holder, listener = opened(grace=600.0), Listener(opened(grace=60.0))
@@ -275,10 +275,10 @@ class QueueContract(Fixtures):
         assert [seen.name for seen in queue.workers()] == [queue.worker]
 
     def test_the_first_worker_settles_what_later_ones_must_have(self, opened: Callable[..., TrialQueue]) -> None:
-        opened().agree({"W0": "a1b2", "schema": (3, 1)})
-        opened().agree({"schema": (3, 1), "torch": "2.13"})
+        opened().record_or_check({"W0": "a1b2", "schema": (3, 1)})
+        opened().record_or_check({"schema": (3, 1), "torch": "2.13"})
         with pytest.raises(QueueError, match=r"W0 = 'a1b2', here it is 'ffff'; torch = '2.13', here it is '2.15'"):
-            opened().agree({"W0": "ffff", "schema": (3, 1), "torch": "2.15"})
+            opened().record_or_check({"W0": "ffff", "schema": (3, 1), "torch": "2.15"})
         assert opened().facts().items() >= {"W0": "a1b2", "schema": [3, 1], "torch": "2.13"}.items()
 
     def test_a_study_has_one_direction(self, queue: TrialQueue, opened: Callable[..., TrialQueue]) -> None:

@@ -46,7 +46,7 @@ def heard(process: "subprocess.Popen[str]") -> str:
 def reclaimed_by(queue: TrialQueue) -> list[Entry]:
     """It listens until something is reclaimed."""
     for _ in range(600):
-        if lost := queue.reclaim():
+        if lost := queue.requeue_stale():
             return lost
         time.sleep(0.1)
     raise AssertionError("nothing was reclaimed")

@@ -27,7 +27,7 @@ def drain(queue: TrialQueue) -> None:
     trained = 0
     while any(entry.state in ("waiting", "running") for entry in queue.latest().values()):
         queue.beat({})
-        queue.reclaim()
+        queue.requeue_stale()
         for claim in queue.claim(lambda waiting: waiting[:3]):
             time.sleep(0.002)
             trained += queue.finish(claim, 1.0, {"by": queue.worker})

@@ -8,18 +8,18 @@ from experiments.studies.queue.trial_queue import TrialQueue
 from experiments.studies.spec.study import load_study
 from experiments.studies.workers.packing import Packing
 from experiments.studies.workers.worker import Worker
-from experiments.training.context import Setting
+from experiments.training.context import TrainingContext
 from experiments.training.interruption import Interruption
 
 
 def main(file: Path, grace: float, pack: int) -> None:
     study, folder = load_study(file), file.parent
-    setting = Setting(study.arms[0].config)
-    setting.load()
+    context = TrainingContext(study.arms[0].config)
+    context.load()
     address = storage_address(None, runs_dir=folder, study=study.name)
     queue = TrialQueue.open(address, study.name, direction="minimize", grace=grace)
-    packing = Packing(setting, size=pack)
-    Worker(study, queue, setting, packing, runs_dir=folder, interruption=Interruption(), workers=2).work()
+    packing = Packing(context, size=pack)
+    Worker(study, queue, context, packing, runs_dir=folder, interruption=Interruption(), workers=2).work()
 
 
 if __name__ == "__main__":

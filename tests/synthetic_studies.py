@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from experiments.config.loading import yaml_text
-from experiments.studies.protocol.progress import Board, arms_wanting, look
+from experiments.studies.protocol.progress import StudyState, progress_of_arms, snapshot
 from experiments.studies.protocol.search_stage import Proposal, trial_key
 from experiments.studies.protocol.trials import ArmProgress, PlannedTrial, TrialResult
 from experiments.studies.queue.entries import Entry
@@ -16,7 +16,7 @@ from experiments.studies.queue.trial_queue import TrialQueue
 from experiments.studies.spec.study import Study, load_study
 from experiments.studies.workers.packing import Packing
 from experiments.studies.workers.worker import Worker
-from experiments.training.context import Setting
+from experiments.training.context import TrainingContext
 from experiments.training.interruption import Interruption
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
@@ -39,16 +39,16 @@ def study_of(folder: Path, *settings: str, **changed: Any) -> Study:
     return load_study(path, settings)
 
 
-def trained(folder: Path, study: Study, *, pack: int) -> Board:
+def trained(folder: Path, study: Study, *, pack: int) -> StudyState:
     """The board of a study that one worker has trained in this process; its records are below `folder`."""
     address = storage_address(None, runs_dir=folder, study=study.name, environment={})
     direction = "maximize" if study.higher_is_better else "minimize"
     queue = TrialQueue.open(address, study.name, direction=direction)
-    setting = Setting(study.arms[0].config)
+    setting = TrainingContext(study.arms[0].config)
     setting.load()
     packing = Packing(setting, size=pack)
     Worker(study, queue, setting, packing, runs_dir=folder, interruption=Interruption()).work()
-    return look(study, queue)
+    return snapshot(study, queue)
 
 
 def planted_study(folder: Path) -> Study:
@@ -63,13 +63,13 @@ def planted_study(folder: Path) -> Study:
     )  # fmt: skip
 
 
-def board_of(study: Study, outcome: Outcome) -> Board:
+def board_of(study: Study, outcome: Outcome) -> StudyState:
     """The board when everything has come to what `outcome` says of each trial."""
     entries: dict[str, Entry] = {}
     results: dict[str, TrialResult] = {}
     proposals: dict[str, Proposal] = {}
     while True:
-        arms = arms_wanting(study, results, proposals)
+        arms = progress_of_arms(study, results, proposals)
         asked = {key: point for progress in arms for key, point in _points(study, progress).items()}
         if asked:
             proposals |= asked
@@ -77,7 +77,7 @@ def board_of(study: Study, outcome: Outcome) -> Board:
         wanted = {trial.key: trial for arm in arms for trial in arm.wanted}
         new = [trial for key, trial in wanted.items() if key not in entries]
         if not new:
-            return Board(arms, wanted, entries)
+            return StudyState(arms, wanted, entries)
         for trial in new:
             ending = dict(outcome(trial))
             entry = entries[trial.key] = _entry(len(entries), trial, ending)
@@ -95,7 +95,7 @@ def _points(study: Study, progress: ArmProgress) -> dict[str, Proposal]:
     names = [f"layers.{layer}.{kind}" for layer in range(4) for kind in kinds]
     found = {}
     for number in tuning.asks:
-        own = np.random.default_rng([number, int(of.identity, 16) % 2**32])
+        own = np.random.default_rng([number, int(of.config_hash, 16) % 2**32])
         ranks = dict(zip(names, own.integers(0, 9, len(names)).tolist(), strict=True))
         key = trial_key(of, tuning.asks_for, number, study.protocol.tuning.seeds[0])
         knobs = {"rank": ranks, "alpha_per_rank": float(own.uniform(0.5, 8)), "learning_rate_ratio": 1.0 + number}
@@ -114,7 +114,7 @@ def valley(trial: PlannedTrial, *, best: float = 1.0) -> Ending:
     rank = trial.arm.keys.get("rank", 32)
     rank = rank if isinstance(rank, int) else 2
     luck = 0.004 * float(np.random.default_rng(trial.seed).standard_normal())
-    own = 0.001 * float(np.random.default_rng([trial.seed, int(trial.arm.identity, 16) % 2**32]).standard_normal())
+    own = 0.001 * float(np.random.default_rng([trial.seed, int(trial.arm.config_hash, 16) % 2**32]).standard_normal())
     multiplier = (trial.learning_rate or 0.0) / trial.arm.centre / best
     score = 3 - 0.05 * np.log2(rank) + 0.03 * np.log2(multiplier) ** 2 + luck + own
     if trial.arm.config.task.name == "digits":  # scored by accuracy: higher is better

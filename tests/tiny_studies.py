@@ -16,9 +16,9 @@ import yaml
 from filelock import FileLock
 from rich.console import Console
 
-from experiments.record.run_dir import RunFolder
-from experiments.studies.launch import Request, carry_out
-from experiments.studies.protocol.progress import Board, look
+from experiments.record.run_dir import RunDirectory
+from experiments.studies.launch import LaunchOptions, launch
+from experiments.studies.protocol.progress import StudyState, snapshot
 from experiments.studies.queue.storage import Address
 from experiments.studies.queue.trial_queue import TrialQueue
 from experiments.studies.spec.study import load_study
@@ -72,7 +72,7 @@ def start(file: Path, runs_dir: Path, **asked: Any) -> Started:
     started = Started()
     display = Display(Console(file=started.output, width=200, highlight=False))
     try:
-        started.code = carry_out(Request(file=file, runs_dir=runs_dir, **asked), display)
+        started.code = launch(LaunchOptions(file=file, runs_dir=runs_dir, **asked), display)
     except Exception as error:
         started.error = error
     return started
@@ -105,8 +105,8 @@ def queue_of(file: Path, runs_dir: Path) -> TrialQueue:
     return queue
 
 
-def board_of(file: Path, runs_dir: Path) -> Board:
-    return look(load_study(file), queue_of(file, runs_dir))
+def board_of(file: Path, runs_dir: Path) -> StudyState:
+    return snapshot(load_study(file), queue_of(file, runs_dir))
 
 
 def learned(file: Path, runs_dir: Path) -> dict[str, tuple[object, ...]]:
@@ -114,7 +114,7 @@ def learned(file: Path, runs_dir: Path) -> dict[str, tuple[object, ...]]:
     found = {}
     for key, entry in board_of(file, runs_dir).entries.items():
         path = runs_dir / load_study(file).name / str(entry.facts["folder"])
-        result = RunFolder(path).result()
+        result = RunDirectory(path).result()
         tensors = {str(each.relative_to(path)): each.read_bytes() for each in sorted(path.rglob("*.safetensors"))}
         scores = entry.score, entry.facts["loss"], entry.facts.get("test"), result["score"], result.get("test")
         found[key] = (entry.state, *scores, tensors)
@@ -125,7 +125,7 @@ def lost_steps(file: Path, runs_dir: Path) -> dict[str, int]:
     """By key how many steps were executed twice."""
     entries = board_of(file, runs_dir).entries
     folders = {key: runs_dir / "tiny" / str(entry.facts["folder"]) for key, entry in entries.items()}
-    results = {key: RunFolder(folder).result() for key, folder in folders.items()}
+    results = {key: RunDirectory(folder).result() for key, folder in folders.items()}
     return {key: result["steps_executed"] - result["steps"] for key, result in results.items()}
 
 
@@ -151,7 +151,7 @@ def checkpoints(runs_dir: Path) -> list[tuple[Path, int]]:
 
 
 def worker_pids(file: Path, runs_dir: Path) -> list[int]:
-    return [sign["process"]["pid"] for sign in queue_of(file, runs_dir)._attendance.signs().values()]
+    return [sign["process"]["pid"] for sign in queue_of(file, runs_dir)._liveness.signs().values()]
 
 
 def kill_workers(file: Path, runs_dir: Path) -> int:

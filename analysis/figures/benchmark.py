@@ -29,8 +29,8 @@ def benchmark_figure(ratios: pd.DataFrame) -> Figure:
     `ratios` has a row for each number that was measured: case, contender, quantity, ratio (to PEFT's; PEFT itself
     is the line). Cases, contenders and quantities are drawn in their order there.
     """
-    contenders = list(dict.fromkeys(ratios["contender"]))
-    colours = dict(zip(contenders, sns.color_palette("colorblind", len(contenders)), strict=True))
+    implementations = list(dict.fromkeys(ratios["implementation"]))
+    colours = dict(zip(implementations, sns.color_palette("colorblind", len(implementations)), strict=True))
     panels = {quantity: ratios[ratios["quantity"] == quantity] for quantity in dict.fromkeys(ratios["quantity"])}
     cases = {quantity: list(dict.fromkeys(part["case"])) for quantity, part in panels.items()}
     heights = [0.42 * len(of_panel) + 0.4 for of_panel in cases.values()]
@@ -56,7 +56,7 @@ def _draw(axes: Axes, part: pd.DataFrame, cases: list[str], colours: dict[str, A
     offsets = np.linspace(-SPREAD / 2, SPREAD / 2, len(colours)) if len(colours) > 1 else np.zeros(1)
     for (name, colour), marker, offset in zip(colours.items(), MARKERS, offsets, strict=False):
         for place, case in enumerate(cases):
-            found = part.loc[(part["contender"] == name) & (part["case"] == case), "ratio"]
+            found = part.loc[(part["implementation"] == name) & (part["case"] == case), "ratio"]
             if found.empty:
                 continue
             lower, middle, upper = found.quantile([0.25, 0.5, 0.75])

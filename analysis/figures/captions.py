@@ -25,7 +25,7 @@ def numbers(counts: Sequence[float]) -> str:
     return str(found[0]) if len(found) == 1 else f"{found[0]} to {found[-1]}"
 
 
-def setting_words(setting: str) -> str:
+def describe_setting(setting: str) -> str:
     """Title of the panel of a setting."""
     return "tuned learning rate" if setting == "tuned" else f"learning rate {setting.removeprefix('fixed ')} for all"
 

@@ -8,7 +8,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from analysis.figures.axes import largest_size
-from analysis.figures.captions import numbers, put_caption, score_label, setting_words
+from analysis.figures.captions import describe_setting, numbers, put_caption, score_label
 from analysis.figures.style import WIDTH_INCHES, figure_style
 
 ACROSS = 2
@@ -42,7 +42,7 @@ def comparison_figure(comparisons: pd.DataFrame) -> Figure:
             axes.xaxis.set_major_locator(MaxNLocator(6 // across))
             axes.set_xlabel(f"difference to {reference}")
             if len(settings) > 1:
-                axes.set_title(setting_words(settings[place]), loc="left")
+                axes.set_title(describe_setting(settings[place]), loc="left")
         put_caption(figure, _caption(comparisons))
     return figure
 
@@ -62,7 +62,7 @@ def _draw(axes: Axes, family: pd.DataFrame, *, one_reference: bool) -> None:
             axes.hlines(place, row["low"], row["high"], color=colour, linewidth=1.2, zorder=2)
             axes.plot(row["value"], place, marker, color=colour, markersize=4, mfc=colour if judged else "white")
         axes.text(
-            1.02, place, _cut(str(row["verdict" if judged else "kept_out"])), transform=axes.get_yaxis_transform(),
+            1.02, place, _cut(str(row["verdict" if judged else "excluded"])), transform=axes.get_yaxis_transform(),
             va="center", ha="left", fontsize=7, color=colour,
             style="normal" if judged else "italic",
         )  # fmt: skip

@@ -126,11 +126,11 @@ def _put_legend(figure: Figure, rates: pd.DataFrame, hues: dict[float, Colour]) 
         if there
     ]
     wide = figure.get_figwidth() == WIDTH_INCHES
-    look: dict[str, Any] = {"frameon": False, "columnspacing": 0.9, "handlelength": 1.0, "handletextpad": 0.4}
+    style: dict[str, Any] = {"frameon": False, "columnspacing": 0.9, "handlelength": 1.0, "handletextpad": 0.4}
     if curves:
-        figure.legend(handles=curves, loc="outside upper left", ncols=min(9 if wide else 4, len(curves)), **look)
+        figure.legend(handles=curves, loc="outside upper left", ncols=min(9 if wide else 4, len(curves)), **style)
     if marks:
-        figure.legend(handles=marks, loc="outside upper right", ncols=len(marks) if wide else 1, **look)
+        figure.legend(handles=marks, loc="outside upper right", ncols=len(marks) if wide else 1, **style)
 
 
 def _caption(rates: pd.DataFrame) -> list[str]:

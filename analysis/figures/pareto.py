@@ -14,7 +14,7 @@ from analysis.figures.captions import numbers, put_caption, score_label
 from analysis.figures.style import WIDTH_INCHES, figure_style
 
 MARKERS = ("o", "s", "D", "^", "v", "P", "X", "<", ">", "*")
-RUN, FRONT, BUDGET = (0.7, 0.7, 0.7), (0.15, 0.15, 0.15), (0.4, 0.4, 0.4)
+RUN, PARETO_FRONT, BUDGET = (0.7, 0.7, 0.7), (0.15, 0.15, 0.15), (0.4, 0.4, 0.4)
 OF_UNIFORM, GREY = 1, 7  # places in the palette
 ARM_INCHES = 0.2
 ARMS_INCHES = (1.0, 3.75)  # for all of them
@@ -26,17 +26,17 @@ Colour = tuple[float, float, float]
 Looks = dict[str, tuple[Colour, str]]
 
 
-def front_figure(front: pd.DataFrame) -> Figure:
+def front_figure(pareto_front: pd.DataFrame) -> Figure:
     """Score against parameters: grey runs, the uniform ones in a colour of their own, the front, and means of arms.
 
     The front goes on at its height to the largest run. At the right the means of arms once more, side by side and with
     their intervals: at one budget they have nearly the same parameters. Runs far worse than most lie beyond the frame.
-    `front` has the columns arm, kind, parameters, value, low, high, n, score, higher_is_better, budget; kind 'run' are
+    `pareto_front` has the columns arm, kind, parameters, value, low, high, n, score, higher_is_better, budget; kind 'run' are
     all finished runs, 'uniform' those of them that have one rank everywhere, 'front' those that no other beats with as
     few parameters, 'chosen' the mean of an arm's n confirmation runs with its interval.
     """
-    chosen = front[front["kind"] == "chosen"]
-    looks = _looks(front)
+    chosen = pareto_front[pareto_front["kind"] == "chosen"]
+    looks = _looks(pareto_front)
     arms_inches = float(np.clip(ARM_INCHES * len(looks), *ARMS_INCHES))
     with mpl.rc_context(figure_style()):
         figure = Figure(
@@ -44,49 +44,51 @@ def front_figure(front: pd.DataFrame) -> Figure:
         )
         ratios = [WIDTH_INCHES - arms_inches, arms_inches] if looks else [1.0]
         axes, *beside = figure.subplots(1, len(ratios), sharey=True, squeeze=False, width_ratios=ratios)[0]
-        _draw_runs(axes, front)
-        _draw_front(axes, front)
+        _draw_runs(axes, pareto_front)
+        _draw_pareto_front(axes, pareto_front)
         _draw_means(axes, chosen, chosen["parameters"].tolist(), looks)
-        for budget in front["budget"].dropna().unique():
+        for budget in pareto_front["budget"].dropna().unique():
             axes.axvline(budget, color=BUDGET, linestyle=":", linewidth=1.0, zorder=1)
-        _set_scale(axes, front)
-        axes.set_ylim(*_frame(front))
+        _set_scale(axes, pareto_front)
+        axes.set_ylim(*_frame(pareto_front))
         axes.yaxis.set_major_locator(MaxNLocator(6, steps=STEPS))
         axes.set_xlabel("parameters in A and B")
-        axes.set_ylabel(score_label(front, "validation").replace(" (", "\n("))
+        axes.set_ylabel(score_label(pareto_front, "validation").replace(" (", "\n("))
         sns.despine(ax=axes)
         for other in beside:
             _draw_arms(other, chosen, looks)
-        _put_legend(figure, front)
-        put_caption(figure, _caption(front))
+        _put_legend(figure, pareto_front)
+        put_caption(figure, _caption(pareto_front))
     return figure
 
 
-def _looks(front: pd.DataFrame) -> Looks:
+def _looks(pareto_front: pd.DataFrame) -> Looks:
     """Chosen arm -> colour and marker; arms with runs of the uniform allocation have the colour of these."""
     palette = sns.color_palette("colorblind")
-    uniform = set(front.loc[front["kind"] == "uniform", "arm"])
+    uniform = set(pareto_front.loc[pareto_front["kind"] == "uniform", "arm"])
     free = [colour for place, colour in enumerate(palette) if place not in (OF_UNIFORM, GREY)]
-    arms = list(dict.fromkeys(front.loc[front["kind"] == "chosen", "arm"]))
+    arms = list(dict.fromkeys(pareto_front.loc[pareto_front["kind"] == "chosen", "arm"]))
     others = [arm for arm in arms if arm not in uniform]
     colours = {arm: free[place % len(free)] for place, arm in enumerate(others)}
     return {arm: (colours.get(arm, palette[OF_UNIFORM]), MARKERS[i % len(MARKERS)]) for i, arm in enumerate(arms)}
 
 
-def _draw_runs(axes: Axes, front: pd.DataFrame) -> None:
-    runs, uniform = (front[front["kind"] == kind] for kind in ("run", "uniform"))
+def _draw_runs(axes: Axes, pareto_front: pd.DataFrame) -> None:
+    runs, uniform = (pareto_front[pareto_front["kind"] == kind] for kind in ("run", "uniform"))
     axes.plot(runs["parameters"], runs["value"], ".", color=RUN, markersize=4, markeredgewidth=0, zorder=2)
     colour = sns.color_palette("colorblind")[OF_UNIFORM]
     axes.plot(uniform["parameters"], uniform["value"], "s", color=colour, markersize=3, markeredgewidth=0, zorder=3)
 
 
-def _draw_front(axes: Axes, front: pd.DataFrame) -> None:
-    steps = front[front["kind"] == "front"].sort_values("parameters")
+def _draw_pareto_front(axes: Axes, pareto_front: pd.DataFrame) -> None:
+    steps = pareto_front[pareto_front["kind"] == "front"].sort_values("parameters")
     if len(steps):
-        largest = front.loc[front["kind"] != "chosen", "parameters"].max()
+        largest = pareto_front.loc[pareto_front["kind"] != "chosen", "parameters"].max()
         x, y = [*steps["parameters"], largest], [*steps["value"], steps["value"].iloc[-1]]
-        axes.plot(x, y, color=FRONT, drawstyle="steps-post", linewidth=1.0, zorder=4)
-        axes.plot(steps["parameters"], steps["value"], ".", color=FRONT, markersize=4, markeredgewidth=0, zorder=4)
+        axes.plot(x, y, color=PARETO_FRONT, drawstyle="steps-post", linewidth=1.0, zorder=4)
+        axes.plot(
+            steps["parameters"], steps["value"], ".", color=PARETO_FRONT, markersize=4, markeredgewidth=0, zorder=4
+        )
 
 
 def _draw_means(axes: Axes, chosen: pd.DataFrame, places: list[float], looks: Looks) -> None:
@@ -114,9 +116,9 @@ def _draw_arms(axes: Axes, chosen: pd.DataFrame, looks: Looks) -> None:
     sns.despine(ax=axes, left=True)
 
 
-def _set_scale(axes: Axes, front: pd.DataFrame) -> None:
+def _set_scale(axes: Axes, pareto_front: pd.DataFrame) -> None:
     """Logarithmic if the range is wide, with room at both ends."""
-    every = front[["parameters", "budget"]].to_numpy(dtype=float)
+    every = pareto_front[["parameters", "budget"]].to_numpy(dtype=float)
     least, most = float(np.nanmin(every)), float(np.nanmax(every))
     if 0 < WIDE_RANGE * least < most:
         axes.set_xscale("log")
@@ -131,12 +133,12 @@ def _set_scale(axes: Axes, front: pd.DataFrame) -> None:
     axes.xaxis.set_major_formatter(EngFormatter(sep=""))
 
 
-def _frame(front: pd.DataFrame) -> tuple[float, float]:
+def _frame(pareto_front: pd.DataFrame) -> tuple[float, float]:
     """All that is good, every mean with its interval, and the runs near most."""
-    finite = front[np.isfinite(front["value"])]
+    finite = pareto_front[np.isfinite(pareto_front["value"])]
     runs = finite[finite["kind"] == "run"] if (finite["kind"] == "run").any() else finite
     means = finite.loc[finite["kind"] == "chosen", ["value", "low", "high"]].to_numpy(dtype=float)
-    higher_is_better = bool(front["higher_is_better"].iloc[0])
+    higher_is_better = bool(pareto_front["higher_is_better"].iloc[0])
     best = runs["value"].max() if higher_is_better else runs["value"].min()
     return score_frame(
         runs["value"].to_numpy(),
@@ -146,27 +148,29 @@ def _frame(front: pd.DataFrame) -> tuple[float, float]:
     )
 
 
-def _put_legend(figure: Figure, front: pd.DataFrame) -> None:
+def _put_legend(figure: Figure, pareto_front: pd.DataFrame) -> None:
     colour = sns.color_palette("colorblind")[OF_UNIFORM]
     marks = {
         "run": Line2D([], [], linestyle="", marker=".", color=RUN, markersize=5, markeredgewidth=0),
         "uniform": Line2D([], [], linestyle="", marker="s", color=colour, markersize=3, markeredgewidth=0),
-        "front": Line2D([], [], marker=".", color=FRONT, linewidth=1.0, markersize=4, markeredgewidth=0),
+        "front": Line2D([], [], marker=".", color=PARETO_FRONT, linewidth=1.0, markersize=4, markeredgewidth=0),
         "budget": Line2D([], [], color=BUDGET, linestyle=":", linewidth=1.0),
     }
     words = {"uniform": "run of the uniform allocation"}
-    there = {*front["kind"], *(["budget"] if front["budget"].notna().any() else [])}
+    there = {*pareto_front["kind"], *(["budget"] if pareto_front["budget"].notna().any() else [])}
     handles = {words.get(kind, kind): mark for kind, mark in marks.items() if kind in there}
     figure.legend(handles.values(), handles, loc="outside upper center", ncols=len(handles), frameon=False)
 
 
-def _caption(front: pd.DataFrame) -> list[str]:
-    runs, chosen = (front[front["kind"] == kind] for kind in ("run", "chosen"))
-    beyond = int((~runs["value"].between(*_frame(front))).sum())
-    bars = " with 95 % t-intervals (bars, at the right)" if chosen["low"].notna().any() else ""
+def _caption(pareto_front: pd.DataFrame) -> list[str]:
+    runs, chosen = (pareto_front[pareto_front["kind"] == kind] for kind in ("run", "chosen"))
+    beyond = int((~runs["value"].between(*_frame(pareto_front))).sum())
+    intervals = " with 95 % t-intervals (bars, at the right)" if chosen["low"].notna().any() else ""
     return [
         f"dots: {len(runs)} finished run{'s' * (len(runs) != 1)} of all stages" if len(runs) else "",
-        "front: no other run is as good with as few parameters" if (front["kind"] == "front").any() else "",
-        f"named markers: means of n = {numbers(chosen['n'].tolist())} confirmation seeds{bars}" if len(chosen) else "",
+        "front: no other run is as good with as few parameters" if (pareto_front["kind"] == "front").any() else "",
+        f"named markers: means of n = {numbers(chosen['n'].tolist())} confirmation seeds{intervals}"
+        if len(chosen)
+        else "",
         f"{beyond} worse run{'s lie' if beyond > 1 else ' lies'} beyond the frame" if beyond else "",
     ]

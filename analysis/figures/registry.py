@@ -27,7 +27,7 @@ FIGURES: dict[str, Callable[[pd.DataFrame], Figure]] = {
     "score_by_parameters": front_figure,
 }
 WORDS = (
-    *("setting", "line", "arm", "reference", "kind", "kept_out", "verdict", "tuning", "score"),
+    *("setting", "line", "arm", "reference", "kind", "excluded", "verdict", "tuning", "score"),
     *("layer", "over", "knob", "evaluator"),
 )
 CLAIMS = ("higher_is_better", "added", "chosen")

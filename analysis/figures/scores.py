@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from analysis.figures.axes import score_frame
-from analysis.figures.captions import numbers, put_caption, score_label, setting_words
+from analysis.figures.captions import describe_setting, numbers, put_caption, score_label
 from analysis.figures.style import WIDTH_INCHES, figure_style
 
 MARKERS = ("o", "s", "D", "^", "v", "P", "X", "<", ">", "*")
@@ -37,7 +37,7 @@ def score_by_rank_figure(scores: pd.DataFrame) -> Figure:
             _draw_ranks(axes, scores[scores["setting"] == setting], _looks(lines))
             axes.set_xlabel("rank")
             if len(settings) > 1:
-                axes.set_title(setting_words(setting), loc="left")
+                axes.set_title(describe_setting(setting), loc="left")
         panels[0].set_ylim(*_frame(scores))
         for axes, setting in zip(panels, settings, strict=True):
             _name_those_beyond(axes, scores[scores["setting"] == setting])
@@ -60,7 +60,7 @@ def score_by_arm_figure(scores: pd.DataFrame) -> Figure:
         for axes, setting in zip(panels, settings, strict=True):
             _draw_arms(axes, scores[scores["setting"] == setting], arms)
             if len(settings) > 1:
-                axes.set_title(setting_words(setting), loc="left")
+                axes.set_title(describe_setting(setting), loc="left")
         panels[0].set_yticks(range(len(arms)), arms)
         panels[0].set_ylim(len(arms) - 0.4, -0.6)
         panels[len(panels) // 2].set_xlabel(score_label(scores, "test"))
@@ -102,7 +102,7 @@ def _draw_line(axes: Axes, of_line: pd.DataFrame, colour: Colour, marker: str, *
     axes.plot(means["rank"], means["value"], color=colour, zorder=3)
     axes.vlines(means["rank"], means["low"], means["high"], color=colour, linewidth=1.1, zorder=3)
     for row in means.to_dict("records"):
-        face = colour if pd.isna(row["kept_out"]) else "white"
+        face = colour if pd.isna(row["excluded"]) else "white"
         axes.plot(row["rank"], row["value"], marker, color=colour, markerfacecolor=face, markersize=4, zorder=4)
     if len(failed):  # an empty line that is not clipped still takes room in the layout
         edge = np.full(len(failed), 0.03 if failed["higher_is_better"].iloc[0] else 0.97)
@@ -120,7 +120,7 @@ def _draw_arms(axes: Axes, scores: pd.DataFrame, arms: list[str]) -> None:
         axes.plot(runs["value"], beneath, ".", color="0.6", markersize=4, markeredgewidth=0, zorder=2)
         for row in means.to_dict("records"):
             axes.hlines(place, row["low"], row["high"], color=colour, linewidth=1.4, zorder=3)
-            face = colour if pd.isna(row["kept_out"]) else "white"
+            face = colour if pd.isna(row["excluded"]) else "white"
             axes.plot(row["value"], place, "o", color=colour, markerfacecolor=face, markersize=4, zorder=4)
         if len(failed):
             edge = (0.0, "left") if failed["higher_is_better"].iloc[0] else (1.0, "right")
@@ -189,11 +189,11 @@ def _caption(scores: pd.DataFrame, *, bands: bool) -> list[str]:
         f"means of n = {numbers(means['n'].tolist())} seeds with 95 % t-intervals"
         + (" (bars and bands)" if bands else ""),
         "dots: single runs",
-        "hollow: no verdict (" + _reasons(means) + ")" if means["kept_out"].notna().any() else "",
+        "hollow: no verdict (" + _reasons(means) + ")" if means["excluded"].notna().any() else "",
         "×: run failed" if (scores["kind"] == "failed").any() else "",
     ]
 
 
 def _reasons(means: pd.DataFrame) -> str:
-    reasons = list(dict.fromkeys(means["kept_out"].dropna()))
+    reasons = list(dict.fromkeys(means["excluded"].dropna()))
     return " / ".join(reasons[:LISTED]) + (" / ..." if len(reasons) > LISTED else "")

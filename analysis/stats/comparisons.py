@@ -102,7 +102,7 @@ class Comparison:
     p_equivalence: float | None
     """The larger of the two one-sided tests."""
     p_equivalence_holm: float | None
-    minimum_detectable: float | None
+    minimum_detectable_difference: float | None
     """The difference found with 80 % power at n seeds and level alpha / m, from the observed sd; None without spread.
 
     alpha / m is Holm's first step in a family of m: what a difference has to pass if it is the only one. Holm's later
@@ -150,7 +150,7 @@ def compare(
             described[i],
             verdict=verdict,
             **tests._asdict(),
-            minimum_detectable=_minimum_detectable(advantages[i], level),
+            minimum_detectable_difference=_minimum_detectable(advantages[i], level),
             seeds_to_settle=seeds,
             note=_note(verdict, advantages[i], tests, alpha, len(family)),
         )
@@ -194,7 +194,7 @@ def _described(scores: PairedScores, advantages: Float[np.ndarray, " seeds"], al
         p_sign_flip=None,
         p_equivalence=None,
         p_equivalence_holm=None,
-        minimum_detectable=None,
+        minimum_detectable_difference=None,
         seeds_to_settle=None,
         note=f"verdicts need {FEWEST_PAIRS} evaluation seeds, there are {n}",
     )

@@ -5,14 +5,14 @@ from pathlib import Path
 
 from experiments.config.loading import yaml_text
 from experiments.record.run_dir import write_atomically
-from experiments.studies.protocol.progress import Board
+from experiments.studies.protocol.progress import StudyState
 from experiments.studies.protocol.trials import PlannedTrial
 
 FOLDER = "allocations"
 PEFT_CONFIG = "adapter_config.json"
 
 
-def export_allocation(label: str, trial: PlannedTrial, board: Board, folder: Path) -> list[Path]:
+def export_allocation(label: str, trial: PlannedTrial, study_state: StudyState, folder: Path) -> list[Path]:
     """`<label>.yaml` is a configuration for run.py; `<label>.peft.json` has rank_pattern and alpha_pattern.
 
     The second is there once a run of the evaluation has ended on this machine, for it is what that run left.
@@ -22,7 +22,7 @@ def export_allocation(label: str, trial: PlannedTrial, board: Board, folder: Pat
     tree = trial.config.tree() | {"study": "single", "seed": 0}
     ours = stem.with_name(f"{stem.name}.yaml")
     write_atomically(ours, yaml_text(tree))
-    entry = board.entries.get(trial.key)
+    entry = study_state.entries.get(trial.key)
     left = folder / str(entry.facts.get("folder") if entry else None) / PEFT_CONFIG
     if not left.is_file():
         return [ours]

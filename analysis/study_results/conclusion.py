@@ -16,7 +16,7 @@ from analysis.study_results.summary import summary_of
 from analysis.study_results.verdict_tables import TextTable, arms_tables, verdict_table
 from analysis.study_results.verdicts import Judged, evaluations, families
 from experiments.record.run_dir import as_json, write_atomically
-from experiments.studies.protocol.progress import Board
+from experiments.studies.protocol.progress import StudyState
 from experiments.studies.protocol.trials import PlannedTrial
 from experiments.studies.spec.study import Study
 
@@ -42,61 +42,64 @@ class Conclusion:
         return [*shown, *(f"warning: {warning}" for warning in self.warnings)]
 
 
-def conclude(study: Study, board: Board, runs_dir: Path) -> Conclusion:
+def conclude(study: Study, study_state: StudyState, runs_dir: Path) -> Conclusion:
     """`study.parquet`, `figures/` and `summary.json` are in the study's folder, and are those of the board.
 
     Of a study that is not over they say what there is, and what is missing.
     """
     folder = runs_dir / study.name
     (folder / "figures").mkdir(parents=True, exist_ok=True)
-    conclusion = conclusion_of(study, board, runs_dir)
+    conclusion = conclusion_of(study, study_state, runs_dir)
     write_table(conclusion.table, folder / "study.parquet")
     files = [folder / "study.parquet"]
     for name, drawn in conclusion.drawn.items():
         files += save_drawn(name, drawn, folder / "figures")
     for label, trial in conclusion.exports:
-        files += export_allocation(label, trial, board, folder)
+        files += export_allocation(label, trial, study_state, folder)
     write_atomically(folder / "summary.json", as_json(conclusion.summary))
     return replace(conclusion, files=(*files, folder / "summary.json"))
 
 
-def conclusion_of(study: Study, board: Board, runs_dir: Path) -> Conclusion:
+def conclusion_of(study: Study, study_state: StudyState, runs_dir: Path) -> Conclusion:
     """What there is to say, with nothing written."""
-    table = results_table(study, board, runs_dir)
-    evaluated = evaluations(study, board, table)
+    table = results_table(study, study_state, runs_dir)
+    evaluated = evaluations(study, study_state, table)
     judged = families(study, evaluated)
-    found = findings(study, board, table, evaluated)
+    found = findings(study, study_state, table, evaluated)
     verdicts = [verdict_table(study, setting, family) for setting, family in judged.items() if family]
     return Conclusion(
-        complete=board.complete,
+        complete=study_state.complete,
         table=table,
-        summary=summary_of(study, board, evaluated, judged) | ({"searches": findings_tree(found)} if found else {}),
-        drawn=figure_tables(study, board, table, evaluated, judged, found),
+        summary=summary_of(study, study_state, evaluated, judged)
+        | ({"searches": findings_tree(found)} if found else {}),
+        drawn=figure_tables(study, study_state, table, evaluated, judged, found),
         tables=(*arms_tables(study, table, evaluated), *([findings_table(study, found)] if found else []), *verdicts),
         exports=tuple((each.label, each.chosen) for each in found if each.chosen is not None),
-        warnings=tuple(_warnings(study, board, table, judged)),
+        warnings=tuple(_warnings(study, study_state, table, judged)),
         files=(),
     )
 
 
-def _warnings(study: Study, board: Board, table: pd.DataFrame, judged: Mapping[str, Sequence[Judged]]) -> list[str]:
+def _warnings(
+    study: Study, study_state: StudyState, table: pd.DataFrame, judged: Mapping[str, Sequence[Judged]]
+) -> list[str]:
     """What is missing, what failed, what to know of the verdicts."""
     found = list(study.warnings)
     left = int(table["state"].isin(["waiting", "running"]).sum())
-    if not board.complete:
+    if not study_state.complete:
         found.append(f"the study is not over: {left} trials that are wanted so far have not ended")
     failed = table[table["state"] == "failed"]
     for row in failed.head(FAILURES_SHOWN).to_dict("records"):
         found.append(f"{row['arm']} at {row['learning_rate']:g}, seed {row['seed']} ({row['stage']}): {row['failure']}")
     if len(failed) > FAILURES_SHOWN:
         found.append(f"{len(failed) - FAILURES_SHOWN} more trials failed; study.parquet has them")
-    for progress in board.arms:
+    for progress in study_state.arms:
         if progress.tuning.state == "not tuned":
             found.append(f"{progress.arm.label} is not tuned: {progress.tuning.reason}")
-    kept_out = sum(each.kept_out is not None for family in judged.values() for each in family)
-    if kept_out:
+    excluded = sum(each.excluded is not None for family in judged.values() for each in family)
+    if excluded:
         planned = sum(map(len, judged.values()))
-        found.append(f"{kept_out} of {planned} comparisons have no verdict; they count in their family all the same")
+        found.append(f"{excluded} of {planned} comparisons have no verdict; they count in their family all the same")
     missing = int((table["note"] == ELSEWHERE).sum())
     if missing:
         found.append(f"{missing} records are not in this runs folder; --collect FOLDER brings them from another")

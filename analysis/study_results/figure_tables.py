@@ -11,7 +11,7 @@ from analysis.study_results.findings import Finding
 from analysis.study_results.search_tables import search_tables
 from analysis.study_results.summary import interval_of
 from analysis.study_results.verdicts import Evaluated, Judged
-from experiments.studies.protocol.progress import Board
+from experiments.studies.protocol.progress import StudyState
 from experiments.studies.protocol.trials import TUNED, ArmProgress
 from experiments.studies.spec.arms import Arm, describe
 from experiments.studies.spec.study import Study
@@ -19,7 +19,7 @@ from experiments.studies.spec.study import Study
 
 def figure_tables(
     study: Study,
-    board: Board,
+    study_state: StudyState,
     table: pd.DataFrame,
     evaluated: Sequence[Evaluated],
     judged: Mapping[str, Sequence[Judged]],
@@ -31,9 +31,9 @@ def figure_tables(
     tables = {
         "score_by_rank" if by_rank else "score_by_arm": scores[scores["setting"] == TUNED],
         "comparisons": _comparisons(study, judged),
-    } | search_tables(study, board, table, evaluated, found)
+    } | search_tables(study, study_state, table, evaluated, found)
     if study.config.search is None:
-        tables["learning_rates"] = _learning_rates(study, board, table)
+        tables["learning_rates"] = _learning_rates(study, study_state, table)
     if study.protocol.fixed_learning_rates:
         tables["score_by_rank_and_rate" if by_rank else "score_by_arm_and_rate"] = scores
     shown = {name: drawn for name, drawn in tables.items() if len(drawn) and drawn["value"].notna().any()}
@@ -46,15 +46,15 @@ def lines_of(arms: Sequence[Arm]) -> dict[str, str]:
     It is named by the variant and by the keys that tell it from other lines of the variant; one of a single arm has
     that arm's label.
     """
-    own = {arm.identity: {k: v for k, v in arm.keys.items() if k not in ("variant", "rank")} for arm in arms}
+    own = {arm.config_hash: {k: v for k, v in arm.keys.items() if k not in ("variant", "rank")} for arm in arms}
     named: dict[str, list[Arm]] = defaultdict(list)
     for arm in arms:
-        of_variant = [own[other.identity] for other in arms if other.keys["variant"] == arm.keys["variant"]]
+        of_variant = [own[other.config_hash] for other in arms if other.keys["variant"] == arm.keys["variant"]]
         telling = {
-            key: value for key, value in own[arm.identity].items() if any(o.get(key) != value for o in of_variant)
+            key: value for key, value in own[arm.config_hash].items() if any(o.get(key) != value for o in of_variant)
         }
         named[f"{arm.keys['variant']} {describe(telling)}".rstrip()].append(arm)
-    return {arm.identity: name if len(group) > 1 else arm.label for name, group in named.items() for arm in group}
+    return {arm.config_hash: name if len(group) > 1 else arm.label for name, group in named.items() for arm in group}
 
 
 def rank_of(arm: Arm) -> int | None:
@@ -67,7 +67,7 @@ def _ranks_vary(arms: Sequence[Arm]) -> bool:
     """Whether a line has two ranks or more."""
     lines, ranks = lines_of(arms), defaultdict(set)
     for arm in arms:
-        ranks[lines[arm.identity]].add(rank_of(arm))
+        ranks[lines[arm.config_hash]].add(rank_of(arm))
     return any(len(found - {None}) > 1 for found in ranks.values())
 
 
@@ -77,18 +77,18 @@ def _scores(study: Study, evaluated: Sequence[Evaluated]) -> pd.DataFrame:
     rows = [
         {
             "setting": each.setting,
-            "line": lines[each.arm.identity],
+            "line": lines[each.arm.config_hash],
             "arm": each.arm.label,
             "rank": rank_of(each.arm),
             **row,
-            "kept_out": each.kept_out,
+            "excluded": each.excluded,
             **_score(study),
             "margin": study.protocol.margin,
         }
         for each in evaluated
         for row in _points(each)
     ]
-    columns = ["setting", "line", "arm", "rank", "kind", "seed", "value", "low", "high", "n", "kept_out"]
+    columns = ["setting", "line", "arm", "rank", "kind", "seed", "value", "low", "high", "n", "excluded"]
     return pd.DataFrame(rows, columns=[*columns, "score", "higher_is_better", "margin"])
 
 
@@ -104,19 +104,19 @@ def _points(each: Evaluated) -> Iterator[dict[str, Any]]:
         yield {"kind": "mean", "value": found.mean, "n": found.n, **ends}
 
 
-def _learning_rates(study: Study, board: Board, table: pd.DataFrame) -> pd.DataFrame:
+def _learning_rates(study: Study, study_state: StudyState, table: pd.DataFrame) -> pd.DataFrame:
     """kind 'seed' or 'failed' (a run), or 'mean' (of a rate at which every run is done)."""
     lines = lines_of(study.arms)
     rows = [
         {
-            "line": lines[progress.arm.identity],
+            "line": lines[progress.arm.config_hash],
             "arm": progress.arm.label,
             "rank": rank_of(progress.arm),
             **row,
             "tuning": progress.tuning.state,
             **_score(study),
         }
-        for progress in board.arms
+        for progress in study_state.arms
         for row in _rates(progress, table)
     ]
     columns = ["line", "arm", "rank", "kind", "learning_rate", "seed", "value", "n", "added", "chosen", "tuning"]
@@ -125,7 +125,7 @@ def _learning_rates(study: Study, board: Board, table: pd.DataFrame) -> pd.DataF
 
 def _rates(progress: ArmProgress, table: pd.DataFrame) -> Iterator[dict[str, Any]]:
     tuning = progress.tuning
-    trials = table[(table["identity"] == progress.arm.identity) & (table["stage"] == "tuning")]
+    trials = table[(table["config_hash"] == progress.arm.config_hash) & (table["stage"] == "tuning")]
     for rate, of_rate in trials.groupby("learning_rate"):
         added = any(trial.multiplier in tuning.added for trial in tuning.trials if trial.learning_rate == rate)
         about = {"learning_rate": rate, "added": added, "chosen": rate == tuning.chosen}
@@ -151,7 +151,7 @@ def _comparisons(study: Study, judged: Mapping[str, Sequence[Judged]]) -> pd.Dat
             "high": None if each.interval is None else each.interval[1],
             "n": each.found.n,
             "verdict": each.verdict,
-            "kept_out": each.kept_out,
+            "excluded": each.excluded,
             **_score(study),
             "margin": study.protocol.margin,
             "alpha": study.protocol.alpha,
@@ -160,7 +160,7 @@ def _comparisons(study: Study, judged: Mapping[str, Sequence[Judged]]) -> pd.Dat
         for setting, family in judged.items()
         for each in family
     ]
-    columns = ["setting", "arm", "reference", "value", "low", "high", "n", "verdict", "kept_out"]
+    columns = ["setting", "arm", "reference", "value", "low", "high", "n", "verdict", "excluded"]
     return pd.DataFrame(rows, columns=[*columns, "score", "higher_is_better", "margin", "alpha", "tests"])
 
 

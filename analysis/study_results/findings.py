@@ -9,7 +9,7 @@ import pandas as pd
 
 from analysis.study_results.verdict_tables import NOTHING, TextTable
 from analysis.study_results.verdicts import Evaluated
-from experiments.studies.protocol.progress import Board
+from experiments.studies.protocol.progress import StudyState
 from experiments.studies.protocol.search_stage import trial_key
 from experiments.studies.protocol.trials import TUNED, ArmProgress, PlannedTrial
 from experiments.studies.queue.entries import ENDED
@@ -40,13 +40,15 @@ class Finding:
         return None if self.chosen is None else self.chosen.knobs["rank"]
 
 
-def findings(study: Study, board: Board, table: pd.DataFrame, evaluated: Sequence[Evaluated]) -> list[Finding]:
+def findings(
+    study: Study, study_state: StudyState, table: pd.DataFrame, evaluated: Sequence[Evaluated]
+) -> list[Finding]:
     """Of every arm of a search, in the study's order; empty for a study without one."""
     if study.config.search is None:
         return []
     rows = {str(row["key"]): row for row in table.to_dict("records")}
-    confirmed = {each.arm.identity: each for each in evaluated if each.setting == TUNED}
-    return [_finding(study, board, rows, confirmed[arm.arm.identity], arm) for arm in board.arms]
+    confirmed = {each.arm.config_hash: each for each in evaluated if each.setting == TUNED}
+    return [_finding(study, study_state, rows, confirmed[arm.arm.config_hash], arm) for arm in study_state.arms]
 
 
 def findings_table(study: Study, found: Sequence[Finding]) -> TextTable:
@@ -79,10 +81,14 @@ def findings_tree(found: Sequence[Finding]) -> list[dict[str, Any]]:
 
 
 def _finding(
-    study: Study, board: Board, rows: Mapping[str, Mapping[Any, Any]], evaluated: Evaluated, progress: ArmProgress
+    study: Study,
+    study_state: StudyState,
+    rows: Mapping[str, Mapping[Any, Any]],
+    evaluated: Evaluated,
+    progress: ArmProgress,
 ) -> Finding:
-    tuning, scores = progress.tuning, {key: entry.score for key, entry in board.entries.items()}
-    stage_1 = [trial for trial in tuning.trials if board.state(trial.key) in ENDED]
+    tuning, scores = progress.tuning, {key: entry.score for key, entry in study_state.entries.items()}
+    stage_1 = [trial for trial in tuning.trials if study_state.state(trial.key) in ENDED]
     searched = [scores[trial.key] for trial in stage_1 if trial.stage == "search"]
     best = (max if study.higher_is_better else min)([each for each in searched if each is not None], default=None)
     races = [trial for trial in tuning.trials if trial.stage == "race"]
@@ -92,7 +98,7 @@ def _finding(
         number = tuning.number
         own = [trial_key(progress.arm, "race", number, seed) for seed in sorted({race.seed for race in races})]
     raced = [score for key in own if (score := scores.get(key)) is not None]
-    mean = fmean(evaluated.validation.values()) if evaluated.validation and not evaluated.to_come else None
+    mean = fmean(evaluated.validation.values()) if evaluated.validation and not evaluated.pending else None
     gain = None if best is None or mean is None else (best - mean if study.higher_is_better else mean - best)
     chosen = next((trial for trial in progress.wanted if trial.stage == "evaluation"), None)
     costs = [rows[trial.key] for trial in stage_1]

@@ -7,13 +7,13 @@ from typing import Any
 
 import pandas as pd
 
-from experiments.record.run_dir import RunFolder
-from experiments.studies.protocol.progress import Board
+from experiments.record.run_dir import RunDirectory
+from experiments.studies.protocol.progress import StudyState
 from experiments.studies.protocol.trials import ArmProgress, PlannedTrial
 from experiments.studies.spec.arms import Arm, describe
 from experiments.studies.spec.study import Study
 
-ARM = {"arm": "string", "identity": "string"}
+ARM = {"arm": "string", "config_hash": "string"}
 OUTCOME = {
     "stage": "string",
     "settings": "string",
@@ -39,7 +39,7 @@ ELSEWHERE = "no record here: another runs folder has it; --collect FOLDER brings
 SETTINGS_APART = ", "
 
 
-def results_table(study: Study, board: Board, runs_dir: Path) -> pd.DataFrame:
+def results_table(study: Study, study_state: StudyState, runs_dir: Path) -> pd.DataFrame:
     """One row for each trial that the study wants so far: by arm in the study's order, stage, rate and seed.
 
     Columns: `ARM`, every key of the arms (a key with the name of another column is 'arm.<key>'; values of several
@@ -49,8 +49,8 @@ def results_table(study: Study, board: Board, runs_dir: Path) -> pd.DataFrame:
     """
     keys = _keys(study.arms)
     rows = [
-        {**_of_arm(trial.arm, keys), **_of_trial(trial), **_outcome(trial, board, runs_dir / study.name)}
-        for progress in board.arms
+        {**_of_arm(trial.arm, keys), **_of_trial(trial), **_outcome(trial, study_state, runs_dir / study.name)}
+        for progress in study_state.arms
         for trial in _in_order(progress)
     ]
     table = pd.DataFrame(rows, columns=[*ARM, *keys.values(), *OUTCOME, *CIRCUMSTANCES])
@@ -95,7 +95,7 @@ def _in_order(progress: ArmProgress) -> list[PlannedTrial]:
 
 
 def _of_arm(arm: Arm, keys: Mapping[str, str]) -> dict[str, Any]:
-    return {"arm": arm.label, "identity": arm.identity} | {keys[key]: value for key, value in arm.keys.items()}
+    return {"arm": arm.label, "config_hash": arm.config_hash} | {keys[key]: value for key, value in arm.keys.items()}
 
 
 def _of_trial(trial: PlannedTrial) -> dict[str, Any]:
@@ -109,18 +109,18 @@ def _of_trial(trial: PlannedTrial) -> dict[str, Any]:
     }
 
 
-def _outcome(trial: PlannedTrial, board: Board, folder: Path) -> dict[str, Any]:
+def _outcome(trial: PlannedTrial, study_state: StudyState, folder: Path) -> dict[str, Any]:
     """What became of a trial."""
-    state, entry = board.state(trial.key), board.entries.get(trial.key)
+    state, entry = study_state.state(trial.key), study_state.entries.get(trial.key)
     if entry is None or state in ("waiting", "running"):
         return {"state": state}
     ended = {"state": state, "folder": entry.facts.get("folder")}
     if state == "failed":
         return ended | {"failure": entry.facts["failure"]}
-    if state == "stopped":
+    if state == "pruned":
         return ended | {name: entry.facts[name] for name in ("steps", "steps_executed", "seconds")}
     of_queue = {"score": entry.score, "loss": entry.facts.get("loss"), "test_score": entry.facts.get("test")}
-    record = RunFolder(folder / str(ended["folder"]))
+    record = RunDirectory(folder / str(ended["folder"]))
     if not record.finished:
         return ended | of_queue | {"note": ELSEWHERE}
     result = record.result()

@@ -10,7 +10,7 @@ import pandas as pd
 from analysis.study_results.findings import Finding
 from analysis.study_results.summary import interval_of
 from analysis.study_results.verdicts import Evaluated
-from experiments.studies.protocol.progress import Board
+from experiments.studies.protocol.progress import StudyState
 from experiments.studies.protocol.trials import TUNED
 from experiments.studies.search.allocations import Grouping
 from experiments.studies.search.importance import RESAMPLES, importances
@@ -22,14 +22,14 @@ SEARCHED_KNOBS = ("learning_rate", "alpha_per_rank", "learning_rate_ratio")
 
 
 def search_tables(
-    study: Study, board: Board, table: pd.DataFrame, evaluated: Sequence[Evaluated], found: Sequence[Finding]
+    study: Study, study_state: StudyState, table: pd.DataFrame, evaluated: Sequence[Evaluated], found: Sequence[Finding]
 ) -> dict[str, pd.DataFrame]:
     """Name of a figure -> its table; nothing for a study without a search."""
     if study.config.search is None:
         return {}
     return {
         "rank_map": pd.DataFrame(_rank_map(study, found)),
-        "rank_importance": pd.DataFrame(_importance(study, board)),
+        "rank_importance": pd.DataFrame(_importance(study, study_state)),
         "score_by_parameters": pd.DataFrame(_by_parameters(study, table, evaluated)),
     }
 
@@ -69,13 +69,13 @@ def _of_allocation(study: Study, group: Sequence[Finding]) -> list[dict[str, Any
     ]
 
 
-def _importance(study: Study, board: Board) -> list[dict[str, Any]]:
+def _importance(study: Study, study_state: StudyState) -> list[dict[str, Any]]:
     """Of the ranks of groups of matrices and of the other knobs, on the trials of random searches."""
     points, scores = [], []
-    for progress in board.arms:
+    for progress in study_state.arms:
         if has_random_ranks(progress.arm.search):
             for trial in progress.tuning.trials:
-                score = board.entries[trial.key].score if trial.key in board.entries else None
+                score = study_state.entries[trial.key].score if trial.key in study_state.entries else None
                 if trial.stage == "search" and score is not None:
                     points.append(_point(study, trial.learning_rate or 0.0, trial.knobs))
                     scores.append(-score if study.higher_is_better else score)
@@ -115,9 +115,9 @@ def _by_parameters(study: Study, table: pd.DataFrame, evaluated: Sequence[Evalua
     ]
     even = {arm.label for arm in study.arms if arm.search["allocation"] == "uniform"}
     uniform = [{**row, "kind": "uniform"} for row in runs if row["arm"] in even]
-    rows = [*runs, *uniform, *_front(runs, higher_is_better=study.higher_is_better)]
+    rows = [*runs, *uniform, *_pareto_front(runs, higher_is_better=study.higher_is_better)]
     for each in (each for each in evaluated if each.setting == TUNED):
-        own = here[(here["identity"] == each.arm.identity) & (here["stage"] == "evaluation")]
+        own = here[(here["config_hash"] == each.arm.config_hash) & (here["stage"] == "evaluation")]
         mean = interval_of(each.validation)
         if mean is None or own.empty:
             continue
@@ -129,13 +129,13 @@ def _by_parameters(study: Study, table: pd.DataFrame, evaluated: Sequence[Evalua
     return [{**columns, **row, **budget, **_score(study)} for row in rows]
 
 
-def _front(runs: Sequence[dict[str, Any]], *, higher_is_better: bool) -> list[dict[str, Any]]:
+def _pareto_front(runs: Sequence[dict[str, Any]], *, higher_is_better: bool) -> list[dict[str, Any]]:
     """The runs that none beats with as few parameters, by parameters."""
-    sign, front = (-1 if higher_is_better else 1), list[dict[str, Any]]()
+    sign, pareto_front = (-1 if higher_is_better else 1), list[dict[str, Any]]()
     for row in sorted(runs, key=lambda row: (row["parameters"], sign * row["value"])):
-        if not front or sign * row["value"] < sign * front[-1]["value"]:
-            front.append({**row, "kind": "front"})
-    return front
+        if not pareto_front or sign * row["value"] < sign * pareto_front[-1]["value"]:
+            pareto_front.append({**row, "kind": "front"})
+    return pareto_front
 
 
 def _score(study: Study) -> dict[str, Any]:

@@ -10,7 +10,7 @@ import numpy as np
 
 from analysis.stats.intervals import MeanInterval, mean_interval
 from analysis.study_results.verdicts import Evaluated, Judged
-from experiments.studies.protocol.progress import Board
+from experiments.studies.protocol.progress import StudyState
 from experiments.studies.protocol.trials import ArmProgress
 from experiments.studies.spec.study import Study, frozen
 from experiments.studies.status import STATES
@@ -19,14 +19,14 @@ CONFIDENCE = 0.95
 
 
 def summary_of(
-    study: Study, board: Board, evaluated: Sequence[Evaluated], judged: Mapping[str, Sequence[Judged]]
+    study: Study, study_state: StudyState, evaluated: Sequence[Evaluated], judged: Mapping[str, Sequence[Judged]]
 ) -> dict[str, Any]:
     """Plain values; the same for the same results, whatever machine or pack they come from."""
     protocol = study.protocol
-    states = Counter(board.state(key) for key in board.wanted)
+    states = Counter(study_state.state(key) for key in study_state.wanted)
     return {
         "study": study.name,
-        "complete": board.complete,
+        "complete": study_state.complete,
         "frozen_sha256": frozen_sha256(study),
         "score": {"name": study.score_name, "higher_is_better": study.higher_is_better},
         "trials": {state: states[state] for state in STATES},
@@ -34,7 +34,7 @@ def summary_of(
             "split": "validation",
             "multipliers": sorted(protocol.tuning.multipliers),
             "seeds": protocol.tuning.seeds,
-            "arms": [_tuning(board, progress) for progress in board.arms],
+            "arms": [_tuning(study_state, progress) for progress in study_state.arms],
         },
         "evaluation": {
             "split": "test",
@@ -56,10 +56,10 @@ def summary_of(
                 for setting, family in judged.items()
             },
         },
-        "kept_out": [
-            {"setting": each.setting, "arm": each.arm.label, "reason": each.kept_out}
+        "excluded": [
+            {"setting": each.setting, "arm": each.arm.label, "reason": each.excluded}
             for each in evaluated
-            if each.kept_out
+            if each.excluded
         ],
         "one_arm": {label: list(points) for label, points in study.collapsed.items()},
         "warnings": list(study.warnings),
@@ -76,11 +76,11 @@ def interval_of(scores: Mapping[int, float]) -> MeanInterval | None:
     return mean_interval(np.array(list(scores.values())), CONFIDENCE) if scores else None
 
 
-def _tuning(board: Board, progress: ArmProgress) -> dict[str, Any]:
+def _tuning(study_state: StudyState, progress: ArmProgress) -> dict[str, Any]:
     arm, tuning = progress.arm, progress.tuning
     return {
         "arm": arm.label,
-        "identity": arm.identity,
+        "config_hash": arm.config_hash,
         "keys": dict(arm.keys),
         "state": tuning.state,
         "centre": arm.centre,
@@ -88,7 +88,7 @@ def _tuning(board: Board, progress: ArmProgress) -> dict[str, Any]:
         "multiplier": tuning.multiplier,
         "reason": tuning.reason,
         "trials": len(tuning.trials),
-        "failed": sum(board.state(trial.key) == "failed" for trial in tuning.trials),
+        "failed": sum(study_state.state(trial.key) == "failed" for trial in tuning.trials),
         "learning_rates": sorted({trial.learning_rate for trial in tuning.trials if trial.learning_rate is not None}),
         "added_multipliers": sorted(tuning.added),
     }
@@ -100,8 +100,8 @@ def _evaluation(each: Evaluated) -> dict[str, Any]:
         "learning_rate": each.learning_rate,
         "n": len(each.test),
         "failed": len(each.failed),
-        "to_come": len(each.to_come),
-        "kept_out": each.kept_out,
+        "pending": len(each.pending),
+        "excluded": each.excluded,
         "test": _with_interval(each.test),
         "validation": _with_interval(each.validation),
         "test_scores": {str(seed): score for seed, score in each.test.items()},
@@ -119,7 +119,7 @@ def _comparison(each: Judged) -> dict[str, Any]:
         "arm": each.arm.label,
         "reference": each.reference.label,
         "verdict": each.verdict,
-        "kept_out": each.kept_out,
+        "excluded": each.excluded,
         "n": found.n,
         "difference": found.difference,
         "interval": None if each.interval is None else list(each.interval),
@@ -129,7 +129,7 @@ def _comparison(each: Judged) -> dict[str, Any]:
         "p_sign_flip": found.p_sign_flip,
         "p_equivalence": found.p_equivalence,
         "p_equivalence_holm": found.p_equivalence_holm,
-        "minimum_detectable": found.minimum_detectable,
+        "minimum_detectable_difference": found.minimum_detectable_difference,
         "seeds_to_settle": found.seeds_to_settle,
         "note": found.note,
     }

@@ -85,7 +85,7 @@ def _arm_row(each: Evaluated, parameters: Mapping[str, Any], *, tuned: bool) -> 
         str(len(each.test)),
         _measured(interval_of(each.validation)),
         NOTHING if count is None or pd.isna(count) else f"{int(count):,}",
-        each.kept_out or "",
+        each.excluded or "",
     )
 
 
@@ -99,9 +99,9 @@ def _verdict_row(each: Judged) -> tuple[str, ...]:
         NOTHING if found.difference is None else f"{found.difference:+.{digits}f}",
         interval,
         each.verdict or NOTHING,
-        NOTHING if found.minimum_detectable is None else f"{found.minimum_detectable:.{digits}f}",
+        NOTHING if found.minimum_detectable_difference is None else f"{found.minimum_detectable_difference:.{digits}f}",
         NOTHING if found.seeds_to_settle is None else f"{found.seeds_to_settle:,}",
-        each.kept_out or found.note,
+        each.excluded or found.note,
     )
 
 

@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 
 from analysis.stats.comparisons import Comparison, PairedScores, compare
-from experiments.studies.protocol.progress import Board
+from experiments.studies.protocol.progress import StudyState
 from experiments.studies.protocol.protocol import settings_of
 from experiments.studies.protocol.trials import TUNED, ArmProgress
 from experiments.studies.spec.arms import Arm
@@ -31,8 +31,8 @@ class Evaluated:
     test: Mapping[int, float]  # seed -> score of the runs that are done, in the protocol's order
     validation: Mapping[int, float]
     failed: tuple[int, ...]  # seeds
-    to_come: tuple[int, ...]
-    kept_out: str | None  # why the arm gets no verdict here
+    pending: tuple[int, ...]
+    excluded: str | None  # why the arm gets no verdict here
 
     @property
     def arm(self) -> Arm:
@@ -41,7 +41,7 @@ class Evaluated:
 
 @dataclass(frozen=True)
 class Judged:
-    """A comparison of the family of a setting; `found.verdict` is no verdict where `kept_out` says why there is none.
+    """A comparison of the family of a setting; `found.verdict` is no verdict where `excluded` says why there is none.
 
     An arm that is kept out for what its scores cannot say for themselves (not tuned, few seeds) still has a difference.
     """
@@ -50,11 +50,11 @@ class Judged:
     arm: Arm
     reference: Arm
     found: Comparison
-    kept_out: str | None
+    excluded: str | None
 
     @property
     def verdict(self) -> str | None:
-        return None if self.kept_out else self.found.verdict
+        return None if self.excluded else self.found.verdict
 
     @property
     def interval(self) -> tuple[float, float] | None:
@@ -65,11 +65,13 @@ class Judged:
         return -high, -low
 
 
-def evaluations(study: Study, board: Board, table: pd.DataFrame) -> list[Evaluated]:
+def evaluations(study: Study, study_state: StudyState, table: pd.DataFrame) -> list[Evaluated]:
     """Every arm in every setting: the tuned one first, then the fixed rates; `table` is the study's results."""
     rows: dict[str, dict[Hashable, Any]] = {row["key"]: row for row in table.to_dict("records")}
     return [
-        _evaluated(study, progress, setting, rows) for setting in settings_of(study.protocol) for progress in board.arms
+        _evaluated(study, progress, setting, rows)
+        for setting in settings_of(study.protocol)
+        for progress in study_state.arms
     ]
 
 
@@ -77,9 +79,9 @@ def families(study: Study, evaluated: list[Evaluated]) -> dict[str, list[Judged]
     """The family of comparisons of each setting, as `analysis.stats.comparisons` judges it."""
     found: dict[str, list[Judged]] = {}
     for setting in settings_of(study.protocol):
-        of_arm = {each.arm.identity: each for each in evaluated if each.setting == setting}
-        pairs = [(of_arm[arm.identity], of_arm[to.identity]) for arm, to in study.comparisons()]
-        reasons = [_kept_out(arm, to) for arm, to in pairs]
+        of_arm = {each.arm.config_hash: each for each in evaluated if each.setting == setting}
+        pairs = [(of_arm[arm.config_hash], of_arm[to.config_hash]) for arm, to in study.comparisons()]
+        reasons = [_excluded(arm, to) for arm, to in pairs]
         scores = [_paired(study, arm, to) for arm, to in pairs]
         planned = [_without_scores(each) if why else each for each, why in zip(scores, reasons, strict=True)]
         found[setting] = [
@@ -100,7 +102,7 @@ def _evaluated(
     state = {seed: of_seed[seed]["state"] if seed in of_seed else "waiting" for seed in seeds}
     done = [seed for seed in seeds if state[seed] == "done"]
     failed = tuple(seed for seed in seeds if state[seed] == "failed")
-    to_come = tuple(seed for seed in seeds if state[seed] in ("waiting", "running"))
+    pending = tuple(seed for seed in seeds if state[seed] in ("waiting", "running"))
     return Evaluated(
         progress=progress,
         setting=setting,
@@ -108,30 +110,30 @@ def _evaluated(
         test={seed: float(of_seed[seed]["test_score"]) for seed in done},
         validation={seed: float(of_seed[seed]["score"]) for seed in done},
         failed=failed,
-        to_come=to_come,
-        kept_out=_reason(progress, setting, failed=len(failed), to_come=len(to_come), seeds=len(seeds)),
+        pending=pending,
+        excluded=_reason(progress, setting, failed=len(failed), pending=len(pending), seeds=len(seeds)),
     )
 
 
-def _reason(progress: ArmProgress, setting: str, *, failed: int, to_come: int, seeds: int) -> str | None:
+def _reason(progress: ArmProgress, setting: str, *, failed: int, pending: int, seeds: int) -> str | None:
     if setting == TUNED and progress.tuning.state != "tuned":
         return {"open": "its tuning is not over", "not tuned": "not tuned"}[progress.tuning.state]
     if failed:
         return f"{failed} of {seeds} evaluation runs failed"
-    if to_come:
-        return f"{to_come} of {seeds} evaluation runs to come"
+    if pending:
+        return f"{pending} of {seeds} evaluation runs to come"
     return f"a verdict needs {SEEDS_FOR_VERDICTS} seeds, there are {seeds}" if seeds < SEEDS_FOR_VERDICTS else None
 
 
-def _kept_out(arm: Evaluated, reference: Evaluated) -> str | None:
-    if arm.kept_out or reference.kept_out is None:
-        return arm.kept_out
-    return f"{reference.arm.label}: {reference.kept_out}"
+def _excluded(arm: Evaluated, reference: Evaluated) -> str | None:
+    if arm.excluded or reference.excluded is None:
+        return arm.excluded
+    return f"{reference.arm.label}: {reference.excluded}"
 
 
 def _paired(study: Study, arm: Evaluated, reference: Evaluated) -> PairedScores:
     """The scores of both, where every run of both is done; none else."""
-    whole = not (arm.failed or arm.to_come or reference.failed or reference.to_come)
+    whole = not (arm.failed or arm.pending or reference.failed or reference.pending)
     seeds = study.protocol.evaluation.seeds if whole else ()
     return PairedScores(
         name=f"{arm.arm.label} against {reference.arm.label}",

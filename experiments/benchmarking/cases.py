@@ -64,7 +64,7 @@ def standard_cases(precision: str) -> list[Case]:
         *(Case(width=width, precision=precision) for width in (64, 128, 384)),
         *(Case(width=width, targets="qv", precision=precision) for width in (128, 384)),
         Case(model="byte_transformer", precision=precision),
-        Case(rows=32, length=64, precision=precision, memory=True),
+        Case(batch_size=32, length=64, precision=precision, memory=True),
     ]
 
 
@@ -97,7 +97,7 @@ class PackCase:
 
 
 ROBERTA_BASE = Case(
-    model="roberta", width=768, layers=12, heads=12, rows=8, length=128, precision="bfloat16", memory=True
+    model="roberta", width=768, layers=12, heads=12, batch_size=8, length=128, precision="bfloat16", memory=True
 )
 SAME_BUCKET, SEVERAL_BUCKETS = (2, 4, 6, 8), (2, 4, 8, 16)  # ranks; 16 is padded to another length than the others
 

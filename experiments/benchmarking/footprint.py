@@ -23,12 +23,14 @@ ROOT = Path(__file__).resolve().parents[2]
 STEPS = 3  # the optimizer's state is there from the first on
 
 
-def footprint_in_new_process(case: Case, contender: str, device: str) -> int:
+def footprint_in_new_process(case: Case, implementation: str, device: str) -> int:
     """Bytes that training steps of a contender need, measured in a process of its own.
 
     Raises: RuntimeError with the last line of what the process said, where it failed.
     """
-    return _in_new_process({"case": asdict(case), "contender": contender, "device": device}, what=repr(contender))
+    return _in_new_process(
+        {"case": asdict(case), "implementation": implementation, "device": device}, what=repr(implementation)
+    )
 
 
 def footprint_of_pack_in_new_process(case: PackCase, trials: int, device: str) -> int:
@@ -49,14 +51,14 @@ def _in_new_process(request: dict[str, Any], *, what: str) -> int:
     return int(done.stdout.splitlines()[-1])
 
 
-def step_footprint(case: Case, contender: str, device: torch.device) -> int:
+def step_footprint(case: Case, implementation: str, device: torch.device) -> int:
     """Bytes at the peak of a few steps, less the level just before the first: activations, gradients, optimizer.
 
     On CPU of the whole process, with the code that a first use of torch's kernels loads.
     """
     with one_thread():
         workload = build_workload(case, device)
-        return _above_the_level(workload, [BUILDERS[contender](workload)], device)
+        return _above_the_level(workload, [BUILDERS[implementation](workload)], device)
 
 
 def pack_footprint(case: PackCase, trials: int, device: torch.device) -> int:
@@ -109,7 +111,7 @@ def main(request: str) -> None:
     if "trials" in asked:
         print(pack_footprint(PackCase(case=case, ranks=tuple(asked["ranks"])), asked["trials"], device))
     else:
-        print(step_footprint(case, asked["contender"], device))
+        print(step_footprint(case, asked["implementation"], device))
 
 
 if __name__ == "__main__":

@@ -25,7 +25,7 @@ ALPHA_PER_RANK = 2
 
 
 @dataclass(frozen=True)
-class Contender:
+class Implementation:
     """Modules for paths of the base, the loss while they are in place, and the optimizer's step with its zeroing.
 
     `factors` are the trained A and B of each path, with our trial axis and padding where they have them.
@@ -43,27 +43,27 @@ class Contender:
         self.update()
 
 
-def build_ours(workload: Workload) -> Contender:
+def build_ours(workload: Workload) -> Implementation:
     """Our LoRA as a pack of one, with the optimizer of the training loop."""
     variant, modules, factors = _attached(workload)
     trained = variant.trainable_parameters(0)
-    return Contender(modules, factors, trained, lambda: workload.loss(workload.base), _update_of_the_loop(variant))
+    return Implementation(modules, factors, trained, lambda: workload.loss(workload.base), _update_of_the_loop(variant))
 
 
-def build_ours_with_torch(workload: Workload) -> Contender:
+def build_ours_with_torch(workload: Workload) -> Implementation:
     """Our LoRA with torch's fused AdamW, so that layer and optimizer can be told apart."""
     variant, modules, factors = _attached(workload)
     trained = variant.trainable_parameters(0)
-    return Contender(modules, factors, trained, lambda: workload.loss(workload.base), _torchs(factors, fused=True))
+    return Implementation(modules, factors, trained, lambda: workload.loss(workload.base), _torchs(factors, fused=True))
 
 
-def build_peft_with_default(workload: Workload) -> Contender:
+def build_peft_with_default(workload: Workload) -> Implementation:
     """PEFT's LoRA with AdamW as torch gives it to who asks for nothing, not fused: what most users run."""
     peft = build_peft(workload)
     return replace(peft, update=_torchs(peft.factors, fused=None))
 
 
-def build_peft(workload: Workload) -> Contender:
+def build_peft(workload: Workload) -> Implementation:
     """PEFT's LoRA; its wrapper around the same base is what is called, as its users do."""
     base, case = workload.base, workload.case
     own = {path: workload.linear(path) for path in workload.paths}
@@ -73,7 +73,9 @@ def build_peft(workload: Workload) -> Contender:
     del base.peft_config  # PEFT's mark on the base, that the next one would take for an adapter
     factors = {path: (m.lora_A["default"].weight, m.lora_B["default"].weight) for path, m in modules.items()}
     _set(factors, workload)
-    return Contender(modules, factors, _trained(modules), lambda: workload.loss(wrapped), _torchs(factors, fused=True))
+    return Implementation(
+        modules, factors, _trained(modules), lambda: workload.loss(wrapped), _torchs(factors, fused=True)
+    )
 
 
 def wrapped_by_peft(base: nn.Module, paths: Sequence[str], *, rank: int, alpha: float) -> Any:
@@ -87,7 +89,7 @@ def wrapped_by_peft(base: nn.Module, paths: Sequence[str], *, rank: int, alpha: 
         return get_peft_model(base, config).train()
 
 
-def build_loralib(workload: Workload) -> Contender:
+def build_loralib(workload: Workload) -> Implementation:
     """Microsoft's loralib over the base's own tensors; it has no layer for GPT-2's Conv1D, which no model here has."""
     import loralib
 
@@ -103,15 +105,15 @@ def build_loralib(workload: Workload) -> Contender:
         modules[path] = module
     factors = {path: (module.lora_A, module.lora_B) for path, module in modules.items()}
     _set(factors, workload)
-    return Contender(
+    return Implementation(
         modules, factors, _trained(modules), lambda: workload.loss(workload.base), _torchs(factors, fused=True)
     )
 
 
-def build_frozen(workload: Workload) -> Contender:
+def build_frozen(workload: Workload) -> Implementation:
     """No adapters, no optimizer: the forward, and the backward as far as the outputs of the first adapted layers."""
     modules = {path: FrozenLinear(workload.linear(path)) for path in workload.paths}
-    return Contender(modules, {}, 0, lambda: workload.loss(workload.base), lambda: None)
+    return Implementation(modules, {}, 0, lambda: workload.loss(workload.base), lambda: None)
 
 
 class FrozenLinear(nn.Module):
@@ -129,7 +131,7 @@ class FrozenLinear(nn.Module):
 PEFT = "PEFT"
 DEFAULT = "PEFT, AdamW not fused"
 FROZEN = "frozen, no adapters"
-BUILDERS: dict[str, Callable[[Workload], Contender]] = {
+BUILDERS: dict[str, Callable[[Workload], Implementation]] = {
     PEFT: build_peft,
     DEFAULT: build_peft_with_default,
     "loralib": build_loralib,
@@ -148,20 +150,20 @@ def missing_contenders() -> dict[str, str]:
     return {name: f"not installed (pip install {library})" for name, library in away.items()}
 
 
-def largest_differences(workload: Workload, contenders: Mapping[str, Contender]) -> dict[str, float]:
+def largest_differences(workload: Workload, implementations: Mapping[str, Implementation]) -> dict[str, float]:
     """How far losses and gradients are from PEFT's: the largest relative difference, gradients in the norm of each.
 
     The weights are what they were; the gradients are gone.
     """
     found: dict[str, tuple[Tensor, list[Tensor]]] = {}
-    for name, contender in contenders.items():
-        if not contender.factors:
+    for name, implementation in implementations.items():
+        if not implementation.factors:
             continue
-        with in_place(workload.base, contender.modules):
-            loss = contender.loss()
+        with in_place(workload.base, implementation.modules):
+            loss = implementation.loss()
             loss.backward()
-        found[name] = loss.detach(), gradients(contender, workload.case.rank)
-        for parameter in (p for pair in contender.factors.values() for p in pair):
+        found[name] = loss.detach(), gradients(implementation, workload.case.rank)
+        for parameter in (p for pair in implementation.factors.values() for p in pair):
             parameter.grad = None
     expected_loss, expected = found[PEFT]
     return {
@@ -174,10 +176,10 @@ def largest_differences(workload: Workload, contenders: Mapping[str, Contender])
     }
 
 
-def gradients(contender: Contender, rank: int) -> list[Tensor]:
+def gradients(implementation: Implementation, rank: int) -> list[Tensor]:
     """Gradients of A (r, d_in) and B (d_out, r) of every path in order, copied."""
     found = []
-    for A, B in contender.factors.values():
+    for A, B in implementation.factors.values():
         assert A.grad is not None
         assert B.grad is not None
         found += [_plain(A.grad)[:rank].clone(), _plain(B.grad)[:, :rank].clone()]

@@ -6,7 +6,7 @@ import torch
 
 from experiments.benchmarking.cases import Case
 from experiments.benchmarking.footprint import footprint_in_new_process
-from experiments.benchmarking.implementations import BUILDERS, Contender, largest_differences, missing_contenders
+from experiments.benchmarking.implementations import BUILDERS, Implementation, largest_differences, missing_contenders
 from experiments.benchmarking.results import Benchmark, Result
 from experiments.benchmarking.timing import time_rounds
 from experiments.benchmarking.workload import Workload, build_workload
@@ -45,20 +45,20 @@ def measure(
 
     report(case.label, done, total)
     workload = build_workload(case, device)
-    contenders = {name: BUILDERS[name](workload) for name in names}
-    differences = _checked_differences(workload, contenders)
-    seconds = time_rounds(workload, contenders, rounds=rounds, on_round=one_more)
+    implementations = {name: BUILDERS[name](workload) for name in names}
+    differences = _checked_differences(workload, implementations)
+    seconds = time_rounds(workload, implementations, rounds=rounds, on_round=one_more)
     peaks: dict[str, list[int]] = {}
     for _ in range(processes):
         for name in names:
             peaks.setdefault(name, []).append(footprint_in_new_process(case, name, device.type))
             one_more()
-    trained = {name: contender.trainable_parameters for name, contender in contenders.items()}
+    trained = {name: implementation.trainable_parameters for name, implementation in implementations.items()}
     return Result(case, trained, differences, dict(missing), seconds, peaks)
 
 
-def _checked_differences(workload: Workload, contenders: Mapping[str, Contender]) -> dict[str, float]:
-    differences = largest_differences(workload, contenders)
+def _checked_differences(workload: Workload, implementations: Mapping[str, Implementation]) -> dict[str, float]:
+    differences = largest_differences(workload, implementations)
     allowed = ALLOWED_DIFFERENCE[workload.case.precision]
     for what, difference in differences.items():
         if not difference <= allowed:

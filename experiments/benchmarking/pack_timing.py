@@ -39,15 +39,15 @@ class PackResult:
     missing: dict[int, str]
     bytes: dict[str, list[int]]  # PEFT's by its name, ours by pack size
 
-    def their_step(self, contender: str) -> list[float]:
+    def their_step(self, implementation: str) -> list[float]:
         """Seconds of a step, one a round: the mean over the ranks as the trials have them."""
-        by_rank = self.theirs[contender]
+        by_rank = self.theirs[implementation]
         mean: list[float] = np.mean([by_rank[rank] for rank in self.case.ranks], axis=0).tolist()
         return mean
 
-    def ratios(self, trials: int, contender: str = PEFT) -> list[float]:
+    def ratios(self, trials: int, implementation: str = PEFT) -> list[float]:
         """Of each round: a trial-step in a pack of this size over the contender's step."""
-        quotients: list[float] = (np.asarray(self.ours[trials]) / self.their_step(contender)).tolist()
+        quotients: list[float] = (np.asarray(self.ours[trials]) / self.their_step(implementation)).tolist()
         return quotients
 
     def summary(self) -> list[dict[str, Any]]:
@@ -59,8 +59,8 @@ class PackResult:
         median = float(np.median(self.ours[trials]))
         row = {"trials": trials, "seconds": median, "trial_steps_per_second": 1 / median}
         row |= {"ratio": middle, "ratio_lower_quartile": lower, "ratio_upper_quartile": upper}
-        for name, contender in (("ratio_to_not_fused", DEFAULT), ("ratio_to_clipping", CLIPPING)):
-            row[name] = float(np.median(self.ratios(trials, contender)))
+        for name, implementation in (("ratio_to_not_fused", DEFAULT), ("ratio_to_clipping", CLIPPING)):
+            row[name] = float(np.median(self.ratios(trials, implementation)))
         if 1 in self.ours:
             row["ratio_to_pack_of_one"] = float(np.median(np.asarray(self.ours[trials]) / self.ours[1]))
         return row
@@ -100,17 +100,19 @@ def measure_packs(
             packs.pop(trials, None)
             missing[trials] = "out of memory"
     refuse_differences(case, differences)
-    names = {(contender, rank): f"{contender}, rank {rank}" for contender in theirs for rank in workloads}
-    contenders: dict[str, Stepping] = {name: theirs[by][rank] for (by, rank), name in names.items()}
-    contenders |= {_name(trials, part): pack for trials, of in packs.items() for part, pack in enumerate(of)}
-    done, total = 0, len(contenders) * rounds + (len(packs) + 1) * processes * case.case.memory
+    names = {
+        (implementation, rank): f"{implementation}, rank {rank}" for implementation in theirs for rank in workloads
+    }
+    implementations: dict[str, Stepping] = {name: theirs[by][rank] for (by, rank), name in names.items()}
+    implementations |= {_name(trials, part): pack for trials, of in packs.items() for part, pack in enumerate(of)}
+    done, total = 0, len(implementations) * rounds + (len(packs) + 1) * processes * case.case.memory
 
     def one_more() -> None:
         nonlocal done
         done += 1
         report(case.label, done, total)
 
-    seconds = time_rounds(workloads[case.ranks[0]], contenders, rounds=rounds, on_round=one_more)
+    seconds = time_rounds(workloads[case.ranks[0]], implementations, rounds=rounds, on_round=one_more)
     ours = {
         trials: (np.sum([seconds[_name(trials, part)] for part in range(len(of))], axis=0) / trials).tolist()
         for trials, of in packs.items()

@@ -11,11 +11,19 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from experiments.benchmarking.cases import PackCase
-from experiments.benchmarking.implementations import ALPHA_PER_RANK, BUILDERS, DEFAULT, PEFT, RATE, Contender, gradients
+from experiments.benchmarking.implementations import (
+    ALPHA_PER_RANK,
+    BUILDERS,
+    DEFAULT,
+    PEFT,
+    RATE,
+    Implementation,
+    gradients,
+)
 from experiments.benchmarking.workload import Workload, build_workload, in_place, logits_of, random_batch, with_rank
 from experiments.models.first_row import compute_first_row_only
 from experiments.tasks.task import Batch, Split, Task
-from experiments.training.loop import Regime, Training, Trial, compute_gradients
+from experiments.training.loop import SharedHyperparameters, Training, TrialHyperparameters, compute_gradients
 from lora_variants import RankWarning
 from lora_variants.interface.attach import attach
 from lora_variants.interface.layer import AdaptedLayer, rank_bucket
@@ -45,7 +53,7 @@ class RandomBatches(Task):
     def base_model(self, report: object = None) -> nn.Module:
         return self.workload.base
 
-    def training_batches(self, seed: int, rows: int) -> Iterator[Batch]:
+    def training_batches(self, seed: int, batch_size: int) -> Iterator[Batch]:
         generator = torch.Generator().manual_seed(seed)
         drawn = [random_batch(self.workload.case, generator) for _ in range(DIFFERENT_BATCHES)]
         return cycle([{"tokens": tokens, "labels": labels} for tokens, labels in drawn])
@@ -83,7 +91,7 @@ class PackOfTrials:
     def as_in_training(self) -> Iterator[None]:
         """The base computes the rows that a run of ours has it compute; afterwards all, as the others do."""
         base = self.training.variant.model
-        compute_first_row_only(base, wanted=self.training.regime.rows % 8 == 0)
+        compute_first_row_only(base, wanted=self.training.shared.rows % 8 == 0)
         try:
             yield
         finally:
@@ -127,9 +135,9 @@ def build_pack(workloads: Mapping[int, Workload], ranks: Sequence[int]) -> PackO
         warnings.simplefilter("ignore", RankWarning)  # what a rank is worth is not measured here
         variant = attach(LoRA, first.base, targets=first.paths, pack=pack, configs=configs)
     modules = {path: first.base.get_submodule(path) for path in first.paths}
-    trials = [Trial(seed=k, learning_rate=RATE * (1 + k / len(ranks))) for k in range(len(ranks))]
-    regime = Regime(steps=STEPS, rows=first.case.rows, precision=first.case.precision)
-    built = PackOfTrials(tuple(ranks), modules, Training(variant, RandomBatches(first), trials, regime))
+    trials = [TrialHyperparameters(seed=k, learning_rate=RATE * (1 + k / len(ranks))) for k in range(len(ranks))]
+    shared = SharedHyperparameters(steps=STEPS, batch_size=first.case.rows, precision=first.case.precision)
+    built = PackOfTrials(tuple(ranks), modules, Training(variant, RandomBatches(first), trials, shared))
     variant.detach()
     for k, rank in enumerate(ranks):
         start = [factor for path in first.paths for factor in workloads[rank].start[path]]
@@ -144,13 +152,13 @@ def workloads_of(case: PackCase, device: torch.device) -> dict[int, Workload]:
     return {rank: first if rank == case.ranks[0] else with_rank(first, rank) for rank in case.ranks}
 
 
-def build_theirs(workloads: Mapping[int, Workload]) -> dict[str, dict[int, Contender]]:
+def build_theirs(workloads: Mapping[int, Workload]) -> dict[str, dict[int, Implementation]]:
     """PEFT with torch's fused AdamW, with its default, and with the first after clipping; each for every rank."""
     builders = {PEFT: BUILDERS[PEFT], DEFAULT: BUILDERS[DEFAULT], CLIPPING: _build_clipping}
     return {name: {r: build(workload) for r, workload in workloads.items()} for name, build in builders.items()}
 
 
-def _build_clipping(workload: Workload) -> Contender:
+def _build_clipping(workload: Workload) -> Implementation:
     """PEFT's step with what our loop does besides: gradients are clipped, as torch does it."""
     peft = BUILDERS[PEFT](workload)
     parameters = [parameter for pair in peft.factors.values() for parameter in pair]
@@ -163,7 +171,7 @@ def _build_clipping(workload: Workload) -> Contender:
 
 
 def largest_differences(
-    pack: PackOfTrials, workloads: Mapping[int, Workload], peft: Mapping[int, Contender]
+    pack: PackOfTrials, workloads: Mapping[int, Workload], peft: Mapping[int, Implementation]
 ) -> dict[str, float]:
     """How far loss and gradients of trials in a pack are from PEFT's of the same weights and batch, relatively.
 
@@ -177,7 +185,7 @@ def largest_differences(
     for k in checked:
         batches[k] = {"tokens": some.tokens.cpu(), "labels": some.labels.cpu()}
     with in_place(base, pack.modules), pack.as_in_training():
-        losses, _ = compute_gradients(training.variant, training.task, batches, training.regime)
+        losses, _ = compute_gradients(training.variant, training.task, batches, training.shared)
     found = {"loss": 0.0, "gradient": 0.0}
     for k in checked:
         loss, expected = _loss_and_gradients(workloads[pack.ranks[k]], peft[pack.ranks[k]])
@@ -190,11 +198,11 @@ def largest_differences(
     return found
 
 
-def _loss_and_gradients(workload: Workload, contender: Contender) -> tuple[Tensor, list[Tensor]]:
-    with in_place(workload.base, contender.modules):
-        loss = contender.loss()
+def _loss_and_gradients(workload: Workload, implementation: Implementation) -> tuple[Tensor, list[Tensor]]:
+    with in_place(workload.base, implementation.modules):
+        loss = implementation.loss()
         loss.backward()
-    found = gradients(contender, workload.case.rank)
-    for parameter in (p for pair in contender.factors.values() for p in pair):
+    found = gradients(implementation, workload.case.rank)
+    for parameter in (p for pair in implementation.factors.values() for p in pair):
         parameter.grad = None
     return loss.detach(), found

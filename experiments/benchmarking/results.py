@@ -53,7 +53,7 @@ class Result:
         for quantity, numbers in self.quantities().items():
             for name, ratios in self.ratios(quantity).items():
                 lower, middle, upper = np.quantile(ratios, (0.25, 0.5, 0.75)).tolist()
-                row = {"contender": name, "quantity": quantity, "median": float(np.median(numbers[name]))}
+                row = {"implementation": name, "quantity": quantity, "median": float(np.median(numbers[name]))}
                 yield row | {"ratio": middle, "ratio_lower_quartile": lower, "ratio_upper_quartile": upper}
 
 

@@ -22,7 +22,7 @@ UNITS = {"seconds": 1e3, "bytes": 2**-20}  # to milliseconds, to MiB
 
 
 @contextmanager
-def bars(display: Display) -> Iterator[Report]:
+def progress_bars(display: Display) -> Iterator[Report]:
     """A bar for each case that reports inside, drawn at reports only: a thread that draws would be timed too."""
     columns = (
         TextColumn("{task.description}"), BarColumn(bar_width=24), MofNCompleteColumn(),
@@ -47,7 +47,7 @@ def show_results(display: Display, results: Sequence[Result]) -> None:
         table.add_column("", no_wrap=True, min_width=max(map(len, BUILDERS)))
         for header in ("ms", "time / PEFT's", *(["MiB", "memory / PEFT's"] if result.bytes else [])):
             table.add_column(header, justify="right", no_wrap=True, min_width=7)
-        summary = {(row["contender"], row["quantity"]): row for row in result.summary()}
+        summary = {(row["implementation"], row["quantity"]): row for row in result.summary()}
         for name in BUILDERS:
             if name in result.missing:
                 table.add_row(name, "", result.missing[name])
@@ -60,7 +60,7 @@ def show_results(display: Display, results: Sequence[Result]) -> None:
 
 def _cells(row: Mapping[str, Any]) -> tuple[str, str]:
     quartiles = f"[{row['ratio_lower_quartile']:.2f}, {row['ratio_upper_quartile']:.2f}]"
-    if row["contender"] == PEFT and row["quantity"] == "seconds":
+    if row["implementation"] == PEFT and row["quantity"] == "seconds":
         quartiles = " " * len(quartiles)  # 1 in every round
     return f"{row['median'] * UNITS[row['quantity']]:,.1f}", f"{row['ratio']:.2f} {quartiles}"
 
@@ -68,7 +68,7 @@ def _cells(row: Mapping[str, Any]) -> tuple[str, str]:
 def draw_results(results: Sequence[Result], folder: Path) -> list[Path]:
     """The figure of all ratios, PEFT's own apart; returns the files."""
     rows = [
-        {"case": result.case.label, "contender": name, "quantity": what, "ratio": ratio}
+        {"case": result.case.label, "implementation": name, "quantity": what, "ratio": ratio}
         for quantity, what in (("seconds", "time"), ("bytes", "memory"))
         for result in results
         for name, ratios in result.ratios(quantity).items()

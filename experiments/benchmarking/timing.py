@@ -26,45 +26,47 @@ class Stepping(Protocol):
 
 
 def time_rounds(
-    workload: Workload, contenders: Mapping[str, Stepping], *, rounds: int, on_round: Callable[[], None]
+    workload: Workload, implementations: Mapping[str, Stepping], *, rounds: int, on_round: Callable[[], None]
 ) -> dict[str, list[float]]:
     """Seconds a step of each contender, one number a round: on CPU of processor time at one thread, on CUDA by events.
 
     The order rotates from round to round; `on_round` is called after each contender's part, outside of any timing.
     """
-    names = list(contenders)
+    names = list(implementations)
     device = workload.tokens.device
     seconds: dict[str, list[float]] = {name: [] for name in names}
     with one_thread(), still_garbage():
-        steps = {name: _steps_a_round(workload, contender, device) for name, contender in contenders.items()}
+        steps = {
+            name: _steps_a_round(workload, implementation, device) for name, implementation in implementations.items()
+        }
         for turn in range(rounds):
             first = turn % len(names)
             for name in (*names[first:], *names[:first]):
-                with in_place(workload.base, contenders[name].modules):
-                    seconds[name].append(_seconds_a_step(contenders[name], steps[name], device))
+                with in_place(workload.base, implementations[name].modules):
+                    seconds[name].append(_seconds_a_step(implementations[name], steps[name], device))
                 on_round()
     return seconds
 
 
-def _steps_a_round(workload: Workload, contender: Stepping, device: torch.device) -> int:
-    with in_place(workload.base, contender.modules):
-        _seconds_a_step(contender, WARM_UP_STEPS, device)
-        return max(1, round(ROUND_SECONDS / _seconds_a_step(contender, PROBE_STEPS, device)))
+def _steps_a_round(workload: Workload, implementation: Stepping, device: torch.device) -> int:
+    with in_place(workload.base, implementation.modules):
+        _seconds_a_step(implementation, WARM_UP_STEPS, device)
+        return max(1, round(ROUND_SECONDS / _seconds_a_step(implementation, PROBE_STEPS, device)))
 
 
-def _seconds_a_step(contender: Stepping, steps: int, device: torch.device) -> float:
+def _seconds_a_step(implementation: Stepping, steps: int, device: torch.device) -> float:
     if device.type == "cuda":
         start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
         torch.cuda.synchronize()
         start.record()
         for _ in range(steps):
-            contender.step()
+            implementation.step()
         end.record()
         torch.cuda.synchronize()
         return start.elapsed_time(end) / 1000 / steps
     since = time.process_time()
     for _ in range(steps):
-        contender.step()
+        implementation.step()
     return (time.process_time() - since) / steps
 
 

@@ -15,10 +15,10 @@ from typing import Any, Self
 from experiments.benchmarking.measurement import Report
 from experiments.benchmarking.peft_trials import PeftTrial, folder_of, order
 from experiments.config.loading import parse_yaml, resolve, yaml_text
-from experiments.record.run_dir import RunFolder
+from experiments.record.run_dir import RunDirectory
 from experiments.tasks.bytes import Bytes, BytesConfig
 from experiments.tasks.task import Split
-from experiments.training.context import trial_of
+from experiments.training.context import trial_hyperparameters
 
 ROOT = Path(__file__).resolve().parents[2]
 OURS, ONE_PROCESS, A_PROCESS_A_TRIAL = "ours", "PEFT, one process", "PEFT, a process a trial"
@@ -91,9 +91,9 @@ class StudyResult:
     difference: float
     runs: dict[str, Run]
 
-    def ratio(self, quantity: str, contender: str) -> float:
+    def ratio(self, quantity: str, implementation: str) -> float:
         """Ours over the contender's."""
-        return float(getattr(self.runs[OURS], quantity) / getattr(self.runs[contender], quantity))
+        return float(getattr(self.runs[OURS], quantity) / getattr(self.runs[implementation], quantity))
 
     def tree(self) -> dict[str, Any]:
         """Plain values."""
@@ -159,11 +159,11 @@ def ours(folder: Path) -> tuple[list[PeftTrial], dict[Score, float]]:
     trials: list[PeftTrial] = []
     scores: dict[Score, float] = {}
     for path in sorted(folder.glob("*/result.json")):
-        result = RunFolder(path.parent).result()
+        result = RunDirectory(path.parent).result()
         config = resolve(parse_yaml((path.parent / "config.yaml").read_text(encoding="utf-8")))
         knobs: Any = config.variant
         splits: tuple[Split, ...] = ("validation", "test") if "test" in result else ("validation",)
-        own = trial_of(config)
+        own = trial_hyperparameters(config)
         assert own.clip is not None
         trial = PeftTrial(
             knobs.rank, knobs.alpha_at(knobs.rank), own.seed, own.learning_rate, config.training.steps,
@@ -176,7 +176,7 @@ def ours(folder: Path) -> tuple[list[PeftTrial], dict[Score, float]]:
 
 def theirs(trials: Sequence[PeftTrial], folder: Path) -> dict[Score, float]:
     """The scores that PEFT's trials have left."""
-    results = {trial: RunFolder(folder_of(trial, folder)).result() for trial in trials}
+    results = {trial: RunDirectory(folder_of(trial, folder)).result() for trial in trials}
     return {_score(trial, split): results[trial][split]["bits_per_byte"] for trial in trials for split in trial.splits}
 
 

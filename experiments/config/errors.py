@@ -11,9 +11,9 @@ from pydantic_core import ErrorDetails
 class ConfigError(ValueError):
     """All faults of a configuration, each with its path, the value, the rule and the nearest known key."""
 
-    def __init__(self, faults: Sequence[str]) -> None:
-        super().__init__("\n".join(faults))
-        self.faults = tuple(faults)
+    def __init__(self, errors: Sequence[str]) -> None:
+        super().__init__("\n".join(errors))
+        self.errors = tuple(errors)
 
 
 def explained(schema: type[BaseModel], error: ValidationError, tree: Mapping[str, Any]) -> list[str]:

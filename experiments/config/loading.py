@@ -51,29 +51,29 @@ def load(
     rank: int | None = None,
     seed: int | None = None,
     start_from: Path | None = None,
-    settings: Sequence[str] = (),
+    overrides: Sequence[str] = (),
     notes: list[str] | None = None,
 ) -> RunConfig:
-    """The configuration of a file with the command line on top; `settings` are 'key=value' with YAML values.
+    """The configuration of a file with the command line on top; `overrides` are 'key=value' with YAML values.
 
     A `variant` that is not the file's takes over what the file states of the knobs that all adapters share, and none
     of the other variant's own; `notes` gets a line on what carried over and one on what was dropped, also where a
     fault is raised.
     Raises: ConfigError with every fault.
     """
-    faults: list[str] = []
+    errors: list[str] = []
     tree = read_tree(path) if path else {}
     replaced = {} if variant is None else choose_variant(tree, variant)
     if start_from is not None:
         tree["start"] = {"path": str(start_from)}
     flags = {"rank": rank, "seed": seed}
-    for setting in (*(f"{key}={value}" for key, value in flags.items() if value is not None), *settings):
-        for key, given in parse_setting(setting, faults).items():
-            put(tree, key, given, faults)
+    for override in (*(f"{key}={value}" for key, value in flags.items() if value is not None), *overrides):
+        for key, given in parse_override(override, errors).items():
+            put(tree, key, given, errors)
     told = carry_over(tree, replaced)
     if notes is not None:
         notes += told
-    return resolve(tree, faults)
+    return resolve(tree, errors)
 
 
 def read_tree(path: Path) -> dict[str, Any]:
@@ -88,9 +88,9 @@ def read_tree(path: Path) -> dict[str, Any]:
     return tree
 
 
-def resolve(tree: Mapping[str, Any], faults: Sequence[str] = ()) -> RunConfig:
+def resolve(tree: Mapping[str, Any], errors: Sequence[str] = ()) -> RunConfig:
     """Validate a tree against the schema that its task and variant make, and settle the learning rate."""
-    found = list(faults)
+    found = list(errors)
     schema = _schema(tree, found)
     if tree.get("model") is not None and schema.model_fields["task"].is_required() and not _needs_model(schema):
         found.append(f"model: task {name_of(tree['task'])!r} brings its own base model; leave the section out")
@@ -105,7 +105,7 @@ def resolve(tree: Mapping[str, Any], faults: Sequence[str] = ()) -> RunConfig:
     return config
 
 
-def _schema(tree: Mapping[str, Any], faults: list[str]) -> type[RunConfig]:
+def _schema(tree: Mapping[str, Any], errors: list[str]) -> type[RunConfig]:
     """RunConfig with the sections of the named task and variant; faulty names leave their section unchecked."""
     sections: list[type[BaseModel] | None] = []
     for key, table in (("task", TASKS), ("variant", VARIANTS)):
@@ -113,7 +113,7 @@ def _schema(tree: Mapping[str, Any], faults: list[str]) -> type[RunConfig]:
         sections.append(table[name].load().config_class if name in table else None)  # type: ignore[index]
         if name not in table:
             given = "missing" if name is None else f"{name!r} is not known{nearest(name, table)}"
-            faults.append(f"{key}.name: {given}; one of {', '.join(table)}")
+            errors.append(f"{key}.name: {given}; one of {', '.join(table)}")
     task = TASKS.get(str(name_of(tree.get("task"))))
     return _schema_with(*sections, needs_model=task is not None and task.load().needs_model)
 
@@ -133,21 +133,21 @@ def _needs_model(schema: type[RunConfig]) -> bool:
     return schema.model_fields["model"].is_required()
 
 
-def _with_own_rate(config: RunConfig, faults: list[str]) -> RunConfig:
+def _with_own_rate(config: RunConfig, errors: list[str]) -> RunConfig:
     """A map of learning rates becomes the rate of the run's variant."""
     rates = config.training.learning_rate
     if isinstance(rates, dict):
-        faults += [
+        errors += [
             f"training.learning_rate.{key}: no such variant{nearest(key, VARIANTS)}"
             for key in rates
             if key not in VARIANTS
         ]
-        rates = _rate_of(config.variant, rates, faults) if name_of(config.variant) in VARIANTS else 0.0
+        rates = _rate_of(config.variant, rates, errors) if name_of(config.variant) in VARIANTS else 0.0
     training = config.training.model_copy(update={"learning_rate": float(rates)})
     return config.model_copy(update={"training": training})
 
 
-def _rate_of(variant: Config, rates: Mapping[str, float], faults: list[str]) -> float:
+def _rate_of(variant: Config, rates: Mapping[str, float], errors: list[str]) -> float:
     """The rate that a map names for a variant, else LoRA's times the variant's factor; a fault where it has neither."""
     name, factor = variant.name, variant.learning_rate_factor
     if name in rates:
@@ -158,27 +158,27 @@ def _rate_of(variant: Config, rates: Mapping[str, float], faults: list[str]) -> 
         why = ", which has no factor of LoRA's rate"
     else:
         why = "" if name == "lora" else f" and none for 'lora', of which {name} takes {factor:g} times"
-    faults.append(f"training.learning_rate: has no rate for variant {name!r}{why}; add {name} or give a number")
+    errors.append(f"training.learning_rate: has no rate for variant {name!r}{why}; add {name} or give a number")
     return 0.0
 
 
-def parse_setting(setting: str, faults: list[str]) -> dict[str, Any]:
+def parse_override(override: str, errors: list[str]) -> dict[str, Any]:
     """{key: value} of one 'key=value' with a YAML value; empty, with a fault, where it is none."""
-    key, equals, text = setting.partition("=")
+    key, equals, text = override.partition("=")
     try:
         value = parse_yaml(text)
     except yaml.YAMLError as error:
-        faults.append(f"{key}: {text!r} is not YAML: {error}")
+        errors.append(f"{key}: {text!r} is not YAML: {error}")
         return {}
     if not equals or not key:
-        faults.append(f"{setting}: a setting is key=value")
+        errors.append(f"{override}: a setting is key=value")
         return {}
     return {key: value}
 
 
-def put(tree: dict[str, Any], key: str, value: Any, faults: list[str]) -> None:
+def put(tree: dict[str, Any], key: str, value: Any, errors: list[str]) -> None:
     """Put a value into the tree; a key without a dot may name a knob of any section."""
-    path = full_path(tree, key, faults)
+    path = full_path(tree, key, errors)
     section = tree
     for part in path[:-1]:
         if not isinstance(section.setdefault(part, {}), dict):
@@ -187,7 +187,7 @@ def put(tree: dict[str, Any], key: str, value: Any, faults: list[str]) -> None:
     section[path[-1]] = value
 
 
-def full_path(tree: Mapping[str, Any], key: str, faults: list[str]) -> list[str]:
+def full_path(tree: Mapping[str, Any], key: str, errors: list[str]) -> list[str]:
     """The parts of a key's path in the tree; of one that is not known, the key itself."""
     if "." in key or key in RunConfig.model_fields:
         return key.split(".")
@@ -195,7 +195,7 @@ def full_path(tree: Mapping[str, Any], key: str, faults: list[str]) -> list[str]
     there = [name for name, field in schema.model_fields.items() if field.is_required() or field.default is not None]
     sections = [name for name in there if key in fields_of(schema, (name,))]  # one that may be null takes whole paths
     if len(sections) > 1:
-        faults.append(f"{key}: stands for {' and '.join(f'{name}.{key}' for name in sections)}; give the whole path")
+        errors.append(f"{key}: stands for {' and '.join(f'{name}.{key}' for name in sections)}; give the whole path")
     if not sections and key == "rank":  # so that the fault names the variant that has none
         return ["variant", "rank"]
     return [sections[0], key] if sections else [key]

@@ -116,10 +116,10 @@ class RunConfig(Section):
         """Plain values; feeding them back gives the same run."""
         return self.model_dump(mode="json")
 
-    def essence(self) -> dict[str, Any]:
+    def hashed_config(self) -> dict[str, Any]:
         """The tree without what changes no result: W&B, how often a checkpoint is written, where things lie.
 
-        What start, data and base model hold changes it: content hashes for `identity`.
+        What start, data and base model hold changes it: content hashes for `config_hash`.
         """
         tree = self.tree()
         for place in self.task.places:
@@ -133,7 +133,7 @@ class RunConfig(Section):
         del tree["wandb"], tree["training"]["checkpoint_every"], tree["start"]
         return tree
 
-    def identity(self, **content: str) -> str:
+    def config_hash(self, **content: str) -> str:
         """12 hex digits of all that the result depends on: the configuration and content hashes."""
-        tree = self.essence() | content
+        tree = self.hashed_config() | content
         return hashlib.sha256(json.dumps(tree, sort_keys=True).encode()).hexdigest()[:12]

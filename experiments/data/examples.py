@@ -70,9 +70,9 @@ def read_examples(
     read, malformed, rows = {}, [], 0
     labels = columns.labels
     for split, parts in tables.items():
-        read[split], faults = _examples(parts, columns, labels)
-        malformed += faults
-        rows += len(read[split].labels) + len(faults)
+        read[split], errors = _examples(parts, columns, labels)
+        malformed += errors
+        rows += len(read[split].labels) + len(errors)
         if labels is None and not columns.regression:
             labels = tuple(sorted(set(read["train"].labels)))
             _refuse_unlike_classes(labels, read["train"])
@@ -99,9 +99,9 @@ def _examples(
             table.need((*columns.text, columns.label))
         malformed += table.malformed
         for row in table.rows:
-            fault = _fault(row, columns, known)
-            if fault:
-                malformed.append(Malformed(row.place, row.line, fault))
+            message = _error_in(row, columns, known)
+            if message:
+                malformed.append(Malformed(row.place, row.line, message))
             else:
                 examples.texts.append(tuple(str(row.values[column]).strip() for column in columns.text))
                 examples.labels.append(_as_text(row.values[columns.label]))
@@ -109,7 +109,7 @@ def _examples(
     return examples, malformed
 
 
-def _fault(row: Row, columns: Columns, known: set[str] | None) -> str | None:
+def _error_in(row: Row, columns: Columns, known: set[str] | None) -> str | None:
     """Why a row cannot be used."""
     for column in (*columns.text, columns.label):
         if column not in row.values:

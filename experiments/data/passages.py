@@ -57,9 +57,9 @@ def read_passages(
     """
     read, malformed, counts, rows = {}, [], {}, 0
     for split, parts in tables.items():
-        read[split], faults = _passages(parts, layout)
-        malformed += faults
-        counts[split] = len(faults)
+        read[split], errors = _passages(parts, layout)
+        malformed += errors
+        counts[split] = len(errors)
         rows += sum(len(table.rows) + len(table.malformed) for table in parts)
     if not skip_malformed:
         refuse_malformed(malformed, rows)
@@ -85,7 +85,7 @@ def read_plain(path: str, encoding: str) -> list[Passage]:
 
 
 def _passages(tables: Sequence[Table], layout: Layout) -> tuple[list[Passage], list[Malformed]]:
-    malformed = [fault for table in tables for fault in table.malformed]
+    malformed = [message for table in tables for message in table.malformed]
     passages = []
     for table in tables:
         _refuse_prompts_of_other_form(table, layout)

@@ -230,12 +230,12 @@ def _quiet() -> Iterator[None]:
     """transformers prints nothing inside: what matters of it is an error of ours."""
     from transformers.utils import logging
 
-    verbosity, had_bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    verbosity, had_progress_bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     try:
         yield
     finally:
         logging.set_verbosity(verbosity)
-        if had_bars:
+        if had_progress_bars:
             logging.enable_progress_bar()

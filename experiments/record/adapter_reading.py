@@ -66,11 +66,11 @@ def read_folder(folder: Path) -> Adapter:
 def _read_safetensors(path: Path) -> dict[str, Tensor]:
     try:
         return {key: _wide(tensor) for key, tensor in load_file(path).items()}
-    except (SafetensorError, OSError) as fault:
+    except (SafetensorError, OSError) as error:
         raise RunStoreError(
             f"a safetensors file must be whole; {path} ({path.stat().st_size} bytes) cannot be read "
-            f"({fault}): copy it again, or run the run again"
-        ) from fault
+            f"({error}): copy it again, or run the run again"
+        ) from error
 
 
 def _wide(tensor: Tensor) -> Tensor:
@@ -85,8 +85,8 @@ def _read_adapter_config(path: Path) -> dict[str, Any]:
         )
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as fault:
-        raise RunStoreError(f"{CONFIG} is JSON; {path} is not ({fault}): save it again") from fault
+    except ValueError as error:
+        raise RunStoreError(f"{CONFIG} is JSON; {path} is not ({error}): save it again") from error
     if not isinstance(config, dict) or config.get("peft_type") not in ("LORA", "ADALORA"):
         found = config.get("peft_type") if isinstance(config, dict) else config
         raise RunStoreError(
@@ -104,12 +104,12 @@ def _read_checkpoint(path: Path) -> Adapter:
         )
     try:
         loaded = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError, LookupError) as fault:
-        reason = str(fault).partition("\n")[0]
+    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError, LookupError) as error:
+        reason = str(error).partition("\n")[0]
         raise RunStoreError(
             f"a checkpoint must be a whole file of tensors and nothing else; {path} is not ({reason}): "
             "load it where you trust it and save its state_dict alone"
-        ) from fault
+        ) from error
     loaded = loaded if isinstance(loaded, dict) else {}
     inside = next((loaded[key] for key in STATE_DICTS if isinstance(loaded.get(key), dict)), loaded)
     tensors = {str(key): value for key, value in inside.items() if isinstance(value, Tensor)}

@@ -9,7 +9,7 @@ import torch
 
 from experiments.config.schema import RunConfig
 from experiments.record.environment import describe
-from experiments.record.run_dir import RunFolder, folder_name
+from experiments.record.run_dir import RunDirectory, run_dir_name
 from experiments.record.starting_point import StartingPoint
 from experiments.tasks.task import Task
 
@@ -21,9 +21,9 @@ class RunDescription:
     `name` is that of the run directory. A study's trial trains in another directory first, which takes that name later.
     """
 
-    run_hash: str
+    config_hash: str
     name: str
-    run_dir: RunFolder
+    run_dir: RunDirectory
     environment: Mapping[str, Any]
 
 
@@ -47,8 +47,8 @@ def describe_run(
     config: RunConfig, loaded: Loaded, runs_dir: Path, *, rank_total: int, start: StartingPoint | None
 ) -> RunDescription:
     """Say what the run of this configuration is; `rank_total` is the sum of the ranks of all its layers."""
-    run_hash = hash_run(config, base_sha256=loaded.base_sha256, data_sha256=loaded.data_sha256, start=start)
-    name = folder_name(config, rank_total=rank_total, identity=run_hash)
+    config_hash = hash_run(config, base_sha256=loaded.base_sha256, data_sha256=loaded.data_sha256, start=start)
+    name = run_dir_name(config, rank_total=rank_total, config_hash=config_hash)
     environment = describe(
         device=loaded.device,
         base_sha256=loaded.base_sha256,
@@ -56,7 +56,7 @@ def describe_run(
         data_sha256=loaded.data_sha256,
         start_sha256=None if start is None else start.sha256,
     )
-    return RunDescription(run_hash, name, RunFolder(runs_dir.resolve() / config.study / name), environment)
+    return RunDescription(config_hash, name, RunDirectory(runs_dir.resolve() / config.study / name), environment)
 
 
 def hash_run(
@@ -64,4 +64,4 @@ def hash_run(
 ) -> str:
     """12 hex digits of the configuration and of the content of W0, the data and the start."""
     start_sha256 = {} if start is None else {"start_sha256": start.sha256}
-    return config.identity(base=base_sha256, **data_sha256, **start_sha256)
+    return config.config_hash(base=base_sha256, **data_sha256, **start_sha256)

@@ -35,22 +35,22 @@ def as_json(tree: Mapping[str, Any]) -> str:
     return json.dumps(tree, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
 
 
-def folder_name(config: RunConfig, *, rank_total: int | None, identity: str) -> str:
+def run_dir_name(config: RunConfig, *, rank_total: int | None, config_hash: str) -> str:
     """'<variant>-r<rank>-lr<rate>-s<seed>-<identity>'; mixed ranks read 'rmix-<total>', no rank is left out."""
     rank = getattr(config.variant, "rank", None)
     ranks = f"rmix-{rank_total}" if isinstance(rank, dict) else f"r{rank}"
     parts = [config.variant.name, *([] if rank is None else [ranks]), f"lr{config.learning_rate:g}", f"s{config.seed}"]
-    return "-".join([*parts, identity])
+    return "-".join([*parts, config_hash])
 
 
-class RunFolder:
+class RunDirectory:
     """One run on disk. As a context manager it records a crash in `error.txt`."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
 
     @contextmanager
-    def held(self, patience: float = 0.0) -> Iterator[None]:
+    def locked(self, patience: float = 0.0) -> Iterator[None]:
         """Inside, no other process trains this run.
 
         Raises: RecordError if one does, and still does after `patience` seconds.
@@ -113,8 +113,8 @@ class RunFolder:
 
     def refuse_other(self, config: RunConfig) -> None:
         """Raise if the finished run here has another configuration than the one asked for."""
-        there = resolve(parse_yaml((self.path / "config.yaml").read_text(encoding="utf-8"))).essence()
-        differ = [key for key, value in config.essence().items() if there.get(key) != value]
+        there = resolve(parse_yaml((self.path / "config.yaml").read_text(encoding="utf-8"))).hashed_config()
+        differ = [key for key, value in config.hashed_config().items() if there.get(key) != value]
         if differ:
             raise RecordError(f"{self.path} holds a run whose {', '.join(differ)} differ; move the folder away")
 

@@ -11,8 +11,8 @@ import torch
 
 from experiments.config.schema import RunConfig
 from experiments.record.adapter_spectra import read_spectra
-from experiments.record.run_dir import RunFolder
-from experiments.record.wandb_logger import WandbMirror
+from experiments.record.run_dir import RunDirectory
+from experiments.record.wandb_logger import WandbLogger
 from experiments.tasks.task import Task
 from experiments.terminal import Display
 from lora_variants.interface.layer import Factors
@@ -21,16 +21,18 @@ from lora_variants.interface.variant import Variant
 REPORT_EVERY_SECONDS = 0.1
 
 
-class Recorder:
+class RunLogger:
     """Listens to the training loop for one trial of its pack."""
 
-    def __init__(self, config: RunConfig, task: Task, folder: RunFolder, display: Display, *, wandb_mode: str) -> None:
+    def __init__(
+        self, config: RunConfig, task: Task, folder: RunDirectory, display: Display, *, wandb_mode: str
+    ) -> None:
         self.config, self.task = config, task
         self.folder, self.display = folder, display
         self.validation: list[tuple[int, dict[str, float]]] = []
         self._ranks: dict[str, int] | None = None
         self._reported = 0.0
-        self.mirror = WandbMirror(
+        self.mirror = WandbLogger(
             mode=wandb_mode,
             project=config.wandb.project,
             group=config.study,
@@ -56,7 +58,7 @@ class Recorder:
         """Close the W&B run of a trial that has no result."""
         self.mirror.finish(summary={"failure": reason}, spectra=dict, ranks={}, files=[], failed=True)
 
-    def sit(self, variant: Variant, trial: int) -> None:
+    def load_into(self, variant: Variant, trial: int) -> None:
         """Listen to this slot of a pack from now on."""
         self.variant, self.trial = variant, trial
 

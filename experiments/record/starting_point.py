@@ -29,10 +29,10 @@ class StartingPoint:
         """
         try:
             variant.start_from(trial, self.adapter.updates, self.adapter.others)
-        except ValueError as fault:
-            raise RunStoreError(f"start.path {self.path}: {fault}") from None
+        except ValueError as error:
+            raise RunStoreError(f"start.path {self.path}: {error}") from None
 
-    def in_words(self) -> str:
+    def describe(self) -> str:
         updates, others = len(self.adapter.updates), len(self.adapter.others)
         heads = f" and {others} tensor{'s' * (others != 1)} of heads" if others else ""
         what = f"{updates} update{'s' * (updates != 1)}{heads}"

@@ -35,7 +35,7 @@ FLUSH_SECONDS = 1.0
 TABLE_ROWS = 200_000
 
 
-class WandbMirror:
+class WandbLogger:
     """One W&B run that follows one run of ours; several may be open at once, as the trials of a pack are.
 
     `mode` is "online", "offline", "disabled", or "failed" once W&B has raised: from then on every call does

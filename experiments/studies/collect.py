@@ -10,10 +10,10 @@ from experiments.config.errors import ConfigError
 from experiments.config.loading import parse_yaml, resolve
 from experiments.config.schema import RunConfig
 from experiments.record.run_description import hash_run
-from experiments.record.run_dir import RecordError, RunFolder
+from experiments.record.run_dir import RecordError, RunDirectory
 from experiments.record.starting_point import read_start
 from experiments.studies.spec.study import Study
-from experiments.training.context import Setting
+from experiments.training.context import TrainingContext
 
 LEDGER = "test_reads.jsonl"
 COMPARED = ("score", "validation", "test", "learning_rate", "seed")
@@ -37,8 +37,8 @@ class Collected:
 class Collection:
     """What belongs to a study: by its arms, its seeds, and the content of W0 and data."""
 
-    def __init__(self, study: Study, setting: Setting, base_sha256: str, runs_dir: Path) -> None:
-        self.study, self.setting, self.base_sha256, self.runs_dir = study, setting, base_sha256, runs_dir
+    def __init__(self, study: Study, context: TrainingContext, base_sha256: str, runs_dir: Path) -> None:
+        self.study, self.context, self.base_sha256, self.runs_dir = study, context, base_sha256, runs_dir
         self.arms = [_apart(arm.config) for arm in study.arms]
         protocol = study.protocol
         self.seeds = {*protocol.tuning.seeds, *protocol.evaluation.seeds}
@@ -72,13 +72,13 @@ class Collection:
             return False
         if config.seed not in self.seeds or _apart(config) not in self.arms:
             return False
-        start, data_sha256 = read_start(config.start), self.setting.data_sha256
-        run_hash = hash_run(config, base_sha256=self.base_sha256, data_sha256=data_sha256, start=start)
-        return path.name.endswith(f"-{run_hash}")
+        start, data_sha256 = read_start(config.start), self.context.data_sha256
+        config_hash = hash_run(config, base_sha256=self.base_sha256, data_sha256=data_sha256, start=start)
+        return path.name.endswith(f"-{config_hash}")
 
     def _take(self, path: Path) -> bool:
         """False where the record is here already."""
-        record = RunFolder(self.runs_dir / self.study.name / path.name)
+        record = RunDirectory(self.runs_dir / self.study.name / path.name)
         if record.finished:
             if _content(path) != _content(record.path):
                 raise RecordError(
@@ -89,7 +89,7 @@ class Collection:
         partial = record.path.with_name(f".{path.name}.collected")
         shutil.rmtree(partial, ignore_errors=True)
         shutil.copytree(path, partial)
-        with record.held():
+        with record.locked():
             shutil.rmtree(record.path, ignore_errors=True)
             partial.replace(record.path)
         return True
@@ -97,14 +97,14 @@ class Collection:
 
 def _apart(config: RunConfig) -> dict[str, Any]:
     """All but learning rate and seed, which are a trial's own."""
-    essence = config.essence()
-    del essence["seed"], essence["training"]["learning_rate"]
-    return essence
+    hashed_config = config.hashed_config()
+    del hashed_config["seed"], hashed_config["training"]["learning_rate"]
+    return hashed_config
 
 
 def _content(path: Path) -> Mapping[str, Any]:
     """What may not differ between two records of one run."""
-    result = RunFolder(path).result()
+    result = RunDirectory(path).result()
     files = {str(file.relative_to(path)): file.read_bytes() for file in sorted(path.rglob("*.safetensors"))}
     return files | {name: result.get(name) for name in COMPARED}
 

@@ -12,12 +12,12 @@ from typing import Any
 
 from experiments.config.errors import ConfigError
 from experiments.record.starting_point import read_start
-from experiments.studies.protocol.progress import Board
+from experiments.studies.protocol.progress import StudyState
 from experiments.studies.queue.storage import QueueError
 from experiments.studies.queue.trial_queue import TrialQueue
 from experiments.studies.spec.study import Study, changes, frozen
 from experiments.studies.status import awake
-from experiments.training.context import Setting
+from experiments.training.context import TrainingContext
 
 TOKEN = ".token"
 FROZEN = "frozen-"
@@ -39,24 +39,24 @@ class Change:
         )
 
 
-def one_setting(study: Study) -> Setting:
+def shared_context(study: Study) -> TrainingContext:
     """What the arms of a study share.
 
     Raises: ConfigError where they do not, or where an arm does not fit the base model; ValueError for what this
     machine does not have.
     """
     first = study.arms[0]
-    faults = []
+    errors = []
     for arm in study.arms[1:]:
         for what, mine, theirs in _shared(arm.config, first.config):
             if mine != theirs:
-                faults.append(
+                errors.append(
                     f"{arm.label}: {what} is another one than that of {first.label}; "
                     "the arms of a study train over one base model: make two studies of it"
                 )
-    if faults:
-        raise ConfigError(faults)
-    return Setting(first.config)
+    if errors:
+        raise ConfigError(errors)
+    return TrainingContext(first.config)
 
 
 def _shared(config: Any, other: Any) -> list[tuple[str, Any, Any]]:
@@ -69,23 +69,23 @@ def _shared(config: Any, other: Any) -> list[tuple[str, Any, Any]]:
     ]
 
 
-def warnings_of_arms(study: Study, setting: Setting) -> list[str]:
+def warnings_of_arms(study: Study, context: TrainingContext) -> list[str]:
     """What is doubtful about arms.
 
     Raises: ConfigError with every arm that does not fit the base model.
     """
-    faults: dict[str, list[str]] = {}
+    errors: dict[str, list[str]] = {}
     warnings: dict[str, list[str]] = {}
     for arm in study.arms:
         try:
-            _, of_arm = setting.plan(arm.config, read_start(arm.config.start))
+            _, of_arm = context.plan(arm.config, read_start(arm.config.start))
         except (ValueError, OSError) as error:
-            faults.setdefault(str(error), []).append(arm.label)
+            errors.setdefault(str(error), []).append(arm.label)
         else:
             for warning in of_arm:
                 warnings.setdefault(str(warning), []).append(arm.label)
-    if faults:
-        raise ConfigError([f"{_named(arms)}: {fault}" for fault, arms in faults.items()])
+    if errors:
+        raise ConfigError([f"{_named(arms)}: {message}" for message, arms in errors.items()])
     return [f"{_named(arms)}: {warning}" for warning, arms in warnings.items()]
 
 
@@ -95,27 +95,27 @@ def _named(arms: Sequence[str]) -> str:
     return ", ".join(arms[:NAMED]) + (f" and {more} more arm{'s' * (more > 1)}" if more > 0 else "")
 
 
-def agree_on_file(study: Study, queue: TrialQueue, path: Path) -> None:
+def check_file(study: Study, queue: TrialQueue, path: Path) -> None:
     """Raises: QueueError if the study of that name has another file."""
-    queue.agree({"file": path.name})
+    queue.record_or_check({"file": path.name})
 
 
-def agree_on_content(study: Study, queue: TrialQueue, setting: Setting, base_sha256: str) -> None:
+def check_content(study: Study, queue: TrialQueue, context: TrainingContext, base_sha256: str) -> None:
     """Raises: QueueError where weights, data, device or what computes with them differ from those of earlier trials."""
     own_model = study.arms[0].config.model is not None
     packages = {name: version(name) for name in ("torch", "numpy", *(["transformers"] if own_model else []))}
     python = ".".join(platform.python_version_tuple()[:2])
-    queue.agree(
+    queue.record_or_check(
         {
             "base_sha256": base_sha256,
-            "data_sha256": setting.data_sha256,
-            "device": setting.device.type,
+            "data_sha256": context.data_sha256,
+            "device": context.device.type,
             "packages": {"python": python, **packages},
         }
     )
 
 
-def agree_on_runs_folder(study: Study, queue: TrialQueue, runs_dir: Path, *, separate: bool) -> None:
+def check_runs_dir(study: Study, queue: TrialQueue, runs_dir: Path, *, separate: bool) -> None:
     """The study's folder holds the token that its queue knows: what one worker leaves, the others find.
 
     Raises: QueueError for a folder that is not the others'.
@@ -124,7 +124,7 @@ def agree_on_runs_folder(study: Study, queue: TrialQueue, runs_dir: Path, *, sep
     if settled is None:
         if not token.exists():
             token.write_text(f"{secrets.token_hex(8)} of {socket.gethostname()}\n", encoding="utf-8")
-        queue.agree({"runs_folder": token.read_text(encoding="utf-8").strip()})
+        queue.record_or_check({"runs_folder": token.read_text(encoding="utf-8").strip()})
         return
     here = token.read_text(encoding="utf-8").strip() if token.exists() else None
     if here != settled and not separate:
@@ -135,7 +135,7 @@ def agree_on_runs_folder(study: Study, queue: TrialQueue, runs_dir: Path, *, sep
         )
 
 
-def agree_on_protocol(study: Study, queue: TrialQueue, board: Board) -> Change | None:
+def check_protocol(study: Study, queue: TrialQueue, study_state: StudyState) -> Change | None:
     """What the file says now is settled; what changed since the last start, if anything.
 
     Raises: QueueError for a change of what was frozen by the first evaluation, or while others work by the other file.
@@ -147,7 +147,9 @@ def agree_on_protocol(study: Study, queue: TrialQueue, board: Board) -> Change |
     if before == after:
         return None
     if before:
-        evaluated = sum(e.state == "done" and e.given.get("stage") == "evaluation" for e in board.entries.values())
+        evaluated = sum(
+            e.state == "done" and e.given.get("stage") == "evaluation" for e in study_state.entries.values()
+        )
         found = changes(before, after)
         if evaluated and found:
             raise QueueError(
@@ -160,11 +162,11 @@ def agree_on_protocol(study: Study, queue: TrialQueue, board: Board) -> Change |
                 f"study {study.name!r}: its file has changed and {len(others)} workers train what it said before "
                 f"({', '.join(others)}); stop them first (Ctrl-C)"
             )
-    queue.agree({f"{FROZEN}{number + 1}": after})
-    return _change(board) if before else None
+    queue.record_or_check({f"{FROZEN}{number + 1}": after})
+    return _change(study_state) if before else None
 
 
-def _change(board: Board) -> Change:
-    done = sum(entry.state == "done" and key in board.wanted for key, entry in board.entries.items())
-    unwanted = sum(key not in board.wanted for key in board.entries)
-    return Change(sum(key not in board.entries for key in board.wanted), done, unwanted)
+def _change(study_state: StudyState) -> Change:
+    done = sum(entry.state == "done" and key in study_state.wanted for key, entry in study_state.entries.items())
+    unwanted = sum(key not in study_state.wanted for key in study_state.entries)
+    return Change(sum(key not in study_state.entries for key in study_state.wanted), done, unwanted)

@@ -12,7 +12,7 @@ import torch
 
 from experiments.config.schema import RunConfig
 from experiments.record.starting_point import StartingPoint, read_start
-from experiments.studies.consistency import one_setting
+from experiments.studies.consistency import shared_context
 from experiments.studies.protocol.grid_stage import POINTS_ADDED
 from experiments.studies.protocol.protocol import plan_ahead
 from experiments.studies.search.proposer import refuse_impossible_searches
@@ -21,7 +21,7 @@ from experiments.studies.spec.study import Study
 from experiments.studies.terminal import StudyView, duration
 from experiments.studies.workers.packing import Packing, groups_of
 from experiments.tasks.task import Batch, Split, Task
-from experiments.training.context import Setting, attached_pack
+from experiments.training.context import TrainingContext, attached_pack
 from experiments.training.evaluation import split_rows
 from lora_variants import RankWarning
 from lora_variants.interface.variant import Variant
@@ -53,7 +53,7 @@ class GroupCost:
     seconds_of_extension: float
 
 
-class PlanningSetting(Setting):
+class PlanningContext(TrainingContext):
     """One that has arbitrary weights, and remembers the last arm that it planned."""
 
     def __init__(self, config: RunConfig) -> None:
@@ -69,13 +69,13 @@ class PlanningSetting(Setting):
 
 def plan_study(study: Study, view: StudyView, *, workers: int, pack: int | None) -> None:
     """Print the plan; nothing is trained for keeps, downloaded or written. Costs are measured, once a group."""
-    one_setting(study)
-    setting = PlanningSetting(study.arms[0].config)
-    refuse_impossible_searches(study, setting)
+    shared_context(study)
+    context = PlanningContext(study.arms[0].config)
+    refuse_impossible_searches(study, context)
     torch.set_num_threads(study.arms[0].config.training.threads or 1)
-    packing = Packing(setting, size=pack, workers=workers, patience=PATIENCE_SECONDS)
-    counts = {arm.identity: _count(study, arm) for arm in study.arms}
-    rows = [_row(study, arm, counts[arm.identity], packing) for arm in study.arms]
+    packing = Packing(context, size=pack, workers=workers, patience=PATIENCE_SECONDS)
+    counts = {arm.config_hash: _count(study, arm) for arm in study.arms}
+    rows = [_row(study, arm, counts[arm.config_hash], packing) for arm in study.arms]
     groups = groups_of(study.arms, packing)
     columns: tuple[str, ...] = ("arm", "rate around", "trainable parameters", "tuning", "evaluation", "extension")
     if study.config.search is not None:
@@ -91,7 +91,7 @@ def plan_study(study: Study, view: StudyView, *, workers: int, pack: int | None)
         [_words(cost) for cost in costs],
         title="trials that can train together; ms/step: of one trial in its pack",
     )
-    view.display.say(_in_words(study, setting, counts, costs, workers=workers, start=begun, probed=time.process_time()))
+    view.display.say(_describe(study, context, counts, costs, workers=workers, start=begun, probed=time.process_time()))
 
 
 def _count(study: Study, arm: Arm) -> Count:
@@ -108,8 +108,8 @@ def _row(study: Study, arm: Arm, count: Count, packing: Packing) -> tuple[str, .
     packing.group(arm)
     trials = (str(count.tuning), str(count.evaluation))
     if study.config.search is not None:
-        return (arm.label, f"{arm.centre:g}", study.config.search.budget.in_words, *trials)
-    trainable = packing.setting.plan(arm.config)[0].trainable_parameters(0)  # of the plan that it remembers
+        return (arm.label, f"{arm.centre:g}", study.config.search.budget.description, *trials)
+    trainable = packing.context.plan(arm.config)[0].trainable_parameters(0)  # of the plan that it remembers
     extension = f"{'' if count.extended_for_sure else 'up to '}{count.extension}"
     return (arm.label, f"{arm.centre:g}", f"{trainable:,}", *trials, extension)
 
@@ -119,9 +119,9 @@ def _words(cost: GroupCost) -> tuple[str, ...]:
     return (cost.label, *sizes, f"{1e3 * cost.step_seconds:.2f}", duration(cost.seconds))
 
 
-def _in_words(
+def _describe(
     study: Study,
-    setting: Setting,
+    context: TrainingContext,
     counts: dict[str, Count],
     costs: Sequence[GroupCost],
     *,
@@ -130,8 +130,8 @@ def _in_words(
     probed: float,
 ) -> str:
     """The sum: what this process needed to get ready, every worker needs too."""
-    base = sum(parameter.numel() for parameter in setting.base.parameters())
-    at_once = 1 if setting.device.type == "cuda" else min(workers, _cores())
+    base = sum(parameter.numel() for parameter in context.base.parameters())
+    at_once = 1 if context.device.type == "cuda" else min(workers, _cores())
     ready = probed * workers / at_once
     seconds = ready + sum(cost.seconds for cost in costs) / at_once
     longest = seconds + sum(cost.seconds_of_extension for cost in costs) / at_once
@@ -151,7 +151,7 @@ def _costs(packing: Packing, groups: Iterable[Sequence[Arm]], counts: dict[str, 
     for arms in groups:
         size, speeds = packing.size(arms[0]), packing.speeds(arms[0])
         if rows is None or not packing.impatient:
-            rows = _RowCosts(packing.setting, arms[0], sorted({1, min(size, speeds[-1].trials)}))
+            rows = _RowCosts(packing.context, arms[0], sorted({1, min(size, speeds[-1].trials)}))
         yield _cost(arms, counts, size, {speed.trials: speed.seconds for speed in speeds}, rows)
 
 
@@ -164,10 +164,10 @@ def _cost(
         full, rest = divmod(trials, size)
         return sum(_of_pack(n, speeds, rows, arm, test=test) * times for n, times in ((size, full), (rest, 1)) if n)
 
-    tuning = sum(counts[a.identity].tuning for a in arms)
-    tuning += sum(counts[a.identity].extension for a in arms if counts[a.identity].extended_for_sure)
-    evaluation = sum(counts[a.identity].evaluation for a in arms)
-    extension = sum(counts[a.identity].extension for a in arms if not counts[a.identity].extended_for_sure)
+    tuning = sum(counts[a.config_hash].tuning for a in arms)
+    tuning += sum(counts[a.config_hash].extension for a in arms if counts[a.config_hash].extended_for_sure)
+    evaluation = sum(counts[a.config_hash].evaluation for a in arms)
+    extension = sum(counts[a.config_hash].extension for a in arms if not counts[a.config_hash].extended_for_sure)
     return GroupCost(
         label=arm.label if len(arms) == 1 else f"{arm.label} ... {arms[-1].label}",
         arms=len(arms),
@@ -185,7 +185,7 @@ def _of_pack(trials: int, speeds: dict[int, float], rows: "_RowCosts", arm: Arm,
     evaluations = 1 + (training.steps // training.evaluate_every if training.evaluate_every else 0)
     steps = training.steps * _nearest(speeds, trials)
     of_splits = evaluations * rows.seconds("validation", trials) + 2 * rows.seconds("forgetting", trials)
-    return trials * (steps + of_splits + (rows.seconds("test", 1) if test else 0.0) + rows.besides)
+    return trials * (steps + of_splits + (rows.seconds("test", 1) if test else 0.0) + rows.overhead)
 
 
 def _nearest(speeds: dict[int, float], trials: int) -> float:
@@ -195,30 +195,30 @@ def _nearest(speeds: dict[int, float], trials: int) -> float:
 class _RowCosts:
     """What evaluating a split costs a trial, from a part of the validation split, in packs of these sizes."""
 
-    def __init__(self, setting: Setting, arm: Arm, sizes: Sequence[int]) -> None:
-        self.setting, self.arm = setting, arm
+    def __init__(self, context: TrainingContext, arm: Arm, sizes: Sequence[int]) -> None:
+        self.context, self.arm = context, arm
         self.by_size: dict[int, float] = {}
-        self.besides = 0.0
+        self.overhead = 0.0
         for trials in sizes:
             since = time.process_time()
             configs = [arm.config.model_copy(update={"seed": arm.config.seed + trial}) for trial in range(trials)]
-            variant = attached_pack(configs, setting.task, setting.base)
-            self.besides = max(self.besides, (time.process_time() - since) / trials)
+            variant = attached_pack(configs, context.task, context.base)
+            self.overhead = max(self.overhead, (time.process_time() - since) / trials)
             try:
-                part = _Part(setting.task)
+                part = _Part(context.task)
                 split_rows(variant, cast(Task, part), "validation", arm.config.training.precision)
-                part.rows, since = 0, _now(setting)
+                part.rows, since = 0, _now(context)
                 split_rows(variant, cast(Task, part), "validation", arm.config.training.precision)
-                self.by_size[trials] = (_now(setting) - since) / trials / part.rows
+                self.by_size[trials] = (_now(context) - since) / trials / part.rows
             finally:
                 variant.detach()
         self.rows: dict[str, int] = {}
 
     def seconds(self, split: Split, trials: int) -> float:
-        if split == "forgetting" and not self.setting.task.has_forgetting_split:
+        if split == "forgetting" and not self.context.task.has_forgetting_split:
             return 0.0
         if split not in self.rows:
-            self.rows[split] = sum(map(_rows, self.setting.task.evaluation_batches(split)))
+            self.rows[split] = sum(map(_rows, self.context.task.evaluation_batches(split)))
         return self.rows[split] * _nearest(self.by_size, trials)
 
 
@@ -241,11 +241,11 @@ def _rows(batch: Batch) -> int:
     return len(next(iter(batch.values())))
 
 
-def _now(setting: Setting) -> float:
+def _now(context: TrainingContext) -> float:
     """Processor time, or wall time once a GPU has done what it was given."""
-    if setting.device.type != "cuda":
+    if context.device.type != "cuda":
         return time.process_time()
-    torch.cuda.synchronize(setting.device)
+    torch.cuda.synchronize(context.device)
     return time.perf_counter()
 
 

@@ -6,18 +6,18 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from statistics import fmean
 
-from experiments.studies.protocol.progress import Board, arms_wanting
+from experiments.studies.protocol.progress import StudyState, progress_of_arms
 from experiments.studies.protocol.protocol import plan_ahead
 from experiments.studies.protocol.trials import ArmProgress, PlannedTrial
 from experiments.studies.queue.entries import ENDED, Entry
 from experiments.studies.queue.liveness import WorkerSeen
 from experiments.studies.spec.study import Study
 
-STATES = ("done", "stopped", "running", "waiting", "failed")
+STATES = ("done", "pruned", "running", "waiting", "failed")
 
 
 @dataclass(frozen=True)
-class ArmStanding:
+class ArmStatus:
     """One arm: its state in a word or two, and trials that have ended of those planned."""
 
     label: str
@@ -32,12 +32,12 @@ class ArmStanding:
 
 
 @dataclass(frozen=True)
-class Standing:
+class StudyStatus:
     """A whole study. `seconds_left` is None while no worker has said how fast it is."""
 
     name: str
     score_name: str
-    arms: tuple[ArmStanding, ...]
+    arms: tuple[ArmStatus, ...]
     counts: Mapping[str, int]  # of the trials planned, by state
     failures: tuple[tuple[str, str], ...]  # (trial in words, reason)
     workers: int
@@ -50,36 +50,38 @@ class Standing:
         return sum(self.counts.values())
 
 
-def untouched(study: Study) -> Board:
+def untouched(study: Study) -> StudyState:
     """The board of a study that nobody has started."""
-    arms = arms_wanting(study, {}, {})
-    return Board(arms, {trial.key: trial for arm in arms for trial in arm.wanted}, {})
+    arms = progress_of_arms(study, {}, {})
+    return StudyState(arms, {trial.key: trial for arm in arms for trial in arm.wanted}, {})
 
 
-def standing_of(study: Study, board: Board, workers: Sequence[WorkerSeen] = ()) -> Standing:
+def status_of(study: Study, study_state: StudyState, workers: Sequence[WorkerSeen] = ()) -> StudyStatus:
     """How the study stands by a look at its queue and the last signs of its workers."""
     counts = Counter(dict.fromkeys(STATES, 0))
-    counts.update(board.state(key) for key in board.wanted)
-    counts["waiting"] += sum(sum(_yet_unknown(study, arm)) for arm in board.arms)
-    failed = ((board.wanted[key], entry) for key, entry in board.entries.items() if key in board.wanted)
+    counts.update(study_state.state(key) for key in study_state.wanted)
+    counts["waiting"] += sum(sum(_yet_unknown(study, arm)) for arm in study_state.arms)
+    failed = (
+        (study_state.wanted[key], entry) for key, entry in study_state.entries.items() if key in study_state.wanted
+    )
     failures = tuple(
-        (in_words(trial), str(entry.facts.get("failure"))) for trial, entry in failed if entry.state == "failed"
+        (describe_trial(trial), str(entry.facts.get("failure"))) for trial, entry in failed if entry.state == "failed"
     )
     speed = _speed(workers)
-    return Standing(
+    return StudyStatus(
         name=study.name,
         score_name=study.score_name,
-        arms=tuple(_of_arm(study, board, arm) for arm in board.arms),
+        arms=tuple(_of_arm(study, study_state, arm) for arm in study_state.arms),
         counts=dict(counts),
         failures=failures,
         workers=len(workers),
         steps_per_second=speed,
-        seconds_left=_steps_left(study, board) / speed if speed else None,
-        complete=board.complete,
+        seconds_left=_steps_left(study, study_state) / speed if speed else None,
+        complete=study_state.complete,
     )
 
 
-def in_words(trial: PlannedTrial) -> str:
+def describe_trial(trial: PlannedTrial) -> str:
     rate = "" if trial.learning_rate is None else f" at {trial.learning_rate:g}"
     return f"{trial.arm.label}{rate}, seed {trial.seed} ({trial.stage})"
 
@@ -87,7 +89,7 @@ def in_words(trial: PlannedTrial) -> str:
 def awake(workers: Sequence[WorkerSeen], *, within: timedelta) -> list[WorkerSeen]:
     """Those whose last sign, by their own clock, is not older: a machine that was switched off does not say that."""
     earliest = datetime.now(UTC) - within
-    return [worker for worker in workers if datetime.fromisoformat(worker.heard_at) >= earliest]
+    return [worker for worker in workers if datetime.fromisoformat(worker.last_seen_at) >= earliest]
 
 
 def _yet_unknown(study: Study, arm: ArmProgress) -> tuple[int, int]:
@@ -99,20 +101,20 @@ def _yet_unknown(study: Study, arm: ArmProgress) -> tuple[int, int]:
     return (max(0, stage_1) if study.config.search else 0), len(study.protocol.evaluation.seeds)
 
 
-def _of_arm(study: Study, board: Board, arm: ArmProgress) -> ArmStanding:
-    ended = {key for trial in arm.wanted if board.state(key := trial.key) in ENDED}
-    begun = any(board.state(trial.key) != "waiting" for trial in arm.wanted)
+def _of_arm(study: Study, study_state: StudyState, arm: ArmProgress) -> ArmStatus:
+    ended = {key for trial in arm.wanted if study_state.state(key := trial.key) in ENDED}
+    begun = any(study_state.state(trial.key) != "waiting" for trial in arm.wanted)
     evaluations = [trial.key for trial in arm.wanted if trial.stage == "evaluation"]
     tuned = sum(trial.key in ended for trial in arm.tuning.trials)
     tuning, evaluation = _yet_unknown(study, arm)
-    return ArmStanding(
+    return ArmStatus(
         label=arm.arm.label,
         state=_state(arm, begun=begun),
         tuning=(tuned, len(arm.tuning.trials) + tuning),
         rate=arm.tuning.chosen,
         evaluation=(sum(key in ended for key in evaluations), len(evaluations) + evaluation),
-        score=_best(arm.wanted, board.entries, higher_is_better=study.higher_is_better),
-        failed=sum(board.state(trial.key) == "failed" for trial in arm.wanted),
+        score=_best(arm.wanted, study_state.entries, higher_is_better=study.higher_is_better),
+        failed=sum(study_state.state(trial.key) == "failed" for trial in arm.wanted),
         complete=arm.complete,
         reason=arm.tuning.reason,
     )
@@ -144,10 +146,11 @@ def _speed(workers: Sequence[WorkerSeen]) -> float | None:
     return sum(progress["trial_steps"] / max(progress["seconds"], 1e-3) for progress in said) or None
 
 
-def _steps_left(study: Study, board: Board) -> float:
+def _steps_left(study: Study, study_state: StudyState) -> float:
     """Those of the trials that have not ended; one that runs is taken to be half way."""
     share = {"waiting": 1.0, "running": 0.5}
     known = sum(
-        share.get(board.state(key), 0.0) * trial.arm.config.training.steps for key, trial in board.wanted.items()
+        share.get(study_state.state(key), 0.0) * trial.arm.config.training.steps
+        for key, trial in study_state.wanted.items()
     )
-    return known + sum(sum(_yet_unknown(study, arm)) * arm.arm.config.training.steps for arm in board.arms)
+    return known + sum(sum(_yet_unknown(study, arm)) * arm.arm.config.training.steps for arm in study_state.arms)

@@ -10,7 +10,7 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from experiments.studies.status import ArmStanding, Standing
+from experiments.studies.status import ArmStatus, StudyStatus
 from experiments.terminal import Display
 
 PLAIN_EVERY_SECONDS = 10.0
@@ -24,7 +24,7 @@ class StudyView:
         self.display = display
         self._live: Live | None = None
         self._said_at = -PLAIN_EVERY_SECONDS
-        self._last: Standing | None = None
+        self._last: StudyStatus | None = None
 
     @contextmanager
     def live(self) -> Iterator[None]:
@@ -39,33 +39,33 @@ class StudyView:
                 self._live.update(Text(""), refresh=True)
                 self._live = None
 
-    def show(self, standing: Standing) -> None:
-        before, self._last = self._last, standing
+    def show(self, status: StudyStatus) -> None:
+        before, self._last = self._last, status
         if self._live is not None:
-            self._live.update(self._picture(standing), refresh=True)
+            self._live.update(self._picture(status), refresh=True)
             return
-        for arm in _settled_since(before, standing):
-            self.display.say(f"{arm.label}: {_outcome(arm, standing.score_name)}")
+        for arm in _settled_since(before, status):
+            self.display.say(f"{arm.label}: {_outcome(arm, status.score_name)}")
         known = {trial for trial, _ in before.failures} if before else set()
-        for trial, reason in standing.failures:
+        for trial, reason in status.failures:
             if trial not in known:
                 self.display.say(f"failed: {trial}: {reason}")
         if time.monotonic() - self._said_at >= PLAIN_EVERY_SECONDS:
             self._said_at = time.monotonic()
-            self.display.say(headline(standing))
+            self.display.say(headline(status))
 
-    def table(self, standing: Standing) -> None:
+    def table(self, status: StudyStatus) -> None:
         """The whole standing, once."""
-        self.display.console.print(Group(headline(standing), _arms(standing, standing.arms), *_failures(standing)))
+        self.display.console.print(Group(headline(status), _arms(status, status.arms), *_failures(status)))
 
-    def _picture(self, standing: Standing) -> RenderableType:
+    def _picture(self, status: StudyStatus) -> RenderableType:
         """As much as the terminal is high: first the arms that are not complete."""
         room = max(3, self.display.console.height - 10)
-        arms = [*(a for a in standing.arms if not a.complete), *(a for a in standing.arms if a.complete)]
+        arms = [*(a for a in status.arms if not a.complete), *(a for a in status.arms if a.complete)]
         shown = set(arms[:room])
         more = [Text(f"... and {len(arms) - room} more arms")] if len(arms) > room else []
-        arms = [arm for arm in standing.arms if arm in shown]
-        return Group(Text(headline(standing)), _arms(standing, arms), *more, *_failures(standing))
+        arms = [arm for arm in status.arms if arm in shown]
+        return Group(Text(headline(status)), _arms(status, arms), *more, *_failures(status))
 
     def plan(self, columns: Sequence[str], rows: Sequence[Sequence[str]], *, title: str) -> None:
         """A table of words: the first column to the left, the others to the right."""
@@ -77,15 +77,15 @@ class StudyView:
         self.display.console.print(table)
 
 
-def headline(standing: Standing) -> str:
+def headline(status: StudyStatus) -> str:
     """'study rank: 30 of 342 trials done, 8 running, 304 waiting, 0 failed; 350 trial-steps/s, 2 min left'."""
-    counts = standing.counts
-    stopped = ["stopped"] if counts["stopped"] else []
+    counts = status.counts
+    stopped = ["pruned"] if counts["pruned"] else []
     states = ", ".join(f"{counts[state]} {state}" for state in (*stopped, "running", "waiting", "failed"))
-    text = f"study {standing.name}: {counts['done']} of {standing.planned} trials done, {states}"
-    if standing.steps_per_second and not standing.complete:
-        text += f"; {standing.steps_per_second:,.0f} trial-steps/s"
-        text += f", about {duration(standing.seconds_left or 0.0)} left"
+    text = f"study {status.name}: {counts['done']} of {status.planned} trials done, {states}"
+    if status.steps_per_second and not status.complete:
+        text += f"; {status.steps_per_second:,.0f} trial-steps/s"
+        text += f", about {duration(status.seconds_left or 0.0)} left"
     return text
 
 
@@ -98,8 +98,8 @@ def duration(seconds: float) -> str:
     return f"{seconds / 3600:.1f} h" if seconds < 48 * 3600 else f"{seconds / 86400:.1f} days"
 
 
-def _arms(standing: Standing, arms: Sequence[ArmStanding]) -> Table:
-    table = Table(box=SIMPLE_HEAD, pad_edge=False, caption=f"score: {standing.score_name} on validation")
+def _arms(status: StudyStatus, arms: Sequence[ArmStatus]) -> Table:
+    table = Table(box=SIMPLE_HEAD, pad_edge=False, caption=f"score: {status.score_name} on validation")
     table.add_column("arm", overflow="fold", min_width=10)
     for name in ("state", "tuning", "rate", "evaluation", "score", "failed"):
         table.add_column(name, justify="left" if name == "state" else "right", no_wrap=True)
@@ -116,13 +116,13 @@ def _arms(standing: Standing, arms: Sequence[ArmStanding]) -> Table:
     return table
 
 
-def _failures(standing: Standing) -> list[RenderableType]:
-    lines: list[RenderableType] = [Text(f"failed: {trial}: {why}") for trial, why in standing.failures[:SHOWN_FAILURES]]
-    more = len(standing.failures) - SHOWN_FAILURES
+def _failures(status: StudyStatus) -> list[RenderableType]:
+    lines: list[RenderableType] = [Text(f"failed: {trial}: {why}") for trial, why in status.failures[:SHOWN_FAILURES]]
+    more = len(status.failures) - SHOWN_FAILURES
     return [*lines, Text(f"... and {more} more failed")] if more > 0 else lines
 
 
-def _settled_since(before: Standing | None, now: Standing) -> list[ArmStanding]:
+def _settled_since(before: StudyStatus | None, now: StudyStatus) -> list[ArmStatus]:
     """Arms whose learning rate was chosen, or that were completed, since a look before."""
     if before is None:
         return []
@@ -136,7 +136,7 @@ def _settled_since(before: Standing | None, now: Standing) -> list[ArmStanding]:
     ]
 
 
-def _outcome(arm: ArmStanding, score_name: str) -> str:
+def _outcome(arm: ArmStatus, score_name: str) -> str:
     if arm.complete:
         score = "" if arm.score is None else f", {score_name} on validation {arm.score:.4f}"
         return f"{arm.state}: {arm.evaluation[0]} trials of the evaluation have ended{score}"

@@ -7,15 +7,15 @@ from typing import Any
 
 from experiments.config.loading import parse_yaml
 from experiments.record.adapter_spectra import read_spectra
-from experiments.record.run_dir import RecordError, RunFolder
+from experiments.record.run_dir import RecordError, RunDirectory
 from experiments.record.run_logger import flat
-from experiments.record.wandb_logger import WandbMirror
+from experiments.record.wandb_logger import WandbLogger
 from experiments.record.wandb_mode import wanted_mode
-from experiments.studies.protocol.progress import Board
+from experiments.studies.protocol.progress import StudyState
 from experiments.studies.protocol.trials import PlannedTrial
 from experiments.studies.queue.entries import ENDED, Entry
 from experiments.studies.spec.study import Study
-from experiments.studies.status import Standing
+from experiments.studies.status import StudyStatus
 
 MOST_TRIALS = 200  # a study with more becomes one W&B run
 
@@ -29,7 +29,7 @@ def study_mode(asked: str) -> str:
     return "offline" if wanted == "auto" else wanted
 
 
-class StudyMirror:
+class StudyWandbLogger:
     """The W&B runs of one study: one for each trial, or one for all."""
 
     def __init__(self, study: Study, runs_dir: Path, *, mode: str, planned: int, every_trial: bool) -> None:
@@ -38,41 +38,41 @@ class StudyMirror:
         self.warnings: list[str] = []
         self._seen: set[int] = set()
 
-    def follow(self, board: Board, *, seconds: float) -> None:
+    def follow(self, study_state: StudyState, *, seconds: float) -> None:
         """Copy trials that have ended and have no copy, for about so long; the others another time."""
         if self.mode == "disabled" or not self.of_trials:
             return
         since = time.monotonic()
-        for key, entry in board.entries.items():
-            ended = entry.state in ENDED and key in board.wanted and entry.number not in self._seen
+        for key, entry in study_state.entries.items():
+            ended = entry.state in ENDED and key in study_state.wanted and entry.number not in self._seen
             if ended and "folder" in entry.facts:
                 if time.monotonic() - since > seconds:
                     return
                 self._seen.add(entry.number)
-                self._copy(board.wanted[key], entry)
+                self._copy(study_state.wanted[key], entry)
 
-    def conclude(self, standing: Standing) -> None:
+    def conclude(self, status: StudyStatus) -> None:
         """The study as one W&B run, where its trials have none of their own."""
         if self.mode == "disabled" or self.of_trials or (self.folder / "wandb").exists():
             return
         config = self.study.config
         mirror = self._opened(self.study.name, config.model_dump(mode="json"), self.folder, "study", [])
-        scores = {f"validation/{arm.label}": arm.score for arm in standing.arms if arm.score is not None}
-        rates = {f"learning_rate/{arm.label}": arm.rate for arm in standing.arms if arm.rate is not None}
-        mirror.finish(summary={**standing.counts, **scores, **rates}, spectra=dict, ranks={}, files=[], failed=False)
+        scores = {f"validation/{arm.label}": arm.score for arm in status.arms if arm.score is not None}
+        rates = {f"learning_rate/{arm.label}": arm.rate for arm in status.arms if arm.rate is not None}
+        mirror.finish(summary={**status.counts, **scores, **rates}, spectra=dict, ranks={}, files=[], failed=False)
         self._note(mirror)
 
     def _copy(self, trial: PlannedTrial, entry: Entry) -> None:
-        record = RunFolder(self.folder / str(entry.facts["folder"]))
+        record = RunDirectory(self.folder / str(entry.facts["folder"]))
         if not record.path.exists() or (record.path / "wandb").exists():
             return
         try:
-            with record.held():  # so that another start on this folder does not copy it too
-                self._copy_held(trial, record, entry)
+            with record.locked():  # so that another start on this folder does not copy it too
+                self._copy_locked(trial, record, entry)
         except RecordError:
             return
 
-    def _copy_held(self, trial: PlannedTrial, record: RunFolder, entry: Entry) -> None:
+    def _copy_locked(self, trial: PlannedTrial, record: RunDirectory, entry: Entry) -> None:
         config = parse_yaml((record.path / "config.yaml").read_text(encoding="utf-8"))
         run = trial.arm.config
         mirror = self._opened(
@@ -91,20 +91,20 @@ class StudyMirror:
                 failed=False,
             )
         else:
-            stopped = entry.state == "stopped"
-            summary = {"stopped": entry.facts["steps"]} if stopped else {"failure": str(entry.facts.get("failure"))}
+            stopped = entry.state == "pruned"
+            summary = {"pruned": entry.facts["steps"]} if stopped else {"failure": str(entry.facts.get("failure"))}
             mirror.finish(summary=summary, spectra=dict, ranks={}, files=[], failed=not stopped)
         self._note(mirror)
 
     def _opened(
         self, name: str, config: Mapping[str, Any], folder: Path, job_type: str, tags: list[str]
-    ) -> WandbMirror:
+    ) -> WandbLogger:
         project = self.study.arms[0].config.wandb.project
-        return WandbMirror(
+        return WandbLogger(
             mode=self.mode, project=project, group=self.study.name, name=name, config=config, folder=folder,
             job_type=job_type, tags=tags,
         )  # fmt: skip
 
-    def _note(self, mirror: WandbMirror) -> None:
+    def _note(self, mirror: WandbLogger) -> None:
         if mirror.warning and mirror.warning not in self.warnings:
             self.warnings.append(mirror.warning)

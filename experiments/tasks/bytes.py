@@ -59,10 +59,10 @@ class Bytes(Task):
     def base_model(self, report: Report = silent) -> nn.Module:
         return pretrained(Recipe(steps=self.config.pretraining_steps), report)
 
-    def training_batches(self, seed: int, rows: int) -> Iterator[Batch]:
+    def training_batches(self, seed: int, batch_size: int) -> Iterator[Batch]:
         corpus, generator = _as_tensor(self.texts["train"]), stream(seed, "data")
         while True:
-            yield {"tokens": random_windows(corpus, rows, self.config.context + 1, generator)}
+            yield {"tokens": random_windows(corpus, batch_size, self.config.context + 1, generator)}
 
     def evaluation_batches(self, split: Split) -> Iterator[Batch]:
         """Windows side by side: each byte is predicted once, from at most `context` bytes before it."""

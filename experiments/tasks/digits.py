@@ -65,14 +65,14 @@ class Digits(Task):
         old = digits < LABELS
         return pretrained_digits(images[old], digits[old], DigitRecipe(steps=self.config.pretraining_steps), report)
 
-    def training_batches(self, seed: int, rows: int) -> Iterator[Batch]:
+    def training_batches(self, seed: int, batch_size: int) -> Iterator[Batch]:
         """Every image once an epoch, in a new order each; a step may span two epochs."""
         images, labels = self.splits["train"]
         generator, order = stream(seed, "data"), torch.empty(0, dtype=torch.long)
         while True:
-            while len(order) < rows:
+            while len(order) < batch_size:
                 order = torch.cat([order, torch.randperm(len(images), generator=generator)])
-            chosen, order = order[:rows], order[rows:]
+            chosen, order = order[:batch_size], order[batch_size:]
             yield {"images": images[chosen], "labels": labels[chosen]}
 
     def evaluation_batches(self, split: Split) -> Iterator[Batch]:

@@ -183,10 +183,12 @@ class LanguageModeling(Task):
     def base_facts(self) -> dict[str, str]:
         return self.base.facts()
 
-    def training_batches(self, seed: int, rows: int) -> Iterator[Batch]:
+    def training_batches(self, seed: int, batch_size: int) -> Iterator[Batch]:
         """Rows of like length together, every row once an epoch; at each step all seeds have the same length."""
         used = self.rows_of("train")
-        for places, longest in training_order(self.tokens("train").lengths[used], rows, seed, spare=self.base.spare):
+        for places, longest in training_order(
+            self.tokens("train").lengths[used], batch_size, seed, spare=self.base.spare
+        ):
             yield self._batch("train", used[places], longest)
 
     def evaluation_batches(self, split: Split) -> Iterator[Batch]:

@@ -120,10 +120,10 @@ class Planted(Task):
     def base_model(self, report: Report = silent) -> nn.Module:
         return self.architecture()
 
-    def training_batches(self, seed: int, rows: int) -> Iterator[Batch]:
+    def training_batches(self, seed: int, batch_size: int) -> Iterator[Batch]:
         generator = stream(seed, "data")
         while True:
-            batch = self._batch(rows, generator)
+            batch = self._batch(batch_size, generator)
             noise = torch.randn(batch["y"].shape, generator=generator)
             yield batch | {"y": batch["y"] + self.config.noise * noise}
 

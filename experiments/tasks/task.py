@@ -76,7 +76,7 @@ class Task(ABC):
         """The base model with its weights W0; `report` hears of work that takes long."""
 
     @abstractmethod
-    def training_batches(self, seed: int, rows: int) -> Iterator[Batch]:
+    def training_batches(self, seed: int, batch_size: int) -> Iterator[Batch]:
         """Batches without end, in an order that depends on the seed alone."""
 
     @abstractmethod

@@ -168,9 +168,9 @@ class TextClassification(Task):
     def head_names(self, model: nn.Module) -> tuple[str, ...]:
         return self.base.heads(model)
 
-    def training_batches(self, seed: int, rows: int) -> Iterator[Batch]:
+    def training_batches(self, seed: int, batch_size: int) -> Iterator[Batch]:
         """Rows of like length together, every row once an epoch; at each step all seeds have the same length."""
-        for places, longest in training_order(self.tokens("train").lengths, rows, seed, spare=self.base.spare):
+        for places, longest in training_order(self.tokens("train").lengths, batch_size, seed, spare=self.base.spare):
             yield self._batch("train", places, longest)
 
     def evaluation_batches(self, split: Split) -> Iterator[Batch]:

@@ -12,7 +12,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from experiments.record.run_dir import RunFolder, as_json, write_atomically
+from experiments.record.run_dir import RunDirectory, as_json, write_atomically
 
 CHECKPOINT, PROGRESS = "checkpoint.safetensors", "progress.json"
 
@@ -37,8 +37,8 @@ class Checkpoints:
     included. `trial` is the slot that the run has in its pack.
     """
 
-    def __init__(self, folder: RunFolder, *, identity: str, every: int, trial: int = 0) -> None:
-        self.folder, self.identity, self.every, self.trial = folder, identity, every, trial
+    def __init__(self, folder: RunDirectory, *, config_hash: str, every: int, trial: int = 0) -> None:
+        self.folder, self.config_hash, self.every, self.trial = folder, config_hash, every, trial
         self.start, self.seconds = 0, 0.0
         self._tensors: dict[str, Tensor] = {}
         progress = self._progress()
@@ -93,7 +93,7 @@ class Checkpoints:
 
     def _save(self, step: int, tensors: Mapping[str, Tensor], seconds: float) -> None:
         meta = {
-            "identity": self.identity,
+            "config_hash": self.config_hash,
             "step": step,
             "seconds": seconds,
             "metrics_bytes": (self.folder.path / "metrics.jsonl").stat().st_size,
@@ -113,9 +113,9 @@ class Checkpoints:
                 self._tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - not a mapping
         except (SafetensorError, OSError) as error:
             raise CheckpointError(f"{self.path} is torn ({error}); {way_out}") from None
-        found = self._meta.get("identity")
-        if found != self.identity:
-            raise CheckpointError(f"{self.path} is of run {found}, this is run {self.identity}; {way_out}")
+        found = self._meta.get("config_hash")
+        if found != self.config_hash:
+            raise CheckpointError(f"{self.path} is of run {found}, this is run {self.config_hash}; {way_out}")
         self.start = int(self._meta["step"])
         self.seconds = float(self._meta["seconds"])
 

@@ -13,33 +13,33 @@ from experiments.record.starting_point import StartingPoint
 from experiments.tasks.registry import TASKS
 from experiments.tasks.task import Task
 from experiments.training.device import choose_device, refuse_precision
-from experiments.training.loop import Regime, Trial
+from experiments.training.loop import SharedHyperparameters, TrialHyperparameters
 from lora_variants import VARIANTS, RankWarning
 from lora_variants.interface.attach import attach
 from lora_variants.interface.pack import Pack
 from lora_variants.interface.variant import Variant
 
 
-def trial_of(config: RunConfig) -> Trial:
+def trial_hyperparameters(config: RunConfig) -> TrialHyperparameters:
     """What the configuration says of one trial of a pack."""
     training = config.training
-    return Trial(
+    return TrialHyperparameters(
         seed=config.seed,
         learning_rate=config.learning_rate,
         weight_decay=training.weight_decay,
-        clip=training.clip,
-        schedule=training.schedule,
-        warmup=round(training.warmup * training.steps),
+        max_grad_norm=training.clip,
+        lr_schedule=training.schedule,
+        warmup_steps=round(training.warmup * training.steps),
     )
 
 
-def regime_of(config: RunConfig) -> Regime:
+def shared_hyperparameters(config: RunConfig) -> SharedHyperparameters:
     """What the configuration says of all trials of a pack."""
     training = config.training
-    return Regime(
+    return SharedHyperparameters(
         steps=training.steps,
-        rows=training.rows,
-        accumulation=training.accumulation,
+        batch_size=training.rows,
+        gradient_accumulation_steps=training.accumulation,
         evaluate_every=training.evaluate_every,
         precision=training.precision,
     )
@@ -78,7 +78,7 @@ def attached_pack(configs: Sequence[RunConfig], task: Task, model: nn.Module) ->
     return variant
 
 
-class Setting:
+class TrainingContext:
     """A task with its base on a device; what a configuration says besides is a trial's own.
 
     Raises: ValueError for a device or precision that is not to be had, and for faulty data, before W0 is loaded.

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from lora_variants.interface.parameter_groups import ParameterGroup
 
 
-class ParameterRows:
+class FlatParameters:
     """Parameters of one group that share a type and a device, with their gradients and moments: (trials, numbers) each.
 
     The parameters, their gradients and the moments that are given, (trials, ...), live in these rows from now on, as

@@ -23,7 +23,7 @@ from lora_variants.interface.variant import Variant
 
 
 @dataclass(frozen=True)
-class Trial:
+class TrialHyperparameters:
     """What may differ between the trials of one pack, besides the variant's own knobs."""
 
     seed: int
@@ -35,7 +35,7 @@ class Trial:
 
 
 @dataclass(frozen=True)
-class Regime:
+class SharedHyperparameters:
     """What the trials of one pack share."""
 
     steps: int
@@ -74,16 +74,18 @@ class RunningTrial(Protocol):
 class Training:
     """The trials of one pack while they train: batches, optimizer and loss scales, and what became of each.
 
-    A trial trains from its own step on, `variant.pack.steps`, to `regime.steps`.
+    A trial trains from its own step on, `variant.pack.steps`, to `shared.steps`.
     """
 
-    def __init__(self, variant: Variant, task: Task, trials: Sequence[Trial], regime: Regime) -> None:
-        self.variant, self.task, self.trials, self.regime = variant, task, tuple(trials), regime
+    def __init__(
+        self, variant: Variant, task: Task, trials: Sequence[TrialHyperparameters], shared: SharedHyperparameters
+    ) -> None:
+        self.variant, self.task, self.trials, self.shared = variant, task, tuple(trials), shared
         self.outcomes = [Outcome() for _ in trials]
-        variant.prepare(_stacked(task, trials, regime, variant.model))
+        variant.prepare(_stacked(task, trials, shared, variant.model))
         self.groups = variant.parameter_groups(_per_trial(trials, "learning_rate"), _per_trial(trials, "weight_decay"))
         self.optimizer = AdamW(self.groups, trials=len(trials))
-        self.scaler = GradientScaler(self.groups, trials=len(trials)) if regime.precision == "float16" else None
+        self.scaler = GradientScaler(self.groups, trials=len(trials)) if shared.precision == "float16" else None
         self._batches: list[Iterator[Batch]] = []
 
     def train_until_one_ends(self, trials: Sequence[RunningTrial], *, after_step: Callable[[], None]) -> None:
@@ -111,15 +113,15 @@ class Training:
         pack, steps = self.variant.pack, list(self.variant.pack.steps)
         if not self._batches:
             self._batches = [
-                islice(self.task.training_batches(trial.seed, self.regime.rows), step, None)
+                islice(self.task.training_batches(trial.seed, self.shared.rows), step, None)
                 for trial, step in zip(self.trials, steps, strict=True)
             ]
         batches = [next(batches) for batches in self._batches]
-        losses, penalties = compute_gradients(self.variant, self.task, batches, self.regime, self.scaler)
+        losses, penalties = compute_gradients(self.variant, self.task, batches, self.shared, self.scaler)
         norms = self.optimizer.gradient_norms()
         settle(pack, self.outcomes, losses + penalties, norms, self.scaler)
         factors = [
-            schedule_factor(trial.schedule, step, total=self.regime.steps, warmup=trial.warmup)
+            schedule_factor(trial.schedule, step, total=self.shared.steps, warmup=trial.warmup)
             for trial, step in zip(self.trials, steps, strict=True)
         ]
         if any(pack.running):
@@ -135,21 +137,21 @@ class Training:
 
     def evaluate(self) -> list[dict[str, float]]:
         """What each trial reports of the validation split, where it is due for one on its way; empty elsewhere."""
-        pack, every, total = self.variant.pack, self.regime.evaluate_every, self.regime.steps
+        pack, every, total = self.variant.pack, self.shared.evaluate_every, self.shared.steps
         due = [
             every > 0 and runs and step % every == 0 and step < total
             for step, runs in zip(pack.steps, pack.running, strict=True)
         ]
         if not any(due):
             return [{} for _ in due]
-        scores = by_split("validation", evaluate(self.variant, self.task, "validation", self.regime.precision))
+        scores = by_split("validation", evaluate(self.variant, self.task, "validation", self.shared.precision))
         return [row if wanted else {} for row, wanted in zip(scores, due, strict=True)]
 
     def _score_at_rungs(self, trials: Sequence[RunningTrial]) -> None:
         """A checkpoint of this step is older than its score: a trial that goes on from it may be at its rung."""
         due = [trial.at_rung for trial in trials]
         if any(due):
-            scores = evaluate(self.variant, self.task, "validation", self.regime.precision)
+            scores = evaluate(self.variant, self.task, "validation", self.shared.precision)
             for trial, score, wanted in zip(trials, scores, due, strict=True):
                 if wanted:
                     trial.score(score)
@@ -167,7 +169,11 @@ class Training:
 
 
 def compute_gradients(
-    variant: Variant, task: Task, batches: Sequence[Batch], regime: Regime, scaler: GradientScaler | None = None
+    variant: Variant,
+    task: Task,
+    batches: Sequence[Batch],
+    shared: SharedHyperparameters,
+    scaler: GradientScaler | None = None,
 ) -> tuple[Float[Tensor, " trials"], Float[Tensor, " trials"]]:
     """Backward through one step's batch of every trial; returns each trial's mean task loss and its penalty.
 
@@ -178,12 +184,12 @@ def compute_gradients(
     device = next(model.parameters()).device
     model.train()
     whole = stack(batches, device)
-    pack.rows = regime.rows
+    pack.rows = shared.rows
     counts = sums_by_trial(task.row_counts(whole), pack.trials)
     losses: Tensor = torch.zeros((), device=device)
-    pack.rows = regime.rows // regime.accumulation
-    for pack.micro_step, part in enumerate(micro_batches(batches, regime.accumulation)):
-        with autocast(device, regime.precision):
+    pack.rows = shared.rows // shared.accumulation
+    for pack.micro_step, part in enumerate(micro_batches(batches, shared.accumulation)):
+        with autocast(device, shared.precision):
             rows = task.row_losses(model, stack(part, device))
         sums = sums_by_trial(rows.to(torch.promote_types(rows.dtype, torch.float32)), pack.trials)
         means = sums / counts
@@ -229,10 +235,12 @@ def micro_batches(batches: Sequence[Batch], parts: int) -> Iterator[list[Batch]]
         yield [{key: rows.chunk(parts)[part] for key, rows in batch.items()} for batch in batches]
 
 
-def _stacked(task: Task, trials: Sequence[Trial], regime: Regime, model: nn.Module) -> Iterator[Batch]:
+def _stacked(
+    task: Task, trials: Sequence[TrialHyperparameters], shared: SharedHyperparameters, model: nn.Module
+) -> Iterator[Batch]:
     """The batches that training starts with, read apart from it."""
     device = next(model.parameters()).device
-    for batches in zip(*(task.training_batches(trial.seed, regime.rows) for trial in trials), strict=True):
+    for batches in zip(*(task.training_batches(trial.seed, shared.rows) for trial in trials), strict=True):
         yield stack(batches, device)
 
 
@@ -241,5 +249,5 @@ def sums_by_trial(rows: Float[Tensor, " rows"], trials: int) -> Float[Tensor, " 
     return rows.view(trials, -1).sum(dim=1)
 
 
-def _per_trial(trials: Sequence[Trial], knob: str) -> Tensor:
+def _per_trial(trials: Sequence[TrialHyperparameters], knob: str) -> Tensor:
     return torch.tensor([getattr(trial, knob) for trial in trials], dtype=torch.float64)

@@ -8,7 +8,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from torch.nn.utils import get_total_norm
 
-from experiments.training.flat_parameters import ParameterRows
+from experiments.training.flat_parameters import FlatParameters
 from lora_variants.interface.parameter_groups import ParameterGroup
 
 
@@ -61,11 +61,11 @@ class AdamW:
             [[torch.zeros_like(value), torch.zeros_like(value)] for value, _ in group.by_trial()]
             for group in self.groups
         ]
-        self._rows: list[ParameterRows] = []
+        self._rows: list[FlatParameters] = []
         self._waiting = [list(range(len(group.parameters))) for group in self.groups]
 
     @torch.no_grad()
-    def gather(self) -> list[ParameterRows]:
+    def gather(self) -> list[FlatParameters]:
         """All gradients in rows, one a trial."""
         for rows in self._rows:
             rows.gather()
@@ -73,7 +73,7 @@ class AdamW:
             come = [i for i in waiting if group.parameters[i].grad is not None]
             for alike in _alike(group.parameters, come):
                 self._rows.append(
-                    ParameterRows(group, [group.parameters[i] for i in alike], [moments[i] for i in alike])
+                    FlatParameters(group, [group.parameters[i] for i in alike], [moments[i] for i in alike])
                 )
             waiting[:] = [i for i in waiting if i not in come]
         return self._rows

@@ -10,12 +10,12 @@ from experiments.config.schema import RunConfig
 from experiments.record.adapter_files import load_update, save_update
 from experiments.record.ledger import note_test_read
 from experiments.record.run_description import RunDescription
-from experiments.record.run_dir import RunFolder
-from experiments.record.run_logger import Recorder
+from experiments.record.run_dir import RunDirectory
+from experiments.record.run_logger import RunLogger
 from experiments.record.starting_point import StartingPoint
 from experiments.terminal import Display
 from experiments.training.checkpoint import Checkpoints
-from experiments.training.context import Setting
+from experiments.training.context import TrainingContext
 from experiments.training.device import peak_bytes
 from experiments.training.early_stopping import Rungs
 from experiments.training.evaluation import by_split, evaluate
@@ -26,7 +26,7 @@ from lora_variants.interface.pack import Pack
 
 
 @dataclass(frozen=True)
-class Wishes:
+class RunOptions:
     """What is asked for besides training: the test score, the ledger's folder, the W&B mirror while it trains.
 
     `rungs`: where the trial is scored on the way, and may be stopped.
@@ -38,23 +38,23 @@ class Wishes:
     rungs: Rungs = field(default_factory=Rungs)
 
 
-class Member:
+class TrialRun:
     """A trial in its folder: it begins or goes on when made, and has a seat in one pack after another."""
 
     def __init__(
         self,
         config: RunConfig,
-        setting: Setting,
+        context: TrainingContext,
         run: RunDescription,
-        wishes: Wishes,
+        options: RunOptions,
         display: Display,
         *,
         start: StartingPoint | None = None,
     ) -> None:
-        self.config, self.setting, self.name, self.wishes = config, setting, run.name, wishes
+        self.config, self.context, self.name, self.options = config, context, run.name, options
         self.folder = folder = run.run_dir
-        self.checkpoints = Checkpoints(folder, identity=run.run_hash, every=config.training.checkpoint_every)
-        self.seconds, self.besides, self.executed = self.checkpoints.seconds, 0.0, 0
+        self.checkpoints = Checkpoints(folder, config_hash=run.config_hash, every=config.training.checkpoint_every)
+        self.seconds, self.overhead, self.executed = self.checkpoints.seconds, 0.0, 0
         if self.checkpoints.start:
             folder.go_on()
             display.say(f"going on from the checkpoint at step {self.checkpoints.start}")
@@ -62,12 +62,12 @@ class Member:
             folder.start(config, run.environment)
         self.checkpoints.begin()
         self.start = None if self.checkpoints.start else start
-        self.recorder = Recorder(config, setting.task, folder, display, wandb_mode=wishes.wandb_mode)
+        self.logger = RunLogger(config, context.task, folder, display, wandb_mode=options.wandb_mode)
 
-    def sit(self, training: Training, slot: int) -> None:
+    def load_into(self, training: Training, slot: int) -> None:
         """Take a slot of a pack, with the state that the trial has."""
         self.training, self.slot, self.checkpoints.trial = training, slot, slot
-        self.recorder.sit(training.variant, slot)
+        self.logger.load_into(training.variant, slot)
         if training.trains:
             training.variant.pack.steps[slot] = self.checkpoints.restore(training.holders)
 
@@ -87,41 +87,41 @@ class Member:
     @property
     def reached(self) -> dict[int, float]:
         """The scores at the rungs so far, by step."""
-        name = self.setting.task.score_name
-        return {step: scores[name] for step, scores in self.recorder.validation if step in self.wishes.rungs.bars}
+        name = self.context.task.score_name
+        return {step: scores[name] for step, scores in self.logger.validation if step in self.options.rungs.thresholds}
 
     @property
     def at_rung(self) -> bool:
         """Whether the trial is to be scored on validation before it goes on."""
-        return self.failure is None and self.step in self.wishes.rungs.bars and self.step not in self.reached
+        return self.failure is None and self.step in self.options.rungs.thresholds and self.step not in self.reached
 
     @property
     def stopped(self) -> int | None:
         """The rung that the trial has not passed."""
-        return self.wishes.rungs.stops_at(self.reached) if self.wishes.rungs.bars else None
+        return self.options.rungs.stops_at(self.reached) if self.options.rungs.thresholds else None
 
     @property
     def ended(self) -> bool:
         """Whether there is nothing more to train: all steps are done, nothing trains, the trial failed or stopped."""
-        over = self.step >= self.training.regime.steps or self.stopped is not None
+        over = self.step >= self.training.shared.steps or self.stopped is not None
         return not self.training.trains or self.failure is not None or over
 
     def report(self, row: dict[str, float], seconds: float) -> None:
         """Take note of a step that the trial did; `seconds` is its share of the pack's time."""
         self.seconds += seconds
         self.executed += 1
-        self.recorder.on_step(self.step, row)
+        self.logger.on_step(self.step, row)
         self.keep()
 
     def score(self, scores: dict[str, float]) -> None:
         """Take note of what the trial scores on validation at this step."""
-        self.recorder.on_step(self.step, by_split("validation", [scores])[0])
+        self.logger.on_step(self.step, by_split("validation", [scores])[0])
 
     def keep(self, *, now: bool = False) -> None:
         """Write a checkpoint where one is due, or now."""
         self.checkpoints.after_step(self.step, self.training.holders, seconds=self.seconds, now=now)
 
-    def rise(self) -> None:
+    def unload(self) -> None:
         """Leave the pack with the state that the trial has."""
         self.checkpoints.hold(self.step, self.training.holders)
         self.start = None
@@ -134,13 +134,13 @@ class Member:
             self.training.outcomes[self.slot].failure = f"not finite on the validation split: {scores}"
             return
         self.score(scores)
-        seconds = {"training": self.seconds, "besides": self.besides}
-        self.result: dict[str, Any] = self.recorder.result(
+        seconds = {"training": self.seconds, "overhead": self.overhead}
+        self.result: dict[str, Any] = self.logger.result(
             seconds=seconds,
-            bytes_peak=peak_bytes(self.setting.device),
+            bytes_peak=peak_bytes(self.context.device),
             steps_executed=self.steps_executed,
             resumed_from=self.checkpoints.resumed_from,
-            base_parameters=self.setting.base_parameters,
+            base_parameters=self.context.base_parameters,
         ) | ({} if forgetting is None else {"forgetting": forgetting})
         self.files = save_update(self.training.variant, self.slot, self.folder.path)
 
@@ -148,29 +148,31 @@ class Member:
         """With the base free of adapters: the test score where it is asked for, then the result, last."""
         if self.failure is not None:
             self.folder.fail(self.failure)
-            self.recorder.abandon(self.failure)
+            self.logger.abandon(self.failure)
             return
         if self.stopped is not None:
-            self.folder.stop(f"stopped at step {self.stopped}: {self.reached} misses {dict(self.wishes.rungs.bars)}")
+            self.folder.stop(
+                f"stopped at step {self.stopped}: {self.reached} misses {dict(self.options.rungs.thresholds)}"
+            )
             self.checkpoints.remove()
-            self.recorder.abandon("stopped early")
+            self.logger.abandon("stopped early")
             return
-        if self.wishes.test:
+        if self.options.test:
             self.result["test"] = score_on_test(
-                self.config, self.setting, self.folder, self.wishes.runs_dir, name=self.name
+                self.config, self.context, self.folder, self.options.runs_dir, name=self.name
             )
         self.folder.finish(self.result)
         self.checkpoints.remove()
-        self.recorder.finish(self.result, self.files)
+        self.logger.finish(self.result, self.files)
 
 
 def score_on_test(
-    config: RunConfig, setting: Setting, folder: RunFolder, runs_dir: Path, *, name: str
+    config: RunConfig, context: TrainingContext, folder: RunDirectory, runs_dir: Path, *, name: str
 ) -> dict[str, float]:
     """The score on the test split of what is on disk, now or later the same; the read goes into the ledger."""
-    task = setting.task
-    note_test_read(runs_dir, data=setting.data_sha256["test"], study=config.study, run=name)
-    base = copy.deepcopy(setting.base)
+    task = context.task
+    note_test_read(runs_dir, data=context.data_sha256["test"], study=config.study, run=name)
+    base = copy.deepcopy(context.base)
     if next(base.parameters()).dtype.itemsize < 4:
         base.float()  # in a narrow W0 + ΔW most of ΔW would be rounded away
     load_update(base, folder.path)

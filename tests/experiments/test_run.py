@@ -20,7 +20,7 @@ from wandb_reading import read_offline_run
 
 from analysis.spectra_tables import spectrum_tables
 from experiments.config.loading import load
-from experiments.record.run_dir import RunFolder
+from experiments.record.run_dir import RunDirectory
 from experiments.runner import execute
 from experiments.terminal import Display
 from lora_variants import VARIANTS
@@ -41,11 +41,11 @@ def only_run(folder: Path, study: str = "single") -> Path:
     return found
 
 
-def recorded(tmp_path: Path, variant: str, *settings: str) -> RunFolder:
+def recorded(tmp_path: Path, variant: str, *settings: str) -> RunDirectory:
     """A quick run of a variant on `planted`, in this process."""
     settings = ("steps=12", "evaluate_every=5", "task.evaluation_rows=64", "wandb.mode=disabled", *settings)
-    config = load(ROOT / "configs" / "planted.yaml", variant=variant, settings=settings)
-    return RunFolder(execute(config, runs_dir=tmp_path / "runs", test=False, display=Display()).folder)
+    config = load(ROOT / "configs" / "planted.yaml", variant=variant, overrides=settings)
+    return RunDirectory(execute(config, runs_dir=tmp_path / "runs", test=False, display=Display()).folder)
 
 
 @pytest.fixture(scope="module")
@@ -68,7 +68,7 @@ def test_one_command_leaves_the_whole_record(adalora: Path) -> None:
 
 def test_the_table_says_score_parameters_ranks_and_where_the_record_is(adalora: Path) -> None:
     printed = (adalora / "printed").read_text()
-    result = RunFolder(only_run(adalora)).result()
+    result = RunDirectory(only_run(adalora)).result()
     assert f"{result['score']:.4f}" in printed
     assert f"{result['trainable_parameters']:,}" in printed
     assert "4 in 1 layer" in printed
@@ -77,7 +77,7 @@ def test_the_table_says_score_parameters_ranks_and_where_the_record_is(adalora: 
 
 
 def test_the_wandb_run_equals_the_record_on_disk(adalora: Path) -> None:
-    record = RunFolder(only_run(adalora))
+    record = RunDirectory(only_run(adalora))
     mirrored = read_offline_run(record.path)
     config = yaml.safe_load((record.path / "config.yaml").read_text())
     assert mirrored.config == config
@@ -97,7 +97,7 @@ def test_the_wandb_run_equals_the_record_on_disk(adalora: Path) -> None:
 
 
 def test_adalora_ends_on_its_budget_and_its_record_shows_every_rank_over_time(adalora: Path) -> None:
-    record = RunFolder(only_run(adalora))
+    record = RunDirectory(only_run(adalora))
     ranks = [row["rank/matrices.0"] for row in record.history() if "rank/matrices.0" in row]
     assert ranks[0] == 6
     assert ranks[-1] == record.result()["ranks_total"] == 4
@@ -120,7 +120,7 @@ def test_the_same_command_finds_the_run_finished_and_test_reads_go_into_the_ledg
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_a_test_read_later_scores_what_the_run_itself_would_have_read(tmp_path: Path, variant: str) -> None:
     settings = ["steps=12", "task.evaluation_rows=64", "wandb.mode=disabled"]
-    config = load(ROOT / "configs" / "planted.yaml", variant=variant, settings=settings)
+    config = load(ROOT / "configs" / "planted.yaml", variant=variant, overrides=settings)
     scores = []
     for folder, reads in ((tmp_path / "at-once", [True]), (tmp_path / "later", [False, True])):
         for test in reads:
@@ -134,7 +134,7 @@ def test_a_test_read_later_scores_what_the_run_itself_would_have_read(tmp_path: 
 def test_feeding_the_resolved_configuration_back_gives_the_same_run(tmp_path: Path, variant: str) -> None:
     first = recorded(tmp_path / "a", variant)
     config = load(first.path / "config.yaml")
-    again = RunFolder(execute(config, runs_dir=tmp_path / "b", test=False, display=Display()).folder)
+    again = RunDirectory(execute(config, runs_dir=tmp_path / "b", test=False, display=Display()).folder)
     assert again.path.name == first.path.name
     assert again.history() == first.history()
     for path in first.path.glob("*.safetensors"):
@@ -167,7 +167,7 @@ def test_ctrl_c_finishes_the_step_writes_a_checkpoint_and_says_how_to_go_on(tmp_
     assert "with a checkpoint; the same command goes on from there" in errors
     assert "Traceback" not in errors
     assert not (only_run(tmp_path) / "error.txt").exists()
-    assert not RunFolder(only_run(tmp_path)).finished
+    assert not RunDirectory(only_run(tmp_path)).finished
 
 
 @pytest.mark.parametrize(
@@ -249,13 +249,13 @@ def test_a_reader_who_goes_away_costs_no_run(tmp_path: Path) -> None:
     command = [sys.executable, str(ROOT / "experiments" / "run.py"), *PLANTED, "--wandb", "disabled"]
     done = subprocess.run(f"{shlex.join(command)} | true", shell=True, cwd=tmp_path, capture_output=True, timeout=60)
     assert done.stderr == b""
-    assert RunFolder(only_run(tmp_path)).finished
+    assert RunDirectory(only_run(tmp_path)).finished
 
 
 def test_two_processes_never_train_one_run(tmp_path: Path) -> None:
     first = recorded(tmp_path, "lora")
     (first.path / "result.json").unlink()
-    with first.held(), pytest.raises(ValueError, match="another process is training this run now"):
+    with first.locked(), pytest.raises(ValueError, match="another process is training this run now"):
         recorded(tmp_path, "lora")
     assert recorded(tmp_path, "lora").finished
 
@@ -276,7 +276,7 @@ def test_help_can_be_printed_where_greek_letters_cannot(tmp_path: Path) -> None:
 
 
 def test_a_metric_that_is_not_finite_is_null_on_disk_and_nan_when_read_back(tmp_path: Path) -> None:
-    folder = RunFolder(tmp_path)
+    folder = RunDirectory(tmp_path)
     folder.log({"step": 1, "validation/loss": float("inf")})
     assert json.loads((tmp_path / "metrics.jsonl").read_text()) == {"step": 1, "validation/loss": None}
     (row,) = folder.history()

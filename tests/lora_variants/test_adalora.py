@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from transformers import BertConfig, BertForSequenceClassification
 
 from experiments.tasks.task import Batch, Split, Task, TaskConfig
-from experiments.training.loop import Regime, Trial
+from experiments.training.loop import SharedHyperparameters, TrialHyperparameters
 from experiments.training.optimizer import AdamW
 from lora_variants.adalora.adalora import AdaLoRA, AdaLoRAConfig, AdaLoRALayer, last_pruning
 from lora_variants.adalora.budget import budget, highest_triplets, smooth
@@ -66,10 +66,10 @@ class Regression(Task):
         torch.manual_seed(0)
         return Chain().double()
 
-    def training_batches(self, seed: int, rows: int) -> Iterator[Batch]:
+    def training_batches(self, seed: int, batch_size: int) -> Iterator[Batch]:
         generator = stream(seed, "data")
         while True:
-            x = torch.randn(rows, 12, generator=generator, dtype=torch.float64)
+            x = torch.randn(batch_size, 12, generator=generator, dtype=torch.float64)
             yield {"x": x, "y": torch.tanh(x @ self.truth)}
 
     def evaluation_batches(self, split: Split) -> Iterator[Batch]:
@@ -101,8 +101,8 @@ def trained(
     outcomes = train(
         variant,
         Regression(),
-        [Trial(seed=seed, **options) for seed in variant.pack.seeds],
-        Regime(steps=steps, rows=ROWS),
+        [TrialHyperparameters(seed=seed, **options) for seed in variant.pack.seeds],
+        SharedHyperparameters(steps=steps, batch_size=ROWS),
         on_step=lambda step, metrics: watch(variant, step, metrics),
     )
     assert [outcome.failure for outcome in outcomes] == [None] * variant.pack.trials
@@ -689,7 +689,7 @@ def test_a_pruned_triplet_can_come_back_between_prunings_but_not_in_the_final_ph
     history: list[dict[str, list[bool]]] = []
     moving_again = 0
 
-    def look(variant: AdaLoRA, step: int, metrics: dict[str, list[float]]) -> None:
+    def snapshot(variant: AdaLoRA, step: int, metrics: dict[str, list[float]]) -> None:
         nonlocal moving_again
         history.append(alive(variant))
         for layer in variant.layers.values():
@@ -698,7 +698,7 @@ def test_a_pruned_triplet_can_come_back_between_prunings_but_not_in_the_final_ph
             moving_again += dead_but_moving
             assert not (dead_but_moving and (step >= 42 or step % 3 == 0)), step
 
-    trained(variant, watch=look)
+    trained(variant, watch=snapshot)
     flat = [np.concatenate(list(kept.values())) for kept in history]
     revived = [step for step, (before, after) in enumerate(pairwise(flat), start=2) if (after & ~before).any()]
     assert moving_again
@@ -790,15 +790,15 @@ def test_a_trial_that_stopped_stays_as_it_was_while_the_others_go_on() -> None:
     configs = [AdaLoRAConfig(rank=2, prune_every=2, sensitivity_at=when) for when in ("before_step", "after_step")]
 
     class Poisoned(Regression):
-        def training_batches(self, seed: int, rows: int) -> Iterator[Batch]:
-            for i, batch in enumerate(super().training_batches(seed, rows)):
+        def training_batches(self, seed: int, batch_size: int) -> Iterator[Batch]:
+            for i, batch in enumerate(super().training_batches(seed, batch_size)):
                 yield batch | {"y": batch["y"] * (float("nan") if seed != 5 and i >= 8 else 1.0)}
 
     variant = attached([configs[0], *configs], steps=40)
     states: list[dict[int, dict[str, Tensor]]] = []
-    trials = [Trial(seed=seed, learning_rate=2e-2) for seed in variant.pack.seeds]
+    trials = [TrialHyperparameters(seed=seed, learning_rate=2e-2) for seed in variant.pack.seeds]
     train(
-        variant, Poisoned(), trials, Regime(steps=40, rows=ROWS),
+        variant, Poisoned(), trials, SharedHyperparameters(steps=40, batch_size=ROWS),
         on_step=lambda step, metrics: states.append({k: variant.trial_state(k) for k in (1, 2)}),
     )  # fmt: skip
     assert len(states) == 40

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from experiments.tasks.task import Batch
-from experiments.training.loop import Regime, Trial, compute_gradients
+from experiments.training.loop import SharedHyperparameters, TrialHyperparameters, compute_gradients
 from lora_variants import VARIANTS
 from lora_variants.frozen_model.attention import Attention
 from lora_variants.interface.layer import TrialLayer
@@ -270,7 +270,7 @@ def test_a_layer_of_rank_0_for_one_trial_computes_w0_for_it_and_its_gradients_ar
     assert [o.failure for o in trained(variant)] == [None, None]
     task = Regression()
     batches = [next(task.training_batches(seed, 4)) for seed in (1, 2)]
-    losses, penalties = compute_gradients(variant, task, batches, Regime(steps=10, rows=4))
+    losses, penalties = compute_gradients(variant, task, batches, SharedHyperparameters(steps=10, batch_size=4))
     assert bool(torch.isfinite(losses).all())
     assert float(penalties[1]) == 0
     for layer in variant.layers.values():
@@ -342,13 +342,13 @@ class NextByte(Regression):
         super().__init__(torch.float32)
         self.repeat = repeat
 
-    def training_batches(self, seed: int, rows: int) -> Iterator[Batch]:
+    def training_batches(self, seed: int, batch_size: int) -> Iterator[Batch]:
         generator = torch.Generator().manual_seed(seed)
-        batch = {"tokens": torch.randint(256, (rows, 17), generator=generator)}
+        batch = {"tokens": torch.randint(256, (batch_size, 17), generator=generator)}
         while True:
             yield batch
             if not self.repeat:
-                batch = {"tokens": torch.randint(256, (rows, 17), generator=generator)}
+                batch = {"tokens": torch.randint(256, (batch_size, 17), generator=generator)}
 
     def row_losses(self, model: nn.Module, batch: Batch) -> Tensor:
         logits, tokens = model(batch["tokens"][:, :-1]), batch["tokens"]
@@ -372,8 +372,8 @@ def movement(name: str, precision: str) -> tuple[list[list[float]], Tensor, Vari
     train(
         variant,
         NextByte(repeat=True),
-        [Trial(seed=seed, learning_rate=3e-3, schedule="constant") for seed in variant.pack.seeds],
-        Regime(steps=3, rows=4, precision=precision),
+        [TrialHyperparameters(seed=seed, learning_rate=3e-3, lr_schedule="constant") for seed in variant.pack.seeds],
+        SharedHyperparameters(steps=3, batch_size=4, precision=precision),
         on_step=lambda step, metrics: heard.append(metrics["train/task_loss"]),
     )
     moved = [(part - before[key]).flatten() for key, part in variant.trained_tensors(0).items()]
@@ -427,7 +427,9 @@ def dtypes(layer: TrialLayer) -> set[torch.dtype]:
 def gradients_of(variant: Variant, *, accumulation: int = 1) -> dict[str, Tensor]:
     task = NextByte()
     batches = [next(task.training_batches(seed, 4)) for seed in variant.pack.seeds]
-    compute_gradients(variant, task, batches, Regime(steps=10, rows=4, accumulation=accumulation))
+    compute_gradients(
+        variant, task, batches, SharedHyperparameters(steps=10, batch_size=4, gradient_accumulation_steps=accumulation)
+    )
     return {n: p.grad.clone() for n, p in variant.model.named_parameters() if p.grad is not None}
 
 
@@ -474,7 +476,7 @@ def descend(variant: Variant, slot: int, seed: int, *, steps: int) -> None:
     for _ in range(steps):
         others = [next(task.training_batches(99 + k, 4)) for k in range(variant.pack.trials)]
         others[slot] = next(stream)
-        compute_gradients(variant, task, others, Regime(steps=8, rows=4))
+        compute_gradients(variant, task, others, SharedHyperparameters(steps=8, batch_size=4))
         variant.before_step()
         with torch.no_grad():
             for parameter in variant.model.parameters():

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from experiments.tasks.task import Batch, Split, Task, TaskConfig
 from experiments.training.evaluation import evaluate
-from experiments.training.loop import Regime, Trial
+from experiments.training.loop import SharedHyperparameters, TrialHyperparameters
 from experiments.training.optimizer import AdamW
 from lora_variants import VARIANTS, RankWarning
 from lora_variants.adalora.adalora import AdaLoRA, AdaLoRAConfig
@@ -25,7 +25,7 @@ from lora_variants.interface.variant import Variant
 
 ROWS, WIDTH = 8, 48
 ADAPTERS = ("lora", "rslora", "lora_plus", "adalora")
-REGIME = Regime(steps=20, rows=ROWS)
+REGIME = SharedHyperparameters(steps=20, batch_size=ROWS)
 
 
 class Model(nn.Module):
@@ -63,10 +63,10 @@ class Classification(Task):
         torch.manual_seed(0)
         return Model()
 
-    def training_batches(self, seed: int, rows: int) -> Iterator[Batch]:
+    def training_batches(self, seed: int, batch_size: int) -> Iterator[Batch]:
         generator = stream(seed, "data")
         while True:
-            x = torch.randn(rows, WIDTH, generator=generator)
+            x = torch.randn(batch_size, WIDTH, generator=generator)
             yield {"x": x, "label": (x @ self.truth).argmax(dim=1)}
 
     def evaluation_batches(self, split: Split) -> Iterator[Batch]:
@@ -96,13 +96,15 @@ def attached(name: str, base: nn.Module | None = None, *, heads: bool = True, st
     return attach(entry, base, targets=targets, head_modules=head_modules, pack=pack, configs=configs)
 
 
-def trained(variant: Variant, *, rate: float = 2e-2, regime: Regime = REGIME) -> list[dict[str, list[float]]]:
+def trained(
+    variant: Variant, *, rate: float = 2e-2, shared: SharedHyperparameters = REGIME
+) -> list[dict[str, list[float]]]:
     """Metrics of every step."""
     heard: list[dict[str, list[float]]] = []
-    trials = [Trial(seed=3, learning_rate=rate)]
-    (outcome,) = train(variant, Classification(), trials, regime, on_step=lambda _, m: heard.append(m))
+    trials = [TrialHyperparameters(seed=3, learning_rate=rate)]
+    (outcome,) = train(variant, Classification(), trials, shared, on_step=lambda _, m: heard.append(m))
     assert outcome.failure is None
-    assert len(heard) == regime.steps
+    assert len(heard) == shared.steps
     return heard
 
 
@@ -146,10 +148,10 @@ def test_the_orthogonality_penalty_is_in_no_evaluation_and_no_loss_with_adapters
 
 def test_task_loss_and_penalty_are_told_apart_and_a_loop_of_ones_own_gets_the_penalty() -> None:
     """Elsewhere a trainer that computes its own loss trains without the penalty, and is not told."""
-    steps = Regime(steps=3, rows=ROWS)
+    steps = SharedHyperparameters(steps=3, batch_size=ROWS)
     variant = attached("adalora", rank=4, orthogonality=0.5, steps=3)
     own = copy.deepcopy(variant)
-    heard = trained(variant, regime=steps)
+    heard = trained(variant, shared=steps)
 
     batches = Classification().training_batches(3, ROWS)
     one = torch.ones(1, dtype=torch.float64)
@@ -199,8 +201,11 @@ def test_the_schedule_of_adalora_comes_from_the_packs_steps(steps: int) -> None:
     def count(step: int, metrics: dict[str, list[float]]) -> None:
         totals.append(sum(ranks[0] for ranks in variant.ranks_alive().values()))
 
-    trials, regime = [Trial(seed=3, learning_rate=1e-2)], Regime(steps=steps, rows=ROWS)
-    train(variant, Classification(), trials, regime, on_step=count)
+    trials, shared = (
+        [TrialHyperparameters(seed=3, learning_rate=1e-2)],
+        SharedHyperparameters(steps=steps, batch_size=ROWS),
+    )
+    train(variant, Classification(), trials, shared, on_step=count)
     first_below, first_at_target = (next(t for t, n in enumerate(totals, 1) if n <= most) for most in (19, 8))
     assert first_below == steps // 10 + 1
     assert 0.3 < first_at_target / steps <= 0.6

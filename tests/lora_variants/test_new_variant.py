@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from experiments.config.loading import load
-from experiments.record.run_dir import RunFolder
+from experiments.record.run_dir import RunDirectory
 from experiments.run import main
 from experiments.studies.spec.study import load_study
 from lora_variants import VARIANTS, VariantEntry
@@ -69,7 +69,7 @@ def test_a_new_variant_trains_and_leaves_a_record(tmp_path: Path, capsys: pytest
     command = ["--config", str(CONFIGS / "planted.yaml"), "--variant", "fixed", *quick]
     assert main(command) == 0
     (path,) = (found for found in (tmp_path / "single").iterdir() if found.is_dir())
-    record = RunFolder(path)
+    record = RunDirectory(path)
     result = record.result()
     assert path.name.startswith("fixed-r4-lr0.0075-")
     assert (result["variant"], result["learning_rate"], set(result["scales"].values())) == ("fixed", 0.0075, {1.5})

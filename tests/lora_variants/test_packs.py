@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from experiments.models.byte_transformer import ByteTransformer
 from experiments.tasks.task import Batch, Task
-from experiments.training.loop import Outcome, Regime, Trial, sums_by_trial
+from experiments.training.loop import Outcome, SharedHyperparameters, TrialHyperparameters, sums_by_trial
 from lora_variants.interface.layer import rank_bucket
 from lora_variants.interface.rng import stream
 from lora_variants.interface.variant import Variant
@@ -36,9 +36,11 @@ KNOBS: tuple[dict[str, Any], ...] = (
     {"rank": 4, "alpha": 9.0, "dropout": 0.3, "init": "gaussian", "orthogonality_norm": "squared_sum"},
 )
 TRIALS = (
-    Trial(seed=11, learning_rate=1e-3, weight_decay=0.1, warmup=3),
-    Trial(seed=12, learning_rate=7e-3, clip=0.1, schedule="cosine"),
-    Trial(seed=13, learning_rate=2e-3, weight_decay=0.01, clip=None, schedule="constant", warmup=5),
+    TrialHyperparameters(seed=11, learning_rate=1e-3, weight_decay=0.1, warmup_steps=3),
+    TrialHyperparameters(seed=12, learning_rate=7e-3, max_grad_norm=0.1, lr_schedule="cosine"),
+    TrialHyperparameters(
+        seed=13, learning_rate=2e-3, weight_decay=0.01, max_grad_norm=None, lr_schedule="constant", warmup_steps=5
+    ),
 )
 
 every_packed = pytest.mark.parametrize("name", PACKED)
@@ -50,10 +52,10 @@ class Tokens(Regression):
     def __init__(self) -> None:
         super().__init__(torch.float32)
 
-    def training_batches(self, seed: int, rows: int) -> Iterator[Batch]:
+    def training_batches(self, seed: int, batch_size: int) -> Iterator[Batch]:
         generator = stream(seed, "data")
         while True:
-            yield {"tokens": torch.randint(VOCABULARY, (rows, TOKENS + 1), generator=generator)}
+            yield {"tokens": torch.randint(VOCABULARY, (batch_size, TOKENS + 1), generator=generator)}
 
     def row_losses(self, model: nn.Module, batch: Batch) -> Tensor:
         tokens = batch["tokens"]
@@ -117,7 +119,7 @@ def run_pack(
     *,
     base: Base,
     task: Task,
-    trials: Sequence[Trial] = TRIALS,
+    trials: Sequence[TrialHyperparameters] = TRIALS,
     accumulation: int = 1,
     dtype: torch.dtype = torch.float32,
 ) -> list[Run]:
@@ -145,7 +147,7 @@ def run_pack(
         variant,
         task,
         [trials[k] for k in which],
-        Regime(steps=STEPS, rows=ROWS, accumulation=accumulation),
+        SharedHyperparameters(steps=STEPS, batch_size=ROWS, gradient_accumulation_steps=accumulation),
         on_step=listen,
     )
     return [
@@ -228,10 +230,10 @@ def test_a_trial_that_fails_is_recorded_and_leaves_no_bit_on_the_others(name: st
 class Poisoned(Tokens):
     """The second trial's loss is not a number once, after seven steps."""
 
-    def training_batches(self, seed: int, rows: int) -> Iterator[Batch]:
-        for step, batch in enumerate(super().training_batches(seed, rows)):
+    def training_batches(self, seed: int, batch_size: int) -> Iterator[Batch]:
+        for step, batch in enumerate(super().training_batches(seed, batch_size)):
             poison = math.nan if seed == TRIALS[1].seed and step == POISONED_AFTER else 1.0
-            yield batch | {"poison": torch.full((rows,), poison)}
+            yield batch | {"poison": torch.full((batch_size,), poison)}
 
     def row_losses(self, model: nn.Module, batch: Batch) -> Tensor:
         return super().row_losses(model, batch) * batch["poison"]

@@ -181,7 +181,7 @@ def test_attention_qv_adapts_the_queries_and_values_of_gpt2_and_leaves_its_keys_
 
 def test_the_plan_says_what_a_name_stands_for_and_the_configuration_keeps_the_name() -> None:
     console = Console(file=io.StringIO(), width=200)
-    config = load(None, variant="lora", rank=2, settings=["task.name=bytes", "targets=[attention-qv, mlp]"])
+    config = load(None, variant="lora", rank=2, overrides=["task.name=bytes", "targets=[attention-qv, mlp]"])
     show_plan(config, Display(console))
     shown = console.file.getvalue()  # type: ignore[attr-defined]
     assert "attention-qv stands for layers.#.query, layers.#.value\n" in shown

@@ -53,7 +53,7 @@ def tuning_of(
         return Tuning("not tuned", trials, None, None, (), None, f"every rate failed: {points[0].failure}")
     side = _end(points, best)
     if side is None:
-        return Tuning("tuned", trials, best.rate, best.multiplier, (), None, _in_words(points, best))
+        return Tuning("tuned", trials, best.rate, best.multiplier, (), None, _describe(points, best))
     added = _beyond(grid, side)
     trials = (*trials, *grid_trials(arm, protocol, added))
     points = _points(trials, results)
@@ -63,7 +63,7 @@ def tuning_of(
     best = _best(points, higher_is_better=higher_is_better)
     assert best is not None  # there was one before more points came
     end = _end(points, best)
-    reason = f"after the grid was extended to {_rates(arm, added)}: {_in_words(points, best)}"
+    reason = f"after the grid was extended to {_rates(arm, added)}: {_describe(points, best)}"
     return Tuning("not tuned" if end else "tuned", trials, best.rate, best.multiplier, added, side, reason)
 
 
@@ -78,7 +78,7 @@ def grid_trials(arm: Arm, protocol: ProtocolConfig, multipliers: Sequence[float]
 def planned_trial(
     arm: Arm, stage: Stage, settings: tuple[str, ...], seed: int, rate: float, multiplier: float | None
 ) -> PlannedTrial:
-    return PlannedTrial(f"{arm.identity}-{stage}-lr{rate:.6g}-s{seed}", arm, stage, settings, seed, rate, multiplier)
+    return PlannedTrial(f"{arm.config_hash}-{stage}-lr{rate:.6g}-s{seed}", arm, stage, settings, seed, rate, multiplier)
 
 
 def _rates(arm: Arm, multipliers: Sequence[float]) -> str:
@@ -133,7 +133,7 @@ def _beyond(grid: Sequence[float], side: Side) -> tuple[float, ...]:
     return tuple(rounded(end * (end / before) ** step) for step in range(1, POINTS_ADDED + 1))
 
 
-def _in_words(points: Sequence[_Point], best: _Point) -> str:
+def _describe(points: Sequence[_Point], best: _Point) -> str:
     """Where the best rate lies, and which rates failed."""
     side = _end(points, best)
     above = next((point for point in points if point.rate > best.rate), None)

@@ -12,7 +12,7 @@ from experiments.studies.spec.study import Study
 
 
 @dataclass(frozen=True)
-class Board:
+class StudyState:
     """One look: the progress of every arm, the trials wanted so far by key, and the queue's entry of each."""
 
     arms: tuple[ArmProgress, ...]
@@ -29,7 +29,7 @@ class Board:
         return self.entries[key].state if key in self.entries else "waiting"
 
 
-def arms_wanting(
+def progress_of_arms(
     study: Study, results: Mapping[str, TrialResult], proposals: Mapping[str, Proposal]
 ) -> tuple[ArmProgress, ...]:
     """What every arm wants, given results and proposed points by trial key."""
@@ -46,30 +46,30 @@ def arms_wanting(
     )
 
 
-def look(study: Study, queue: TrialQueue) -> Board:
+def snapshot(study: Study, queue: TrialQueue) -> StudyState:
     """What is wanted now, by what has ended so far."""
     entries = queue.latest()
     results = {key: _result(entry) for key, entry in entries.items() if entry.state in ENDED}
     proposals = {
-        key: Proposal(float(entry.params["learning_rate"]), entry.given["knobs"], _bars(entry))
+        key: Proposal(float(entry.params["learning_rate"]), entry.given["knobs"], _thresholds(entry))
         for key, entry in entries.items()
         if "knobs" in entry.given
     }
-    arms = arms_wanting(study, results, proposals)
-    return Board(arms, {trial.key: trial for arm in arms for trial in arm.wanted}, entries)
+    arms = progress_of_arms(study, results, proposals)
+    return StudyState(arms, {trial.key: trial for arm in arms for trial in arm.wanted}, entries)
 
 
-def fill(queue: TrialQueue, board: Board, *, at_most: int, retry_failed: bool = False) -> int:
+def enqueue(queue: TrialQueue, study_state: StudyState, *, at_most: int, retry_failed: bool = False) -> int:
     """Have up to so many of the wanted trials that the queue lacks wait in it; how many were added."""
-    lacking = [_new(trial) for key, trial in board.wanted.items() if key not in board.entries]
+    lacking = [_new(trial) for key, trial in study_state.wanted.items() if key not in study_state.entries]
     if retry_failed:
-        failed = [board.entries[key] for key in board.wanted if board.state(key) == "failed"]
+        failed = [study_state.entries[key] for key in study_state.wanted if study_state.state(key) == "failed"]
         lacking += [NewTrial(entry.key, entry.params, entry.given) for entry in failed]
     return queue.add(lacking[:at_most], retry_failed=retry_failed)
 
 
-def _bars(entry: Entry) -> dict[int, float | None]:
-    return {int(step): bar for step, bar in entry.given.get("bars", {}).items()}
+def _thresholds(entry: Entry) -> dict[int, float | None]:
+    return {int(step): threshold for step, threshold in entry.given.get("thresholds", {}).items()}
 
 
 def _result(entry: Entry) -> TrialResult:

@@ -65,7 +65,7 @@ def plan_ahead(arm: Arm, protocol: ProtocolConfig, search: SearchConfig | None =
 
 
 def _to_be_chosen(arm: Arm, stage: Stage, seed: int, number: int = 0) -> PlannedTrial:
-    return PlannedTrial(f"{arm.identity}-{stage}-{number}-s{seed}", arm, stage, (TUNED,), seed, None, None)
+    return PlannedTrial(f"{arm.config_hash}-{stage}-{number}-s{seed}", arm, stage, (TUNED,), seed, None, None)
 
 
 def _evaluation(arm: Arm, protocol: ProtocolConfig, tuning: Tuning) -> tuple[PlannedTrial, ...]:

@@ -24,12 +24,12 @@ from experiments.studies.spec.study_config import TuningConfig
 class Proposal:
     """A point of an arm's space: the learning rate, and the variant's knobs with the rank of every layer.
 
-    `bars`: by step, the score with which the search's trial goes on.
+    `thresholds`: by step, the score with which the search's trial goes on.
     """
 
     learning_rate: float
     knobs: Mapping[str, Any]
-    bars: Mapping[int, float | None] = field(default_factory=dict)
+    thresholds: Mapping[int, float | None] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ class _Race:
 
 def trial_key(arm: Arm, stage: Stage, number: int, seed: int) -> str:
     """The name of a trial of an arm's search, or of what comes before and after it."""
-    return f"{arm.identity}-{stage}-{number:04d}-s{seed}"
+    return f"{arm.config_hash}-{stage}-{number:04d}-s{seed}"
 
 
 def searching_of(
@@ -127,8 +127,8 @@ def _sources(
 
 def _trial(arm: Arm, stage: Stage, number: int, seed: int, proposal: Proposal) -> PlannedTrial:
     rate, key = proposal.learning_rate, trial_key(arm, stage, number, seed)
-    bars = proposal.bars if stage == "search" else {}
-    return PlannedTrial(key, arm, stage, (TUNED,), seed, rate, rate / arm.centre, proposal.knobs, bars)
+    thresholds = proposal.thresholds if stage == "search" else {}
+    return PlannedTrial(key, arm, stage, (TUNED,), seed, rate, rate / arm.centre, proposal.knobs, thresholds)
 
 
 def _open(

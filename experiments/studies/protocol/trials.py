@@ -24,7 +24,7 @@ class PlannedTrial:
     learning_rate: float | None
     multiplier: float | None  # learning rate over the arm's centre, of rates that the arm was tuned over
     knobs: Mapping[str, Any] = field(default_factory=dict, hash=False)  # of the variant, where a search sets them
-    bars: Mapping[int, float | None] = field(default_factory=dict, hash=False)  # by step, where it may be stopped
+    thresholds: Mapping[int, float | None] = field(default_factory=dict, hash=False)  # by step, where it may be stopped
 
     @property
     def config(self) -> RunConfig:

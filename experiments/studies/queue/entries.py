@@ -10,13 +10,13 @@ from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from experiments.studies.queue.storage import QueueError
 
-State = Literal["waiting", "running", "done", "stopped", "failed", "returned"]
-ENDED = ("done", "stopped", "failed")
+State = Literal["waiting", "running", "done", "pruned", "failed", "returned"]
+ENDED = ("done", "pruned", "failed")
 STATES: dict[TrialState, State] = {
     TrialState.WAITING: "waiting",
     TrialState.RUNNING: "running",
     TrialState.COMPLETE: "done",
-    TrialState.PRUNED: "stopped",
+    TrialState.PRUNED: "pruned",
 }
 PARAMETERS = ("learning_rate", "rank", "seed")
 OWN_NAMES = {"key", "worker", "outcome"}
@@ -89,7 +89,7 @@ def that_count(entries: Iterable[Entry]) -> dict[str, Entry]:
 def importance(entry: Entry) -> tuple[int, int]:
     if entry.state == "failed":
         return 0, entry.number
-    return (2 if entry.state in ("done", "stopped") else 1), -entry.number
+    return (2 if entry.state in ("done", "pruned") else 1), -entry.number
 
 
 def missing(wanted: Iterable[NewTrial], counting: Mapping[str, Entry], *, retry_failed: bool) -> list[NewTrial]:

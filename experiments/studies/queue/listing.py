@@ -30,7 +30,7 @@ class Listing:
         self._study_id = study_id
         self._read: list[tuple[FrozenTrial, Entry]] = []
 
-    def agree(self, facts: Mapping[str, Any]) -> None:
+    def record_or_check(self, facts: Mapping[str, Any]) -> None:
         """The first worker settles them for the study (JSON values); every later one has the same.
 
         Raises: QueueError, naming all that differ, with both values.

@@ -13,21 +13,21 @@ from typing import Any
 from experiments.studies.queue.processes import has_ended, this_process
 from experiments.studies.queue.storage import Store
 
-SIGNS_PER_GRACE = 6
+BEATS_PER_GRACE = 6
 PREFIX = "worker:"
 
 
 @dataclass(frozen=True)
 class WorkerSeen:
-    """`silent_seconds`: for how long this process has seen no sign of life; `heard_at`: UTC by the worker's clock."""
+    """`stale_seconds`: for how long this process has seen no sign of life; `last_seen_at`: UTC by the worker's clock."""
 
     name: str
-    silent_seconds: float
-    heard_at: str
+    stale_seconds: float
+    last_seen_at: str
     progress: Mapping[str, Any]
 
 
-class Silence:
+class StalenessClock:
     """How long each worker has been silent.
 
     A worker counts its signs of life; an observer sees the count change or stand still. No clock of another machine is
@@ -37,14 +37,14 @@ class Silence:
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self.clock = clock
-        self.last_look = clock()
+        self.last_update = clock()
         self.counts: dict[str, Hashable] = {}
         self.seconds: dict[str, float] = {}
 
-    def look(self, counts: Mapping[str, Hashable], grace: Mapping[str, float]) -> dict[str, float]:
+    def update(self, counts: Mapping[str, Hashable], grace: Mapping[str, float]) -> dict[str, float]:
         """Seconds of silence by worker: 0 for one that is new or has given a sign since the last look."""
         now = self.clock()
-        gap, self.last_look = now - self.last_look, now
+        gap, self.last_update = now - self.last_update, now
         self.seconds = {
             worker: self.seconds[worker] + min(gap, grace[worker] / 2)
             if worker in self.counts and self.counts[worker] == count
@@ -55,7 +55,7 @@ class Silence:
         return self.seconds
 
 
-class Attendance:
+class Liveness:
     """The signs of life of this worker and of the others, kept with the study."""
 
     def __init__(self, store: Store, study_id: int, grace: float, worker: str | None = None) -> None:
@@ -63,55 +63,60 @@ class Attendance:
         self.study_id = study_id
         self.grace = grace
         self.worker = worker or f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(3)}"
-        self.silence = Silence()
+        self.staleness = StalenessClock()
         self.process = this_process()
         self.count = 0
-        self.said_at = -math.inf
+        self.last_beat_at = -math.inf
 
     def beat(self, progress: Mapping[str, Any]) -> None:
         """A sign of life is not older than a sixth of the grace."""
         now = time.monotonic()
-        if now - self.said_at >= self.grace / SIGNS_PER_GRACE:
-            self.said_at = now
+        if now - self.last_beat_at >= self.grace / BEATS_PER_GRACE:
+            self.last_beat_at = now
             self.count += 1
-            sign = {
+            heartbeat = {
                 "count": self.count,
                 "grace": self.grace,
                 "at": utc_now(),
                 "process": self.process,
                 "progress": dict(progress),
             }
-            self.say(self.worker, sign)
+            self.write(self.worker, heartbeat)
 
-    def say_left(self, worker: str) -> None:
+    def mark_left(self, worker: str) -> None:
         """It is no longer listed, until it gives another sign."""
-        self.say(worker, {"left": utc_now()})
+        self.write(worker, {"left": utc_now()})
 
-    def say(self, worker: str, sign: Mapping[str, Any]) -> None:
+    def write(self, worker: str, heartbeat: Mapping[str, Any]) -> None:
         with self.store.use() as storage:
-            storage.set_study_system_attr(self.study_id, PREFIX + worker, dict(sign))
+            storage.set_study_system_attr(self.study_id, PREFIX + worker, dict(heartbeat))
 
     def ended(self) -> set[str]:
         """The workers that have not left and whose process on this machine has ended."""
-        return {worker for worker, sign in self.signs().items() if has_ended(sign.get("process", {}))}
+        return {worker for worker, heartbeat in self.heartbeats().items() if has_ended(heartbeat.get("process", {}))}
 
-    def signs(self) -> dict[str, Mapping[str, Any]]:
+    def heartbeats(self) -> dict[str, Mapping[str, Any]]:
         """The last sign of each worker that has not left."""
         with self.store.use() as storage:
-            said = storage.get_study_system_attrs(self.study_id)
-        signs = {name.removeprefix(PREFIX): sign for name, sign in said.items() if name.startswith(PREFIX)}
-        return {name: sign for name, sign in signs.items() if "left" not in sign}
+            written = storage.get_study_system_attrs(self.study_id)
+        heartbeats = {
+            name.removeprefix(PREFIX): heartbeat for name, heartbeat in written.items() if name.startswith(PREFIX)
+        }
+        return {name: heartbeat for name, heartbeat in heartbeats.items() if "left" not in heartbeat}
 
-    def listen(self, others: Collection[str]) -> tuple[list[WorkerSeen], set[str]]:
+    def observe(self, others: Collection[str]) -> tuple[list[WorkerSeen], set[str]]:
         """The workers that have not left, and who of them or of `others` is dead.
 
         Dead is who was silent for longer than the grace it announced, or this worker's if it never said anything.
         """
-        signs = self.signs()
-        counts = {name: signs[name]["count"] if name in signs else None for name in {*signs, *others}}
-        grace = {name: signs[name]["grace"] if name in signs else self.grace for name in counts}
-        silent = self.silence.look(counts, grace)
-        seen = [WorkerSeen(name, silent[name], sign["at"], sign["progress"]) for name, sign in sorted(signs.items())]
+        heartbeats = self.heartbeats()
+        counts = {name: heartbeats[name]["count"] if name in heartbeats else None for name in {*heartbeats, *others}}
+        grace = {name: heartbeats[name]["grace"] if name in heartbeats else self.grace for name in counts}
+        silent = self.staleness.update(counts, grace)
+        seen = [
+            WorkerSeen(name, silent[name], heartbeat["at"], heartbeat["progress"])
+            for name, heartbeat in sorted(heartbeats.items())
+        ]
         return seen, {name for name in counts if silent[name] > grace[name]} - {self.worker}
 
 

@@ -29,7 +29,7 @@ from experiments.studies.queue.entries import (
     that_count,
 )
 from experiments.studies.queue.listing import Listing, study_named
-from experiments.studies.queue.liveness import Attendance, WorkerSeen
+from experiments.studies.queue.liveness import Liveness, WorkerSeen
 from experiments.studies.queue.storage import Address, QueueError, Store, open_store
 
 FORMAT = 1
@@ -53,7 +53,7 @@ class TrialQueue(Listing):
 
     def __init__(self, store: Store, study: str, study_id: int, *, grace: float, worker: str | None = None) -> None:
         super().__init__(store, study, study_id)
-        self._attendance = Attendance(store, study_id, grace, worker)
+        self._liveness = Liveness(store, study_id, grace, worker)
 
     @classmethod
     def open(
@@ -87,7 +87,7 @@ class TrialQueue(Listing):
             )
         queue = cls(store, study, study_id, grace=grace, worker=worker)
         queue.entries()
-        queue.agree({"format": FORMAT})
+        queue.record_or_check({"format": FORMAT})
         return queue
 
     @classmethod
@@ -101,14 +101,14 @@ class TrialQueue(Listing):
 
     @property
     def worker(self) -> str:
-        return self._attendance.worker
+        return self._liveness.worker
 
     def claim(self, choose: Callable[[Sequence[Entry]], Sequence[Entry]]) -> list[Claim]:
         """Of the waiting trials, given to `choose` by number, the chosen ones for which no other worker was first.
 
         If the storage fails after some were won, those are returned; the next call says what is wrong.
         """
-        if not self._attendance.count:
+        if not self._liveness.count:
             self.beat({})
         entries = self.entries()
         counting = that_count(entries)
@@ -158,37 +158,37 @@ class TrialQueue(Listing):
 
     def beat(self, progress: Mapping[str, Any]) -> None:
         """A sign of life, with what displays show (JSON values). Call it often: six in a grace are written."""
-        self._attendance.beat(progress)
+        self._liveness.beat(progress)
 
     def leave(self) -> None:
         """This worker is no longer listed. Call it last, after `release`."""
-        self._attendance.say_left(self.worker)
+        self._liveness.mark_left(self.worker)
 
     def workers(self) -> list[WorkerSeen]:
         """Those that have not left, by name."""
-        return self._attendance.listen({entry.holder for entry in self._running()})[0]
+        return self._liveness.observe({entry.holder for entry in self._running()})[0]
 
-    def reclaim(self) -> list[Entry]:
+    def requeue_stale(self) -> list[Entry]:
         """Trials whose worker is dead wait again, under new numbers; the entries that it held are returned.
 
         To be called regularly: silence is what this process has heard of it, at three looks or more.
         """
         running = self._running()
-        dead = self._attendance.listen({entry.holder for entry in running})[1]
+        dead = self._liveness.observe({entry.holder for entry in running})[1]
         lost = self._give_back(entry for entry in running if entry.holder in dead)
         for worker in {entry.worker for entry in lost if entry.worker is not None}:
-            self._attendance.say_left(worker)
+            self._liveness.mark_left(worker)
         return lost
 
-    def bury(self, workers: Collection[str] = ()) -> list[Entry]:
+    def requeue_dead(self, workers: Collection[str] = ()) -> list[Entry]:
         """At once, trials of these workers, and of all whose process on this machine has ended, wait again.
 
-        `workers` are those that the caller saw end. Unlike `reclaim` it does not wait for silence: see `has_ended`.
+        `workers` are those that the caller saw end. Unlike `requeue_stale` it does not wait for silence: see `has_ended`.
         """
-        dead = {*workers, *self._attendance.ended()}
+        dead = {*workers, *self._liveness.ended()}
         lost = self._give_back(entry for entry in self._running() if entry.worker in dead) if dead else []
         for worker in sorted(dead):
-            self._attendance.say_left(worker)
+            self._liveness.mark_left(worker)
         return lost
 
     def _running(self) -> list[Entry]:

@@ -3,70 +3,74 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from experiments.studies.protocol.progress import Board
+from experiments.studies.protocol.progress import StudyState
 from experiments.studies.protocol.search_stage import best_source, trial_key
 from experiments.studies.protocol.trials import ArmProgress
 from experiments.studies.queue.entries import Entry, NewTrial
 from experiments.studies.queue.trial_queue import TrialQueue
 from experiments.studies.search.allocations import Allocation, Interval, Space
-from experiments.studies.search.samplers import Asked, Tried, propose
-from experiments.studies.search.search_space import Ground
+from experiments.studies.search.samplers import Observation, Suggestion, suggest
+from experiments.studies.search.search_space import SearchSpace
 from experiments.studies.spec.arms import Arm
 from experiments.studies.spec.search_config import SearchConfig, has_random_ranks
 from experiments.studies.spec.study import Study
 from experiments.studies.spec.study_config import rounded
-from experiments.training.context import Setting
-from experiments.training.early_stopping import bar
+from experiments.training.context import TrainingContext
+from experiments.training.early_stopping import threshold
 
 
 class Proposer:
     """Of one study, over one model. Proposals depend on file, weights, data and the trials that have ended."""
 
-    def __init__(self, study: Study, search: SearchConfig, setting: Setting) -> None:
-        self.study, self.search, self.setting = study, search, setting
+    def __init__(self, study: Study, search: SearchConfig, context: TrainingContext) -> None:
+        self.study, self.search, self.context = study, search, context
         self.seed = study.protocol.tuning.seeds[0]
-        self._grounds: dict[tuple[str, ...], Ground] = {}
+        self._search_spaces: dict[tuple[str, ...], SearchSpace] = {}
         self._allocations: dict[str, Allocation] = {}
 
-    def fill(self, queue: TrialQueue, board: Board) -> int:
+    def enqueue(self, queue: TrialQueue, study_state: StudyState) -> int:
         """Have the next trials of every search wait in the queue; how many were added.
 
         Of two workers that do so at once, the first is heard.
         """
-        asking = [progress for progress in board.arms if progress.tuning.asks]
-        return sum(queue.add(self._next(progress, board)) for progress in asking)
+        asking = [progress for progress in study_state.arms if progress.tuning.asks]
+        return sum(queue.add(self._next(progress, study_state)) for progress in asking)
 
-    def refuse_faults(self) -> None:
+    def refuse_impossible(self) -> None:
         """Raises: ValueError for a budget that is impossible, or an allocation that this model does not have."""
         for arm in self.study.arms:
             try:
-                self._ground(arm).refuse(arm.search["allocation"])
+                self._search_space(arm).refuse(arm.search["allocation"])
             except ValueError as error:
                 raise ValueError(f"{arm.label}: {error}") from None
 
-    def _next(self, progress: ArmProgress, board: Board) -> list[NewTrial]:
+    def _next(self, progress: ArmProgress, study_state: StudyState) -> list[NewTrial]:
         """The trials of the batch that an arm asks for."""
         arm, asks = progress.arm, progress.tuning.asks
         if progress.tuning.asks_for == "allocation":
             assert arm.source is not None
             return [self._source_trial(arm, arm.source, number) for number in asks]
-        allocation = self._allocation(arm, board)
+        allocation = self._allocation(arm, study_state)
         first = self.search.batch * (asks[0] // self.search.batch)
         batch = range(first, min(first + self.search.batch, self.search.trials))
-        before = [board.entries[self._key(arm, number)] for number in range(first)]
-        asked = propose(
+        before = [study_state.entries[self._key(arm, number)] for number in range(first)]
+        suggestions = suggest(
             allocation.space() | self._knobs(),
-            [_tried(entry) for entry in before],
+            [_observation(entry) for entry in before],
             batch,
             sampler=arm.search["sampler"],
             seed=arm.search["search_seed"],
             higher_is_better=self.study.higher_is_better,
             excess=lambda point: float(allocation.excess(point)),
         )
-        bars = self._bars(arm, before)
-        return [self._trial(arm, allocation, n, of, bars) for n, of in zip(batch, asked, strict=True) if n in asks]
+        thresholds = self._thresholds(arm, before)
+        return [
+            self._trial(arm, allocation, n, of, thresholds)
+            for n, of in zip(batch, suggestions, strict=True)
+            if n in asks
+        ]
 
-    def _bars(self, arm: Arm, before: Sequence[Entry]) -> dict[str, float | None]:
+    def _thresholds(self, arm: Arm, before: Sequence[Entry]) -> dict[str, float | None]:
         """By step, what the trials of the next batch must have reached to go on, given all before them."""
         halving = self.search.halving
         if halving is None or has_random_ranks(arm.search):
@@ -77,20 +81,25 @@ class Proposer:
             rung: [e.facts["reached"][rung] for e in before if rung in e.facts.get("reached", {})] for rung in rungs
         }
         higher = self.study.higher_is_better
-        return {rung: bar(found, keep=halving.keep, higher_is_better=higher) for rung, found in reached.items()}
+        return {rung: threshold(found, keep=halving.keep, higher_is_better=higher) for rung, found in reached.items()}
 
     def _source_trial(self, arm: Arm, source: Arm, number: int) -> NewTrial:
         """AdaLoRA at the budget, at one of the rates of the tuning grid."""
         rate = rounded(source.centre * sorted(self.study.protocol.tuning.multipliers)[number])
-        knobs = {"rank": self._ground(arm).budget.divided(dict.fromkeys(self._ground(arm).shapes, 1.0))}
+        knobs = {"rank": self._search_space(arm).budget.divided(dict.fromkeys(self._search_space(arm).shapes, 1.0))}
         facts = {"arm": source.label, "stage": "allocation", "variant": source.config.variant.name, "knobs": knobs}
         key = trial_key(source, "allocation", number, self.seed)
         return NewTrial(key, {"learning_rate": rate, "seed": self.seed}, facts)
 
     def _trial(
-        self, arm: Arm, allocation: Allocation, number: int, asked: Asked, bars: Mapping[str, float | None]
+        self,
+        arm: Arm,
+        allocation: Allocation,
+        number: int,
+        suggestions: Suggestion,
+        thresholds: Mapping[str, float | None],
     ) -> NewTrial:
-        point = asked.point
+        point = suggestions.point
         ranks = allocation.ranks({**point, "draw": number})
         allocation.budget.refuse(ranks)
         rate = rounded(arm.centre * point.get("learning_rate", 1.0))
@@ -105,8 +114,8 @@ class Proposer:
             "variant": arm.config.variant.name,
             "knobs": knobs,
         }
-        facts |= {"point": point, "refused": list(asked.refused), "excess": list(asked.excess)}
-        facts |= {"bars": dict(bars)} if bars else {}
+        facts |= {"point": point, "refused": list(suggestions.refused), "excess": list(suggestions.excess)}
+        facts |= {"thresholds": dict(thresholds)} if thresholds else {}
         return NewTrial(self._key(arm, number), {"learning_rate": rate, "seed": self.seed}, facts)
 
     def _key(self, arm: Arm, number: int) -> str:
@@ -117,35 +126,35 @@ class Proposer:
         ends = self.search.space.model_dump()
         return {name: Interval(found[0], found[1], log=True) for name, found in ends.items() if found is not None}
 
-    def _allocation(self, arm: Arm, board: Board) -> Allocation:
-        if arm.identity not in self._allocations:
-            taken = None if arm.source is None else self._ranks_taken_over(arm, board)
-            self._allocations[arm.identity] = self._ground(arm).allocation(arm.search["allocation"], taken)
-        return self._allocations[arm.identity]
+    def _allocation(self, arm: Arm, study_state: StudyState) -> Allocation:
+        if arm.config_hash not in self._allocations:
+            taken = None if arm.source is None else self._adalora_ranks(arm, study_state)
+            self._allocations[arm.config_hash] = self._search_space(arm).allocation(arm.search["allocation"], taken)
+        return self._allocations[arm.config_hash]
 
-    def _ranks_taken_over(self, arm: Arm, board: Board) -> dict[str, int]:
+    def _adalora_ranks(self, arm: Arm, study_state: StudyState) -> dict[str, int]:
         """Those that the best of the runs before the search ended with."""
-        scores = {key: entry.score for key, entry in board.entries.items()}
+        scores = {key: entry.score for key, entry in study_state.entries.items()}
         tuning = self.study.protocol.tuning
         best = best_source(arm, tuning, scores, higher_is_better=self.study.higher_is_better)
         assert best is not None  # an arm without it does not get here
-        return dict(board.entries[best].facts["ranks"])
+        return dict(study_state.entries[best].facts["ranks"])
 
-    def _ground(self, arm: Arm) -> Ground:
+    def _search_space(self, arm: Arm) -> SearchSpace:
         targets = tuple(arm.config.targets)
-        if targets not in self._grounds:
-            self._grounds[targets] = Ground(self.search, self.setting, arm.config, seed=self.seed)
-        return self._grounds[targets]
+        if targets not in self._search_spaces:
+            self._search_spaces[targets] = SearchSpace(self.search, self.context, arm.config, seed=self.seed)
+        return self._search_spaces[targets]
 
 
-def refuse_impossible_searches(study: Study, setting: Setting) -> None:
+def refuse_impossible_searches(study: Study, context: TrainingContext) -> None:
     """Raises: ValueError, before anything is trained, for a search that this model has no room or no layers for."""
     if study.config.search is not None:
-        Proposer(study, study.config.search, setting).refuse_faults()
+        Proposer(study, study.config.search, context).refuse_impossible()
 
 
-def _tried(entry: Entry) -> Tried:
+def _observation(entry: Entry) -> Observation:
     given, reached = entry.given, entry.facts.get("reached", {})
-    last = max(reached, key=int, default=None) if entry.state == "stopped" else None
+    last = max(reached, key=int, default=None) if entry.state == "pruned" else None
     stopped = None if last is None else (int(last), float(reached[last]))
-    return Tried(given["point"], entry.score, stopped, given["refused"], given["excess"])
+    return Observation(given["point"], entry.score, stopped, given["refused"], given["excess"])

@@ -26,7 +26,7 @@ REMEMBERED = 8  # infeasible attempts before a trial that later questions hear o
 
 
 @dataclass(frozen=True)
-class Tried:
+class Observation:
     """A point whose trial has ended: with a score, or stopped at a step with what it had `reached` there, or failed.
 
     `refused` are points that exceeded the budget.
@@ -40,7 +40,7 @@ class Tried:
 
 
 @dataclass(frozen=True)
-class Asked:
+class Suggestion:
     """A point to try, and the last of the points before it that exceeded the budget, with their excess."""
 
     point: dict[str, float | int]
@@ -52,30 +52,30 @@ class Asked:
 Excess = Callable[[Point], float]
 
 
-def propose(
+def suggest(
     space: Space,
-    history: Sequence[Tried],
+    history: Sequence[Observation],
     numbers: Sequence[int],
     *,
     sampler: str,
     seed: int,
     higher_is_better: bool,
     excess: Excess = lambda point: 0.0,
-) -> list[Asked]:
+) -> list[Suggestion]:
     """The points of the trials with these numbers, which train side by side.
 
     A point that exceeds the budget is told infeasible, untrained, and another one asked for. Without history, points
     are random. Raises: ValueError where no point keeps to the budget.
     """
     distributions = {name: _distribution(interval) for name, interval in space.items()}
-    chosen = sampler if any(tried.score is not None for tried in history) else "random"
+    chosen = sampler if any(observation.score is not None for observation in history) else "random"
     with quietly():
         study = optuna.create_study(
             direction="maximize" if higher_is_better else "minimize", sampler=RandomSampler(seed=seed)
         )
         told = _Told(study, distributions, worst=_worst(history, higher_is_better=higher_is_better))
-        for tried in history:
-            told.recall(tried, replayed=chosen == "cmaes")
+        for observation in history:
+            told.recall(observation, replayed=chosen == "cmaes")
         return [_ask(told, number, chosen, seed, excess) for number in numbers]
 
 
@@ -87,11 +87,11 @@ class _Told:
     distributions: dict[str, BaseDistribution]
     worst: float
 
-    def recall(self, tried: Tried, *, replayed: bool) -> None:
+    def recall(self, observation: Observation, *, replayed: bool) -> None:
         """CMA-ES learns only from trials that it was asked for, so they are asked for again, at their points."""
-        for point, excess in zip(tried.refused, tried.excess, strict=True):
+        for point, excess in zip(observation.refused, observation.excess, strict=True):
             self._add(point, self.worst, excess, replayed=replayed)
-        self._add(tried.point, tried.score, 0.0, tried.reached, replayed=replayed)
+        self._add(observation.point, observation.score, 0.0, observation.reached, replayed=replayed)
 
     def _add(
         self,
@@ -123,7 +123,7 @@ class _Told:
         )
 
 
-def _ask(told: _Told, number: int, sampler: str, seed: int, excess: Excess) -> Asked:
+def _ask(told: _Told, number: int, sampler: str, seed: int, excess: Excess) -> Suggestion:
     refused: list[tuple[dict[str, float | int], float]] = []
     for attempt in range(MOST_ATTEMPTS):
         told.study.sampler = _sampler(sampler if attempt < OWN_ATTEMPTS else "random", _seed(seed, number, attempt))
@@ -132,7 +132,7 @@ def _ask(told: _Told, number: int, sampler: str, seed: int, excess: Excess) -> A
         trial.set_constraint(CONSTRAINT, over)
         if over <= 0:
             points, amounts = zip(*refused[-REMEMBERED:], strict=True) if refused else ((), ())
-            return Asked(dict(trial.params), tuple(points), tuple(amounts), attempts=attempt + 1)
+            return Suggestion(dict(trial.params), tuple(points), tuple(amounts), attempts=attempt + 1)
         refused.append((dict(trial.params), float(over)))
         told.study.tell(trial, told.worst)
     raise ValueError(
@@ -155,8 +155,8 @@ def _seed(*words: object) -> int:
     return int.from_bytes(hashlib.sha256(repr(words).encode()).digest()[:4])
 
 
-def _worst(history: Sequence[Tried], *, higher_is_better: bool) -> float:
-    scores = [tried.score for tried in history if tried.score is not None]
+def _worst(history: Sequence[Observation], *, higher_is_better: bool) -> float:
+    scores = [observation.score for observation in history if observation.score is not None]
     return (min if higher_is_better else max)(scores, default=0.0)
 
 

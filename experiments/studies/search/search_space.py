@@ -8,7 +8,7 @@ from experiments.studies.search.allocations import Allocation, Drawn, Fixed, Gro
 from experiments.studies.search.budget import Budget, Shapes
 from experiments.studies.search.sensitivity import gradient_spectra
 from experiments.studies.spec.search_config import RANK_LEARNERS, SearchConfig
-from experiments.training.context import Setting
+from experiments.training.context import TrainingContext
 from lora_variants.frozen_model.layer_names import places
 from lora_variants.frozen_model.target_names import layers_of
 from lora_variants.interface.attach import outside_heads
@@ -16,15 +16,15 @@ from lora_variants.interface.attach import outside_heads
 LEAST_SENSITIVITY = 1e-3  # of the largest: so that a residual can bring every layer in
 
 
-class Ground:
+class SearchSpace:
     """The layers that a configuration targets; `shapes` are (d_out, d_in) by layer, in the model's order.
 
     Raises: ValueError for a budget that is impossible over them.
     """
 
-    def __init__(self, search: SearchConfig, setting: Setting, config: RunConfig, *, seed: int) -> None:
-        self.search, self.setting, self.config, self.seed = search, setting, config, seed
-        variant, _ = setting.plan(config)
+    def __init__(self, search: SearchConfig, context: TrainingContext, config: RunConfig, *, seed: int) -> None:
+        self.search, self.context, self.config, self.seed = search, context, config, seed
+        variant, _ = context.plan(config)
         self.shapes: Shapes = {name: (layer.base.d_out, layer.base.d_in) for name, layer in variant.layers.items()}
         given = search.budget
         unit, amount = ("total_rank", given.total_rank) if given.total_rank else ("parameters", given.parameters)
@@ -62,7 +62,7 @@ class Ground:
     def spectra(self) -> dict[str, list[float]]:
         """The singular values of each layer's gradient at W0."""
         batches = self.search.gradient_batches
-        return gradient_spectra(self.setting, self.config, seed=self.seed, batches=batches)
+        return gradient_spectra(self.context, self.config, seed=self.seed, batches=batches)
 
     def _energies(self) -> dict[str, list[float]]:
         return {name: [value**2 for value in values] for name, values in self.spectra.items()}
@@ -78,7 +78,7 @@ class Ground:
 
     def _role(self, target: str) -> list[str]:
         """The targeted layers that a name for layers stands for."""
-        task = self.setting.task
+        task = self.context.task
         model = task.architecture()
         meant = layers_of(target, list(outside_heads(model, task.head_names(model))))
         found = [name for name in self.shapes if name in meant]

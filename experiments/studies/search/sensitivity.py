@@ -8,21 +8,21 @@ import torch
 
 from experiments.config.loading import resolve
 from experiments.config.schema import RunConfig
-from experiments.training.context import Setting, attached_pack, regime_of
+from experiments.training.context import TrainingContext, attached_pack, shared_hyperparameters
 from experiments.training.loop import compute_gradients
 
 
-def gradient_spectra(setting: Setting, config: RunConfig, *, seed: int, batches: int) -> dict[str, list[float]]:
+def gradient_spectra(context: TrainingContext, config: RunConfig, *, seed: int, batches: int) -> dict[str, list[float]]:
     """The singular values of the mean gradient of every targeted matrix over a seed's first batches, highest first.
 
     The head, where there is one, is fresh: what its first gradients say is said here too.
     """
     tree = config.tree() | {"variant": {"name": "full"}, "seed": seed}
     whole = resolve(tree)
-    variant = attached_pack([whole], setting.task, setting.base)
+    variant = attached_pack([whole], context.task, context.base)
     try:
-        for batch in islice(setting.task.training_batches(seed, whole.training.rows), batches):
-            compute_gradients(variant, setting.task, [batch], regime_of(whole))
+        for batch in islice(context.task.training_batches(seed, whole.training.rows), batches):
+            compute_gradients(variant, context.task, [batch], shared_hyperparameters(whole))
         found = {name: layer.get_parameter("W").grad for name, layer in variant.layers.items()}
     finally:
         variant.detach()

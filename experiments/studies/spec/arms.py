@@ -13,7 +13,7 @@ from experiments.config.errors import ConfigError
 from experiments.config.loading import full_path, put, resolve
 from experiments.config.schema import RunConfig
 from experiments.config.variant_change import carry_over, choose_variant
-from experiments.studies.spec.search_config import ARM_KEYS, rank_learner, search_faults
+from experiments.studies.spec.search_config import ARM_KEYS, rank_learner, search_errors
 from experiments.studies.spec.study_config import rounded
 from lora_variants import VARIANTS
 
@@ -28,7 +28,7 @@ class Arm:
     """One configuration to compare; `config` has the centre of its learning rates and seed 0."""
 
     label: str
-    identity: str  # 12 hex digits of all but learning rate, seed and study
+    config_hash: str  # 12 hex digits of all but learning rate, seed and study
     keys: Mapping[str, Any] = field(compare=False)  # what the study's file gives it, with its variant and rank
     config: RunConfig = field(compare=False)
     search: Mapping[str, Any] = field(default_factory=dict, compare=False)  # of `ARM_KEYS`, where there is a search
@@ -47,11 +47,11 @@ class Expansion:
 
     arms: tuple[Arm, ...]
     collapsed: Mapping[str, tuple[str, ...]]  # label of an arm -> the points of the grid that all are this arm
-    faults: tuple[str, ...]
+    errors: tuple[str, ...]
 
 
 @dataclass(frozen=True)
-class _Ground:
+class _StudyDefaults:
     """What all arms stand on: the tree of the run configuration, and the study's keys for all of them."""
 
     base: Mapping[str, Any]
@@ -76,58 +76,58 @@ def expand(
     """
     grids = [{key: value if isinstance(value, list) else [value] for key, value in e.items()} for e in entries]
     named = [_variants(grid, {**base, **common}) for grid in grids]
-    ground = _Ground(base, common, study, frozenset().union(*named), search)
-    faults = [f"set.{key}: cannot be set: {why}" for key, why in RESERVED.items() if key in common]
+    defaults = _StudyDefaults(base, common, study, frozenset().union(*named), search)
+    errors = [f"set.{key}: cannot be set: {why}" for key, why in RESERVED.items() if key in common]
     broken: dict[str, list[str]] = defaultdict(list)
     resolved: list[tuple[str, Arm]] = []
     for number, (grid, variants) in enumerate(zip(grids, named, strict=True)):
-        refused = _faults_of_entry(grid, f"arms.{number}")
-        faults += refused
+        refused = _entry_errors(grid, f"arms.{number}")
+        errors += refused
         for point in [] if refused else _points(grid):
             words = describe({key: value for key, value in point.items() if key != "label"}) or f"arms.{number}"
             try:
-                resolved.append((words, _arm(point, ground, variants)))
+                resolved.append((words, _arm(point, defaults, variants)))
             except ConfigError as error:
-                for fault in error.faults:
-                    broken[fault].append(words)
-    faults += [_of_points(fault, points) for fault, points in broken.items()]
-    found, points = _collapsed(resolved, faults)
+                for message in error.errors:
+                    broken[message].append(words)
+    errors += [_of_points(message, points) for message, points in broken.items()]
+    found, points = _collapsed(resolved, errors)
     arms = _labelled(found)
     labels = [arm.label for arm in arms]
-    faults += [f"arms: two arms have the label {label!r}" for label in dict.fromkeys(labels) if labels.count(label) > 1]
-    collapsed = {arm.label: tuple(points[arm.identity]) for arm in arms if len(points[arm.identity]) > 1}
-    return Expansion(tuple(arms), collapsed, tuple(faults))
+    errors += [f"arms: two arms have the label {label!r}" for label in dict.fromkeys(labels) if labels.count(label) > 1]
+    collapsed = {arm.label: tuple(points[arm.config_hash]) for arm in arms if len(points[arm.config_hash]) > 1}
+    return Expansion(tuple(arms), collapsed, tuple(errors))
 
 
-def _collapsed(resolved: Sequence[tuple[str, Arm]], faults: list[str]) -> tuple[list[Arm], dict[str, list[str]]]:
+def _collapsed(resolved: Sequence[tuple[str, Arm]], errors: list[str]) -> tuple[list[Arm], dict[str, list[str]]]:
     """Each arm once, the one with a label of its own first, and by identity the points that are that arm."""
     found: dict[str, Arm] = {}
     points: dict[str, list[str]] = defaultdict(list)
     for words, arm in resolved:
-        other = found.setdefault(arm.identity, arm)
-        points[arm.identity].append(words)
+        other = found.setdefault(arm.config_hash, arm)
+        points[arm.config_hash].append(words)
         if other.centre != arm.centre:
-            faults.append(
+            errors.append(
                 f"{words}: differs from another arm in its learning rate alone; rates are tuned, not compared: "
                 "leave it out, or name it in protocol.fixed_learning_rates"
             )
         if arm.label and other.label not in ("", arm.label):
-            faults.append(f"{words}: {arm.label!r} and {other.label!r} are the same configuration; leave one out")
+            errors.append(f"{words}: {arm.label!r} and {other.label!r} are the same configuration; leave one out")
         elif arm.label:
-            found[arm.identity] = replace(other, label=arm.label)
+            found[arm.config_hash] = replace(other, label=arm.label)
     return list(found.values()), points
 
 
 def describe(keys: Mapping[str, Any]) -> str:
     """'key=value key=value', lists and maps without quotes."""
-    return " ".join(f"{key}={_in_words(value)}" for key, value in keys.items())
+    return " ".join(f"{key}={_describe_value(value)}" for key, value in keys.items())
 
 
-def _in_words(value: object) -> str:
+def _describe_value(value: object) -> str:
     if isinstance(value, list):
-        return "+".join(map(_in_words, value))
+        return "+".join(map(_describe_value, value))
     if isinstance(value, dict):
-        return ",".join(f"{key}:{_in_words(of_key)}" for key, of_key in value.items())
+        return ",".join(f"{key}:{_describe_value(of_key)}" for key, of_key in value.items())
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 
@@ -138,20 +138,20 @@ def _variants(grid: Mapping[str, list[Any]], tree: Mapping[str, Any]) -> set[str
     return {name for name in grid.get("variant", [default]) if isinstance(name, str) and name in VARIANTS}
 
 
-def _faults_of_entry(grid: Mapping[str, list[Any]], at: str) -> list[str]:
-    faults = [f"{at}.{key}: cannot be set: {why}" for key, why in RESERVED.items() if key in grid]
-    faults += [f"{at}.{key}: an empty list makes no arm" for key, values in grid.items() if not values]
-    faults += [
+def _entry_errors(grid: Mapping[str, list[Any]], at: str) -> list[str]:
+    errors = [f"{at}.{key}: cannot be set: {why}" for key, why in RESERVED.items() if key in grid]
+    errors += [f"{at}.{key}: an empty list makes no arm" for key, values in grid.items() if not values]
+    errors += [
         f"{at}.variant: {value!r} is no name; a variant's knobs are keys of their own"
         for value in grid.get("variant", [])
         if not isinstance(value, str)
     ]
     size = len(list(_points(grid)))
     if "label" in grid and size > 1:
-        faults.append(f"{at}.label: names a single arm, and this entry makes {size}; give each an entry of its own")
+        errors.append(f"{at}.label: names a single arm, and this entry makes {size}; give each an entry of its own")
     if any(not isinstance(label, str) or not label for label in grid.get("label", [])):
-        faults.append(f"{at}.label: a label is a text, got {grid['label'][0]!r}")
-    return faults
+        errors.append(f"{at}.label: a label is a text, got {grid['label'][0]!r}")
+    return errors
 
 
 def _points(grid: Mapping[str, list[Any]]) -> Iterator[dict[str, Any]]:
@@ -159,42 +159,42 @@ def _points(grid: Mapping[str, list[Any]]) -> Iterator[dict[str, Any]]:
         yield dict(zip(grid, values, strict=True))
 
 
-def _arm(point: Mapping[str, Any], ground: _Ground, variants: set[str]) -> Arm:
+def _arm(point: Mapping[str, Any], defaults: _StudyDefaults, variants: set[str]) -> Arm:
     """One point of an entry's grid as an arm; its label is the given one, or empty.
 
     Raises: ConfigError.
     """
-    tree = {**copy.deepcopy(dict(ground.base)), "study": ground.study, "seed": 0}
-    faults: list[str] = []
-    variant = point.get("variant", ground.common.get("variant"))
+    tree = {**copy.deepcopy(dict(defaults.base)), "study": defaults.study, "seed": 0}
+    errors: list[str] = []
+    variant = point.get("variant", defaults.common.get("variant"))
     replaced = {} if variant is None else choose_variant(tree, variant)
     name = tree["variant"].get("name") if isinstance(tree.get("variant"), Mapping) else None
-    common = {k: v for k, v in ground.common.items() if k != "variant" and _applies(k, name, ground.variants)}
+    common = {k: v for k, v in defaults.common.items() if k != "variant" and _applies(k, name, defaults.variants)}
     apart = {"label", "variant", *ARM_KEYS}
     own = {k: v for k, v in point.items() if k not in apart and _applies(k, name, variants)}
     given = {k: v for k, v in point.items() if k in ARM_KEYS}
-    faults += search_faults(given, searched=ground.search is not None)
-    if ground.search is not None and {"rank", "variant.rank"} & own.keys():
-        faults.append("rank: cannot be set: the allocation gives every layer its rank, within search.budget")
+    errors += search_errors(given, searched=defaults.search is not None)
+    if defaults.search is not None and {"rank", "variant.rank"} & own.keys():
+        errors.append("rank: cannot be set: the allocation gives every layer its rank, within search.budget")
     for key, value in (*common.items(), *own.items()):
-        put(tree, key, copy.deepcopy(value), faults)
+        put(tree, key, copy.deepcopy(value), errors)
     notes = carry_over(tree, replaced)
-    config = resolve(tree, faults)
-    search = {} if ground.search is None else {**ground.search, **given}
+    config = resolve(tree, errors)
+    search = {} if defaults.search is None else {**defaults.search, **given}
     rank = getattr(config.variant, "rank", None)
     keys = {"variant": config.variant.name} | ({} if rank is None or search else {"rank": rank})
     keys |= {_canonical(tree, key): value for key, value in own.items()} | given
     source = _source(tree, search, learner) if (learner := rank_learner(search)) else None
-    identity = _identity(config, tree, own, search)
-    return Arm(point.get("label", ""), identity, keys, config, search, source, tuple(notes))
+    config_hash = _config_hash(config, tree, own, search)
+    return Arm(point.get("label", ""), config_hash, keys, config, search, source, tuple(notes))
 
 
 def _source(tree: Mapping[str, Any], search: Mapping[str, Any], learner: str) -> Arm:
     """A variant that learns ranks in the place of an arm's own; arms that differ in their search alone share it."""
     own = {"name": learner, "rank": 1, "pad_rank_to": tree["variant"]["pad_rank_to"]}
     config = resolve({**tree, "variant": own})
-    identity = _identity(config, tree, {}, {"budget": search["budget"]})
-    return Arm(f"{learner} for its ranks", identity, {"variant": learner}, config)
+    config_hash = _config_hash(config, tree, {}, {"budget": search["budget"]})
+    return Arm(f"{learner} for its ranks", config_hash, {"variant": learner}, config)
 
 
 def _applies(key: str, variant: str | None, variants: Set[str]) -> bool:
@@ -211,43 +211,43 @@ def _canonical(tree: Mapping[str, Any], key: str) -> str:
     return path[-1] if full_path(tree, path[-1], unclear) == path and not unclear else ".".join(path)
 
 
-def _identity(config: RunConfig, tree: Mapping[str, Any], own: Mapping[str, Any], search: Mapping[str, Any]) -> str:
+def _config_hash(config: RunConfig, tree: Mapping[str, Any], own: Mapping[str, Any], search: Mapping[str, Any]) -> str:
     """A run's essence leaves out where things lie; of two arms that differ in that, the given place tells."""
-    essence = config.essence()
-    del essence["study"], essence["seed"], essence["training"]["learning_rate"]
+    hashed_config = config.hashed_config()
+    del hashed_config["study"], hashed_config["seed"], hashed_config["training"]["learning_rate"]
     places = {("task", *place.split(".")) for place in config.task.places}
     paths = {key: tuple(full_path(tree, key, [])) for key in own}
     given = {".".join(path): own[key] for key, path in paths.items() if path in places or path[0] in ("start", "model")}
-    essence |= {"given": given} | ({"search": dict(search)} if search else {})
-    text = json.dumps(essence, sort_keys=True, default=str)
+    hashed_config |= {"given": given} | ({"search": dict(search)} if search else {})
+    text = json.dumps(hashed_config, sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
 def _labelled(arms: Sequence[Arm]) -> list[Arm]:
     """Arms with a label each: the given one, or variant and rank with the other keys only where they tell apart."""
-    short = {arm.identity: _short(arm) for arm in arms if not arm.label}
+    short = {arm.config_hash: _short(arm) for arm in arms if not arm.label}
     alike: dict[str, list[Arm]] = defaultdict(list)
     for arm in arms:
         if not arm.label:
-            alike[short[arm.identity]].append(arm)
-    labels = {arm.identity: arm.label for arm in arms}
+            alike[short[arm.config_hash]].append(arm)
+    labels = {arm.config_hash: arm.label for arm in arms}
     for label, group in alike.items():
         named = ("rank", "allocation" if group[0].search else "variant")
-        rest = [{k: _in_words(v) for k, v in arm.keys.items() if k not in named} for arm in group]
+        rest = [{k: _describe_value(v) for k, v in arm.keys.items() if k not in named} for arm in group]
         telling = [k for k in dict.fromkeys(itertools.chain(*rest)) if len({keys.get(k) for keys in rest}) > 1]
         for arm, keys in zip(group, rest, strict=True):
-            labels[arm.identity] = " ".join([label, *(f"{key}={keys[key]}" for key in telling if key in keys)])
-    return [replace(arm, label=labels[arm.identity]) for arm in arms]
+            labels[arm.config_hash] = " ".join([label, *(f"{key}={keys[key]}" for key in telling if key in keys)])
+    return [replace(arm, label=labels[arm.config_hash]) for arm in arms]
 
 
 def _short(arm: Arm) -> str:
     if arm.search:
         return str(arm.search["allocation"])
-    return arm.keys["variant"] + (f" r={_in_words(arm.keys['rank'])}" if "rank" in arm.keys else "")
+    return arm.keys["variant"] + (f" r={_describe_value(arm.keys['rank'])}" if "rank" in arm.keys else "")
 
 
-def _of_points(fault: str, points: Sequence[str]) -> str:
+def _of_points(message: str, points: Sequence[str]) -> str:
     """A fault with the first point of a grid that has it, and a way out where a list was taken for a grid."""
     more = f" (and {len(points) - 1} more)" if len(points) > 1 else ""
-    hint = "; a knob that is itself a list needs a list of lists" if "should be a valid list" in fault else ""
-    return f"{points[0]}{more}: {fault}{hint}"
+    hint = "; a knob that is itself a list needs a list of lists" if "should be a valid list" in message else ""
+    return f"{points[0]}{more}: {message}{hint}"

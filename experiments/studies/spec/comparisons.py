@@ -25,7 +25,7 @@ def is_reference(arm: Arm, reference: Mapping[str, Any]) -> bool:
     return all(_value(arm, key) == value for key, value in reference.items())
 
 
-def reference_faults(arms: Sequence[Arm], reference: Mapping[str, Any]) -> list[str]:
+def reference_errors(arms: Sequence[Arm], reference: Mapping[str, Any]) -> list[str]:
     """What is wrong with a reference: a key that no arm has, or no arm that has all of them."""
     known = ["label", *dict.fromkeys(key for arm in arms for key in arm.keys)]
     strange = [key for key in reference if all(_value(arm, key) is _ABSENT for arm in arms)]
@@ -45,11 +45,11 @@ def comparison_warnings(arms: Sequence[Arm], reference: Mapping[str, Any]) -> li
     others = [arm for arm in arms if not is_reference(arm, reference)]
     if not others:
         return [f"nothing is compared: every arm has {describe(reference)}"]
-    compared = {arm.identity for arm, _ in comparisons(arms, reference)}
+    compared = {arm.config_hash for arm, _ in comparisons(arms, reference)}
     return [
         f"{arm.label} is compared with nothing: no reference ({describe(reference)}) agrees with it on its other keys"
         for arm in others
-        if arm.identity not in compared
+        if arm.config_hash not in compared
     ]
 
 

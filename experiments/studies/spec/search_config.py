@@ -29,7 +29,7 @@ class BudgetConfig(Section):
         return self
 
     @property
-    def in_words(self) -> str:
+    def description(self) -> str:
         """'96 ranks', '18,432 parameters'."""
         return f"{self.parameters:,} parameters" if self.total_rank is None else f"{self.total_rank:,} ranks"
 
@@ -105,17 +105,17 @@ def has_random_ranks(search: Mapping[str, Any]) -> bool:
     return allocation == "random" or (sampler == "random" and allocation in ("grouped", "priority"))
 
 
-def search_faults(given: Mapping[str, Any], *, searched: bool) -> list[str]:
+def search_errors(given: Mapping[str, Any], *, searched: bool) -> list[str]:
     """What is wrong with an arm's keys of the search."""
     if not searched:
         return [f"{key}: belongs to a search, and this study has no section `search`" for key in given]
     if "allocation" not in given:
         return [f"allocation: missing; one of {', '.join(ALLOCATIONS)}"]
-    faults = []
+    errors = []
     for key, known in (("allocation", ALLOCATIONS), ("sampler", get_args(Sampler))):
         if key in given and given[key] not in known:
-            faults.append(f"{key}: {given[key]!r} is not known{nearest(given[key], known)}; one of {', '.join(known)}")
+            errors.append(f"{key}: {given[key]!r} is not known{nearest(given[key], known)}; one of {', '.join(known)}")
     seed = given.get("search_seed", 0)
     if type(seed) is not int or seed < 0:
-        faults.append(f"search_seed: a whole number from 0 on, got {seed!r}")
-    return faults
+        errors.append(f"search_seed: a whole number from 0 on, got {seed!r}")
+    return errors

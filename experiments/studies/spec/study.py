@@ -8,9 +8,9 @@ from typing import Any
 from pydantic import ValidationError
 
 from experiments.config.errors import ConfigError, explained
-from experiments.config.loading import parse_setting, read_tree
+from experiments.config.loading import parse_override, read_tree
 from experiments.studies.spec.arms import Arm, Expansion, expand
-from experiments.studies.spec.comparisons import comparison_warnings, comparisons, reference_faults
+from experiments.studies.spec.comparisons import comparison_warnings, comparisons, reference_errors
 from experiments.studies.spec.search_config import SearchConfig
 from experiments.studies.spec.study_config import ProtocolConfig, StudyConfig
 from experiments.tasks.registry import TASKS
@@ -48,32 +48,32 @@ class Study:
         return comparisons(self.arms, self.protocol.reference)
 
 
-def load_study(path: Path, settings: Sequence[str] = ()) -> Study:
-    """The study of a file; `settings` are 'key=value': `protocol.*` of the study, all others of its runs (`set`).
+def load_study(path: Path, overrides: Sequence[str] = ()) -> Study:
+    """The study of a file; `overrides` are 'key=value': `protocol.*` of the study, all others of its runs (`set`).
 
     Raises: ConfigError with every fault of the file, of the command line and of the arms.
     """
-    faults: list[str] = []
+    errors: list[str] = []
     tree = read_tree(path)
-    for setting in settings:
-        for key, value in parse_setting(setting, faults).items():
+    for override in overrides:
+        for key, value in parse_override(override, errors).items():
             _put(tree, key, value)
     config = None
     try:
         config = StudyConfig.model_validate(tree)
     except ValidationError as error:
-        faults += explained(StudyConfig, error, tree)
+        errors += explained(StudyConfig, error, tree)
     if config is None and tree.get("search") is not None:
-        raise ConfigError(faults)  # what arms are depends on the search, which may be what is faulty
+        raise ConfigError(errors)  # what arms are depends on the search, which may be what is faulty
     name, search = (config.name, config.search) if config else ("study", None)
-    expansion = _expansion(path, tree, study=name, search=search, faults=faults)
-    faults += expansion.faults
-    task = _task(expansion.arms, faults)
+    expansion = _expansion(path, tree, study=name, search=search, errors=errors)
+    errors += expansion.errors
+    task = _task(expansion.arms, errors)
     reference = config.protocol.reference if config else {}
-    if len(expansion.arms) > 1 and not expansion.faults:
-        faults += reference_faults(expansion.arms, reference)
-    if faults or config is None or task is None:
-        raise ConfigError(faults)
+    if len(expansion.arms) > 1 and not expansion.errors:
+        errors += reference_errors(expansion.arms, reference)
+    if errors or config is None or task is None:
+        raise ConfigError(errors)
     return Study(
         config=config,
         arms=expansion.arms,
@@ -94,7 +94,7 @@ def frozen(study: Study) -> dict[str, Any]:
     protocol["fixed_learning_rates"] = {f"{rate:.6g}": True for rate in study.protocol.fixed_learning_rates}
     score = {"name": study.score_name, "higher_is_better": study.higher_is_better}
     search = {} if study.config.search is None else {"search": study.config.search.model_dump(mode="json")}
-    arms = {arm.identity: {"label": arm.label, "centre": arm.centre} for arm in study.arms}
+    arms = {arm.config_hash: {"label": arm.label, "centre": arm.centre} for arm in study.arms}
     return {"score": score, "protocol": protocol, **search, "arms": arms}
 
 
@@ -102,14 +102,14 @@ def changes(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[str]:
     """In words, what of `before` is other in `after` (both of `frozen`); empty where only arms or rates came."""
     settled = [key for key in before if key != "arms"]
     found = [
-        f"{key}: was {_in_words(old)}, is {_in_words(new)}"
+        f"{key}: was {_describe(old)}, is {_describe(new)}"
         for section in settled
         for key, old, new in _differences(before[section], after.get(section, {}), section)
     ]
-    for identity, arm in before["arms"].items():
-        now = after["arms"].get(identity)
+    for config_hash, arm in before["arms"].items():
+        now = after["arms"].get(config_hash)
         if now is None:
-            found.append(f"arm {arm['label']!r} ({identity}) is gone: taken out, or another configuration now")
+            found.append(f"arm {arm['label']!r} ({config_hash}) is gone: taken out, or another configuration now")
         elif now["centre"] != arm["centre"]:
             found.append(f"arm {arm['label']!r}: its learning rates were around {arm['centre']}, are {now['centre']}")
     return found
@@ -127,7 +127,7 @@ def _put(tree: dict[str, Any], key: str, value: Any) -> None:
 
 
 def _expansion(
-    path: Path, tree: Mapping[str, Any], *, study: str, search: SearchConfig | None, faults: list[str]
+    path: Path, tree: Mapping[str, Any], *, study: str, search: SearchConfig | None, errors: list[str]
 ) -> Expansion:
     """The arms of a tree that may have faults elsewhere; without arms where it has them here."""
     config, common, entries = tree.get("config"), tree.get("set", {}), tree.get("arms")
@@ -137,7 +137,7 @@ def _expansion(
     try:
         base = read_tree(path.parent / str(config))
     except ConfigError as error:
-        faults += [f"config: {fault}" for fault in error.faults]
+        errors += [f"config: {message}" for message in error.errors]
         return Expansion((), {}, ())
     if search is None:
         return expand(list(entries or ()), base=base, common=common, study=study)
@@ -151,7 +151,7 @@ def _is_map(value: object) -> bool:
     return isinstance(value, dict) and all(isinstance(key, str) for key in value)
 
 
-def _task(arms: Sequence[Arm], faults: list[str]) -> Task | None:
+def _task(arms: Sequence[Arm], errors: list[str]) -> Task | None:
     """The task that says what the score is; a fault where arms are scored differently."""
     tasks = {
         (task.config.name, task.score_name): task
@@ -160,7 +160,7 @@ def _task(arms: Sequence[Arm], faults: list[str]) -> Task | None:
     }
     if len(tasks) > 1:
         scores = " and ".join(f"{score} of {name}" for name, score in tasks)
-        faults.append(f"arms: a study compares one score of one task; these have {scores}")
+        errors.append(f"arms: a study compares one score of one task; these have {scores}")
     return next(iter(tasks.values()), None)
 
 
@@ -187,5 +187,5 @@ def _differences(before: Mapping[str, Any], after: Mapping[str, Any], path: str)
     return found
 
 
-def _in_words(value: object) -> str:
+def _describe(value: object) -> str:
     return "nothing" if value is None else str(value)

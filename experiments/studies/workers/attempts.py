@@ -8,7 +8,7 @@ import shutil
 from contextlib import suppress
 from pathlib import Path
 
-from experiments.record.run_dir import RunFolder
+from experiments.record.run_dir import RunDirectory
 from experiments.training.checkpoint import CHECKPOINT, PROGRESS
 
 ATTEMPTS = ".attempts"
@@ -16,15 +16,15 @@ PATIENCE_SECONDS = 60.0  # with whoever has the record in hand: it is copied to 
 ADOPTED = (CHECKPOINT, "metrics.jsonl", PROGRESS, "config.yaml", "environment.json")
 
 
-def attempt_at(record: RunFolder, key: str, number: int) -> RunFolder:
+def attempt_at(record: RunDirectory, key: str, number: int) -> RunDirectory:
     """The folder of attempt `number` at the trial `key`.
 
     Two trials of one configuration, as searches may ask for, have one record and attempts of their own.
     """
-    return RunFolder(record.path.parent / ATTEMPTS / f"{record.path.name}.{key}.{number}")
+    return RunDirectory(record.path.parent / ATTEMPTS / f"{record.path.name}.{key}.{number}")
 
 
-def adopt(attempt: RunFolder) -> None:
+def adopt(attempt: RunDirectory) -> None:
     """A new one begins with what the attempt that came farthest has left, if that is not cleared away meanwhile."""
     earlier = [path for path in _attempts_like(attempt) if (path / CHECKPOINT).exists()]
     if not earlier or attempt.path.exists():
@@ -38,12 +38,12 @@ def adopt(attempt: RunFolder) -> None:
         shutil.rmtree(attempt.path)
 
 
-def publish(attempt: RunFolder, record: RunFolder) -> bool:
+def publish(attempt: RunDirectory, record: RunDirectory) -> bool:
     """The attempt becomes the trial's record. Of several finished ones the first stays: they are the same.
 
     False where it is not there any more: its worker slept, and another has taken the trial over.
     """
-    with record.held(patience=PATIENCE_SECONDS):
+    with record.locked(patience=PATIENCE_SECONDS):
         there = attempt.path.exists()
         if there and not record.finished:
             if record.path.exists():
@@ -53,14 +53,14 @@ def publish(attempt: RunFolder, record: RunFolder) -> bool:
     return there
 
 
-def discard(attempt: RunFolder) -> None:
+def discard(attempt: RunDirectory) -> None:
     """It and all earlier attempts leave nothing; at a later one another worker may be."""
     for path in _attempts_like(attempt):
         if _number(path) <= _number(attempt.path):
             shutil.rmtree(path, ignore_errors=True)
 
 
-def _attempts_like(attempt: RunFolder) -> list[Path]:
+def _attempts_like(attempt: RunDirectory) -> list[Path]:
     """All attempts at the same trial."""
     return list(attempt.path.parent.glob(f"{attempt.path.name.rpartition('.')[0]}.*"))
 

@@ -10,7 +10,7 @@ import torch
 
 from experiments.config.schema import RunConfig
 from experiments.studies.spec.arms import Arm
-from experiments.training.context import Setting, attached_pack, regime_of, trial_of
+from experiments.training.context import TrainingContext, attached_pack, shared_hyperparameters, trial_hyperparameters
 from experiments.training.device import peak_bytes
 from experiments.training.loop import Training
 from lora_variants import VARIANTS
@@ -45,9 +45,9 @@ class Packing:
     """
 
     def __init__(
-        self, setting: Setting, *, size: int | None = None, workers: int = 1, patience: float = math.inf
+        self, context: TrainingContext, *, size: int | None = None, workers: int = 1, patience: float = math.inf
     ) -> None:
-        self.setting, self.fixed, self.workers = setting, size, workers
+        self.context, self.fixed, self.workers = context, size, workers
         self.patience, self.deadline = patience, 0.0
         self._groups: dict[str, Hashable] = {}
         self._totals: dict[str, int] = {}
@@ -59,18 +59,18 @@ class Packing:
 
     def group(self, arm: Arm) -> Hashable:
         """What the trials of an arm share with those that they may be packed with."""
-        if arm.identity not in self._groups:
-            variant, _ = self.setting.plan(arm.config)
+        if arm.config_hash not in self._groups:
+            variant, _ = self.context.plan(arm.config)
             training = arm.config.training.model_dump(exclude=OWN_KNOBS)
             shared = (arm.config.variant.name, tuple(arm.config.targets), tuple(sorted(training.items())))
-            self._groups[arm.identity] = (*shared, tuple(sorted(variant.rank_padded_to().items())))
-            self._totals[arm.identity] = sum(layer.ranks[0] for layer in variant.layers.values())
-        return self._groups[arm.identity]
+            self._groups[arm.config_hash] = (*shared, tuple(sorted(variant.rank_padded_to().items())))
+            self._totals[arm.config_hash] = sum(layer.ranks[0] for layer in variant.layers.values())
+        return self._groups[arm.config_hash]
 
     def rank_total(self, arm: Arm) -> int:
         """The sum of the ranks of all layers."""
         self.group(arm)
-        return self._totals[arm.identity]
+        return self._totals[arm.config_hash]
 
     def size(self, arm: Arm) -> int:
         """How many trials of the arm's group to train together."""
@@ -105,12 +105,12 @@ class Packing:
         self.fixed = None if self.fixed is None else max(1, min(self.fixed, trials // 2))
 
     def _alone(self, config: RunConfig) -> bool:
-        task, variant = self.setting.task, VARIANTS[config.variant.name].load()
+        task, variant = self.context.task, VARIANTS[config.variant.name].load()
         return variant.trains_alone or task.trains_alone() is not None
 
     def _measured(self, config: RunConfig) -> list[Speed]:
         found: list[Speed] = []
-        trials, memory = 1, _peak(self.setting)
+        trials, memory = 1, _peak(self.context)
         while trials <= (1 if self._alone(config) else LARGEST_PACK):
             try:
                 found.append(Speed(trials, self._seconds(config, trials)))
@@ -118,14 +118,14 @@ class Packing:
                 if not found or not out_of_memory(error):
                     raise
                 break
-            before, memory = memory, _peak(self.setting)
+            before, memory = memory, _peak(self.context)
             if trials >= SURE_FROM and found[-1].seconds > WORTH_IT * min(speed.seconds for speed in found[:-1]):
                 break
             if trials >= SURE_FROM and self.impatient:
                 break
             if found[-1].seconds * trials > LONG_STEP_SECONDS:
                 break
-            if 2 * (memory - before) > MEMORY_SHARE * _free_bytes(self.setting) / self.workers:
+            if 2 * (memory - before) > MEMORY_SHARE * _free_bytes(self.context) / self.workers:
                 break
             trials *= 2
         return found
@@ -133,9 +133,11 @@ class Packing:
     def _seconds(self, config: RunConfig, trials: int) -> float:
         """Of one trial-step: the fastest of a few, after one that is not counted."""
         configs = [config.model_copy(update={"seed": config.seed + trial}) for trial in range(trials)]
-        variant = attached_pack(configs, self.setting.task, self.setting.base)
+        variant = attached_pack(configs, self.context.task, self.context.base)
         try:
-            training = Training(variant, self.setting.task, [trial_of(c) for c in configs], regime_of(config))
+            training = Training(
+                variant, self.context.task, [trial_hyperparameters(c) for c in configs], shared_hyperparameters(config)
+            )
             if not training.trains:
                 return 0.0
             training.step()
@@ -147,14 +149,14 @@ class Packing:
             variant.detach()
 
     def _timed(self, training: Training) -> float:
-        on_gpu = self.setting.device.type == "cuda"
+        on_gpu = self.context.device.type == "cuda"
         clock = time.perf_counter if on_gpu else time.process_time
         if on_gpu:
-            torch.cuda.synchronize(self.setting.device)
+            torch.cuda.synchronize(self.context.device)
         since = clock()
         training.step()
         if on_gpu:
-            torch.cuda.synchronize(self.setting.device)
+            torch.cuda.synchronize(self.context.device)
         return clock() - since
 
 
@@ -176,13 +178,13 @@ def groups_of(arms: Sequence[Arm], packing: Packing) -> dict[Hashable, list[Arm]
     return found
 
 
-def _peak(setting: Setting) -> int:
-    return peak_bytes(setting.device) or 0
+def _peak(context: TrainingContext) -> int:
+    return peak_bytes(context.device) or 0
 
 
-def _free_bytes(setting: Setting) -> float:
-    if setting.device.type == "cuda":
-        return torch.cuda.mem_get_info(setting.device)[0]
+def _free_bytes(context: TrainingContext) -> float:
+    if context.device.type == "cuda":
+        return torch.cuda.mem_get_info(context.device)[0]
     try:
         return float(os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
     except (AttributeError, ValueError, OSError):  # a system that does not say

@@ -11,7 +11,7 @@ from safetensors import SafetensorError, safe_open
 
 from experiments.studies.workers.attempts import ATTEMPTS
 from experiments.studies.workers.prestarted import Process, new_worker
-from experiments.studies.workers.worker_process import DONE, FAULTY, STOPPED, Order
+from experiments.studies.workers.worker_process import DONE, FAULTY, STOPPED, WorkerSpec
 from experiments.training.checkpoint import CHECKPOINT
 
 DEATHS_IN_A_ROW = 5  # without progress in between: what kills one will kill the next
@@ -23,7 +23,7 @@ class WorkerError(RuntimeError):
 
 
 @dataclass
-class Hand:
+class WorkerProcess:
     """One worker process, where it writes, and from where on in that file."""
 
     name: str
@@ -38,36 +38,36 @@ class Hand:
             return "\n".join(file.read().decode(errors="replace").splitlines()[-TAIL_LINES:])
 
 
-class Workforce:
+class WorkerPool:
     """As a context manager it leaves no process behind.
 
-    `bury` hears the names of workers that have ended; `progress` says how far the study is: more is greater. `spares`
+    `requeue_dead` hears the names of workers that have ended; `progress` says how far the study is: more is greater. `prestarted`
     are workers without an order, which are used first.
     """
 
     def __init__(
         self,
-        order: Order,
+        spec: WorkerSpec,
         *,
-        bury: Callable[[list[str]], object],
+        requeue_dead: Callable[[list[str]], object],
         progress: Callable[[], tuple[int, int]],
-        spares: list[Process] | None = None,
+        prestarted: list[Process] | None = None,
     ) -> None:
-        self.order, self.bury, self.progress, self.spares = order, bury, progress, spares or []
+        self.spec, self.requeue_dead, self.progress, self.prestarted = spec, requeue_dead, progress, prestarted or []
         self.reached = (-1, -1)  # at the last death
-        self.hands: list[Hand] = []
+        self.workers: list[WorkerProcess] = []
         self.started = self.deaths = 0
         self.stopping = self.stopped_by_others = False
 
-    def __enter__(self) -> "Workforce":
+    def __enter__(self) -> "WorkerPool":
         return self
 
     def __exit__(self, *_: object) -> None:
-        for hand in self.hands:
-            hand.process.kill()
-            hand.process.wait()
-        if self.hands:
-            self.bury([hand.name for hand in self.hands])
+        for worker in self.workers:
+            worker.process.kill()
+            worker.process.wait()
+        if self.workers:
+            self.requeue_dead([worker.name for worker in self.workers])
 
     def start(self, workers: int) -> None:
         for _ in range(workers):
@@ -77,28 +77,28 @@ class Workforce:
         """Every worker finishes its step, writes checkpoints, gives its trials back and ends."""
         if not self.stopping:
             self.stopping = True
-            for hand in self.hands:
-                _close(hand)
+            for worker in self.workers:
+                _close(worker)
 
     def watch(self) -> list[str]:
         """Notice who has ended, and replace who died; what there is to tell.
 
         Raises: WorkerError for what the user has to mend, and when workers die one after the other.
         """
-        gone = [hand for hand in self.hands if hand.process.poll() is not None]
-        self.hands = [hand for hand in self.hands if hand not in gone]
+        gone = [worker for worker in self.workers if worker.process.poll() is not None]
+        self.workers = [worker for worker in self.workers if worker not in gone]
         if gone:
-            self.bury([hand.name for hand in gone])
-        return [told for hand in gone if (told := self._after(hand))]
+            self.requeue_dead([worker.name for worker in gone])
+        return [told for worker in gone if (told := self._after(worker))]
 
-    def _after(self, hand: Hand) -> str:
-        code = hand.process.returncode
-        _close(hand)
+    def _after(self, worker: WorkerProcess) -> str:
+        code = worker.process.returncode
+        _close(worker)
         if code == DONE:
             return ""
         if code == FAULTY:
-            errors = [line for line in hand.said().splitlines() if line.startswith("error: ")]
-            raise WorkerError((errors or [hand.said()])[-1].removeprefix("error: "))
+            errors = [line for line in worker.said().splitlines() if line.startswith("error: ")]
+            raise WorkerError((errors or [worker.said()])[-1].removeprefix("error: "))
         if code == STOPPED or self.stopping:
             self.stopped_by_others |= not self.stopping
             return ""
@@ -109,23 +109,23 @@ class Workforce:
         if self.deaths >= DEATHS_IN_A_ROW:
             raise WorkerError(
                 f"{self.deaths} workers died without progress in between; the last one {how}; if it was memory, "
-                f"--pack 1 needs less, or fewer --workers. Its log, {hand.log}, ends with:\n{hand.said()}"
+                f"--pack 1 needs less, or fewer --workers. Its log, {worker.log}, ends with:\n{worker.said()}"
             )
         self._start_one()
-        said = f":\n{hand.said()}" if hand.said() else ""
+        said = f":\n{worker.said()}" if worker.said() else ""
         return f"a worker {how}; its trials go on from their checkpoints in another one{said}"
 
     def _start_one(self) -> None:
         self.started += 1
-        name = f"{self.order.name}.{self.started}"
-        log = self.order.runs_dir / self.order.study.config["name"] / "logs" / f"worker-{self.started}.log"
+        name = f"{self.spec.name}.{self.started}"
+        log = self.spec.runs_dir / self.spec.study.config["name"] / "logs" / f"worker-{self.started}.log"
         log.parent.mkdir(parents=True, exist_ok=True)
         log.touch()
-        process = self.spares.pop() if self.spares else new_worker()
-        self.hands.append(Hand(name, process, log, begins=log.stat().st_size))
+        process = self.prestarted.pop() if self.prestarted else new_worker()
+        self.workers.append(WorkerProcess(name, process, log, begins=log.stat().st_size))
         assert process.stdin is not None
         with suppress(BrokenPipeError):  # one that has died already is noticed by `watch`
-            process.stdin.write(pickle.dumps(replace(self.order, name=name, log=log)))
+            process.stdin.write(pickle.dumps(replace(self.spec, name=name, log=log)))
             process.stdin.flush()
 
 
@@ -139,7 +139,7 @@ def steps_kept(folder: Path) -> int:
     return sum(found.values())
 
 
-def _close(hand: Hand) -> None:
-    assert hand.process.stdin is not None
+def _close(worker: WorkerProcess) -> None:
+    assert worker.process.stdin is not None
     with suppress(BrokenPipeError):
-        hand.process.stdin.close()
+        worker.process.stdin.close()

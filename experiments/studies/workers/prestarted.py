@@ -20,7 +20,7 @@ def new_worker() -> Process:
 
 
 @contextmanager
-def spares(count: int) -> Iterator[list[Process]]:
+def prestarted(count: int) -> Iterator[list[Process]]:
     """So many workers without an order; whoever gives one an order takes it out. Afterwards none is left."""
     waiting = [new_worker() for _ in range(count)]
     try:

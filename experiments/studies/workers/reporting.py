@@ -5,32 +5,32 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from experiments.record.run_dir import RunFolder
+from experiments.record.run_dir import RunDirectory
 from experiments.studies.protocol.trials import PlannedTrial
 from experiments.studies.queue.trial_queue import Claim, TrialQueue
-from experiments.training.context import Setting
+from experiments.training.context import TrainingContext
 from experiments.training.early_stopping import Rungs
 from experiments.training.trial import score_on_test
 
 
-class HandingIn:
+class Reporter:
     """Of one worker: scores, stops and failures of published records; the queue refuses what was taken over."""
 
-    def __init__(self, queue: TrialQueue, setting: Setting, runs_dir: Path) -> None:
-        self.queue, self.setting, self.runs_dir = queue, setting, runs_dir
+    def __init__(self, queue: TrialQueue, context: TrainingContext, runs_dir: Path) -> None:
+        self.queue, self.context, self.runs_dir = queue, context, runs_dir
 
     def rungs(self, trial: PlannedTrial) -> Rungs:
         """Where the trial may be stopped."""
-        return Rungs(trial.bars, higher_is_better=self.setting.task.higher_is_better)
+        return Rungs(trial.thresholds, higher_is_better=self.context.task.higher_is_better)
 
-    def record_of(self, claim: Claim, trial: PlannedTrial, record: RunFolder) -> None:
+    def record_of(self, claim: Claim, trial: PlannedTrial, record: RunDirectory) -> None:
         """The scores of a finished record; its trial is stopped all the same where it misses a bar on the way.
 
         Two trials may have one configuration, and other bars: who made the record first may not decide.
         """
         result = record.result()
-        reached = record.scores(self.setting.task.score_name) if trial.bars else {}
-        reached = {step: score for step, score in reached.items() if step in trial.bars}
+        reached = record.scores(self.context.task.score_name) if trial.thresholds else {}
+        reached = {step: score for step, score in reached.items() if step in trial.thresholds}
         if self.rungs(trial).stops_at(reached) is not None:
             self.stopped(claim, trial, record, reached, executed=0, seconds=0.0)
             return
@@ -40,7 +40,7 @@ class HandingIn:
             facts["ranks"] = result["ranks"]
         if trial.stage == "evaluation":
             if "test" not in result:  # a run of its own made this record
-                result["test"] = score_on_test(trial.config, self.setting, record, self.runs_dir, name=record.path.name)
+                result["test"] = score_on_test(trial.config, self.context, record, self.runs_dir, name=record.path.name)
                 record.finish(result)
             facts["test"] = result["test"][result["score_name"]]
         self.queue.finish(claim, result["score"], facts, _finite(reached))
@@ -49,7 +49,7 @@ class HandingIn:
         self,
         claim: Claim,
         trial: PlannedTrial,
-        record: RunFolder,
+        record: RunDirectory,
         reached: Mapping[int, float],
         *,
         executed: int,
@@ -62,7 +62,7 @@ class HandingIn:
         cost = {"steps": step, "steps_executed": executed, "seconds": seconds}
         self.queue.stop(claim, {"folder": record.path.name, "reached": _by_name(until), **cost}, until)
 
-    def failed(self, claim: Claim, record: RunFolder, reason: str) -> None:
+    def failed(self, claim: Claim, record: RunDirectory, reason: str) -> None:
         """A trial without a score."""
         self.queue.fail(claim, reason, {"folder": record.path.name})
 

@@ -8,9 +8,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from experiments.record.run_description import RunDescription, describe_run
-from experiments.record.run_dir import RunFolder
+from experiments.record.run_dir import RunDirectory
 from experiments.record.starting_point import read_start
-from experiments.studies.protocol.progress import Board, fill, look
+from experiments.studies.protocol.progress import StudyState, enqueue, snapshot
 from experiments.studies.protocol.trials import PlannedTrial
 from experiments.studies.queue.entries import Entry
 from experiments.studies.queue.trial_queue import Claim, TrialQueue
@@ -19,26 +19,26 @@ from experiments.studies.spec.study import Study
 from experiments.studies.workers.attempts import adopt, attempt_at, discard, publish
 from experiments.studies.workers.heartbeat import Progress, beating
 from experiments.studies.workers.packing import Packing, out_of_memory, share
-from experiments.studies.workers.reporting import HandingIn
+from experiments.studies.workers.reporting import Reporter
 from experiments.terminal import Display
 from experiments.training.checkpoint import CheckpointError
-from experiments.training.context import Setting
+from experiments.training.context import TrainingContext
 from experiments.training.interruption import Interrupted, Interruption
-from experiments.training.pack import train_together
-from experiments.training.trial import Member, Wishes
+from experiments.training.pack import train_pack
+from experiments.training.trial import RunOptions, TrialRun
 
-KEPT_WAITING = 256  # trials in the queue that wait: enough for all workers, few beside a study of thousands
+MOST_WAITING = 256  # trials in the queue that wait: enough for all workers, few beside a study of thousands
 IDLE_SECONDS = 0.5
 
 
 @dataclass(frozen=True)
-class Held:
+class ClaimedTrial:
     """A claimed trial, where its record belongs, and the attempt at it."""
 
     claim: Claim
     trial: PlannedTrial
-    record: RunFolder
-    member: Member
+    record: RunDirectory
+    trial_run: TrialRun
 
 
 class Worker:
@@ -48,23 +48,23 @@ class Worker:
         self,
         study: Study,
         queue: TrialQueue,
-        setting: Setting,
+        context: TrainingContext,
         packing: Packing,
         *,
         runs_dir: Path,
         interruption: Interruption,
         workers: int = 1,
     ) -> None:
-        self.study, self.queue, self.setting, self.packing = study, queue, setting, packing
+        self.study, self.queue, self.context, self.packing = study, queue, context, packing
         self.runs_dir, self.interruption, self.workers = runs_dir, interruption, workers
-        self.handing_in = HandingIn(queue, setting, runs_dir)
+        self.reporter = Reporter(queue, context, runs_dir)
         self.progress = Progress()
-        self.held: dict[str, Held] = {}
+        self.claimed: dict[str, ClaimedTrial] = {}
         self.suspects: set[str] = set()  # trials of a pack that met an error: each goes on alone
         search = study.config.search
-        self.proposer = None if search is None else Proposer(study, search, setting)
+        self.proposer = None if search is None else Proposer(study, search, context)
         arms = [*study.arms, *(arm.source for arm in study.arms if arm.source is not None)]
-        self.starts = {arm.identity: read_start(arm.config.start) for arm in arms}
+        self.starts = {arm.config_hash: read_start(arm.config.start) for arm in arms}
 
     def work(self) -> None:
         """Train what waits, pack by pack, until all that the study wants has ended.
@@ -78,133 +78,137 @@ class Worker:
                     pass
             finally:
                 with suppress(Exception):  # what happened first is what is told
-                    self.queue.release([held.claim for held in self.held.values()])
+                    self.queue.release([claimed.claim for claimed in self.claimed.values()])
                     self.queue.leave()
 
     def _next_pack(self) -> bool:
         """Train one pack until a trial of it ends; False when nothing is left for anybody."""
         if self.interruption.asked:
             raise Interrupted("stopped between two packs; the same command goes on")
-        self.queue.reclaim()
-        board = look(self.study, self.queue)
-        if self.proposer is not None and self.proposer.fill(self.queue, board):
-            board = look(self.study, self.queue)
-        waiting = sum(board.entries[key].state == "waiting" for key in board.wanted if key in board.entries)
-        if fill(self.queue, board, at_most=max(0, KEPT_WAITING - waiting)):
-            board = look(self.study, self.queue)
-        if not self.held or self.setting.task.steps_alike:
-            self._claim(board)
-        if self.held:
+        self.queue.requeue_stale()
+        study_state = snapshot(self.study, self.queue)
+        if self.proposer is not None and self.proposer.enqueue(self.queue, study_state):
+            study_state = snapshot(self.study, self.queue)
+        waiting = sum(
+            study_state.entries[key].state == "waiting" for key in study_state.wanted if key in study_state.entries
+        )
+        if enqueue(self.queue, study_state, at_most=max(0, MOST_WAITING - waiting)):
+            study_state = snapshot(self.study, self.queue)
+        if not self.claimed or self.context.task.steps_alike:
+            self._claim(study_state)
+        if self.claimed:
             self._train(self._together())
-        elif not board.complete:
+        elif not study_state.complete:
             time.sleep(IDLE_SECONDS)
-        return bool(self.held) or not board.complete
+        return bool(self.claimed) or not study_state.complete
 
-    def _claim(self, board: Board) -> None:
+    def _claim(self, study_state: StudyState) -> None:
         """Fill the pack with waiting trials of its group, or begin one with the first that waits."""
-        begun = next(iter(self.held.values())).trial.arm if self.held else None
+        begun = next(iter(self.claimed.values())).trial.arm if self.claimed else None
 
         def choose(entries: Sequence[Entry]) -> Sequence[Entry]:
-            known = [(entry, board.wanted[entry.key].arm) for entry in entries if entry.key in board.wanted]
+            known = [(entry, study_state.wanted[entry.key].arm) for entry in entries if entry.key in study_state.wanted]
             if not known:
                 return []
             arm = begun or known[0][1]
             alike = [entry for entry, its_arm in known if self.packing.group(its_arm) == self.packing.group(arm)]
             size = self.packing.size(arm)
-            return alike[: max(0, min(size - len(self.held), share(size, len(alike), self.workers)))]
+            return alike[: max(0, min(size - len(self.claimed), share(size, len(alike), self.workers)))]
 
         for claim in self.queue.claim(choose):
-            self._begin(claim, board.wanted[claim.key])
+            self._begin(claim, study_state.wanted[claim.key])
 
-    def _together(self) -> list[Held]:
+    def _together(self) -> list[ClaimedTrial]:
         """The held trials that train now: as many as fit, at one step where batches of different steps differ."""
-        held = list(self.held.values())
-        alone = [one for one in held if one.claim.key in self.suspects]
+        claimed = list(self.claimed.values())
+        alone = [one for one in claimed if one.claim.key in self.suspects]
         if alone:
             return alone[:1]
-        size, first = self.packing.size(held[0].trial.arm), held[0].member.checkpoints.start
-        return [one for one in held if self.setting.task.steps_alike or one.member.checkpoints.start == first][:size]
+        size, first = self.packing.size(claimed[0].trial.arm), claimed[0].trial_run.checkpoints.start
+        return [one for one in claimed if self.context.task.steps_alike or one.trial_run.checkpoints.start == first][
+            :size
+        ]
 
     def _begin(self, claim: Claim, trial: PlannedTrial) -> None:
         """Take up the attempt at a claimed trial, or hand in its record where there is one."""
-        start = self.starts[trial.arm.identity]
+        start = self.starts[trial.arm.config_hash]
         rank_total = sum(trial.knobs["rank"].values()) if trial.knobs else self.packing.rank_total(trial.arm)
-        run = describe_run(trial.config, self.setting, self.runs_dir, rank_total=rank_total, start=start)
+        run = describe_run(trial.config, self.context, self.runs_dir, rank_total=rank_total, start=start)
         record = run.run_dir
         attempt = attempt_at(record, claim.key, claim.number)
         if record.finished:
-            self.handing_in.record_of(claim, trial, record)
+            self.reporter.record_of(claim, trial, record)
             discard(attempt)
             return
         adopt(attempt)
-        wishes = Wishes(
+        options = RunOptions(
             test=trial.stage == "evaluation",
             runs_dir=self.runs_dir,
             wandb_mode="disabled",
-            rungs=self.handing_in.rungs(trial),
+            rungs=self.reporter.rungs(trial),
         )
         try:
-            member = self._member(trial, replace(run, run_dir=attempt), wishes)
+            trial_run = self._trial_run(trial, replace(run, run_dir=attempt), options)
         except OSError:
             if self.queue.holds(claim):
                 raise
             discard(attempt)  # this worker slept, and who took the trial over has cleared its attempts away
             return
-        self.held[claim.key] = Held(claim, trial, record, member)
+        self.claimed[claim.key] = ClaimedTrial(claim, trial, record, trial_run)
 
-    def _member(self, trial: PlannedTrial, attempt: RunDescription, wishes: Wishes) -> Member:
-        start = self.starts[trial.arm.identity]
+    def _trial_run(self, trial: PlannedTrial, attempt: RunDescription, options: RunOptions) -> TrialRun:
+        start = self.starts[trial.arm.config_hash]
         try:
-            return Member(trial.config, self.setting, attempt, wishes, Display.silent(), start=start)
+            return TrialRun(trial.config, self.context, attempt, options, Display.silent(), start=start)
         except CheckpointError:  # torn by a crash of the machine: from the first step
             discard(attempt.run_dir)
-            return Member(trial.config, self.setting, attempt, wishes, Display.silent(), start=start)
+            return TrialRun(trial.config, self.context, attempt, options, Display.silent(), start=start)
 
-    def _train(self, pack: Sequence[Held]) -> None:
+    def _train(self, pack: Sequence[ClaimedTrial]) -> None:
         """The pack until a trial ends, and what became of its trials."""
         self.progress.pack = len(pack)
         try:
-            train_together(
-                self.setting, [held.member for held in pack], interruption=self.interruption, heard=self._heard
+            train_pack(
+                self.context, [claimed.trial_run for claimed in pack], interruption=self.interruption, heard=self._heard
             )
         except Interrupted:
             raise
         except Exception as error:
             self._recover(pack, error)
             return
-        for held in pack:
-            if held.member.ended:
-                self._end(held)
+        for claimed in pack:
+            if claimed.trial_run.ended:
+                self._end(claimed)
 
     def _heard(self, trials: int) -> None:
         self.progress.trial_steps += trials
 
-    def _end(self, held: Held) -> None:
+    def _end(self, claimed: ClaimedTrial) -> None:
         """Publish a trial that has ended, and hand in what became of it."""
-        del self.held[held.claim.key]
-        if not self._published(held):
+        del self.claimed[claimed.claim.key]
+        if not self._published(claimed):
             return
-        if held.member.failure is not None:
-            self.handing_in.failed(held.claim, held.record, held.member.failure)
-        elif held.member.stopped is not None:
-            member = held.member
-            self.handing_in.stopped(
-                held.claim, held.trial, held.record, member.reached,
-                executed=member.steps_executed, seconds=member.seconds,
+        if claimed.trial_run.failure is not None:
+            self.reporter.failed(claimed.claim, claimed.record, claimed.trial_run.failure)
+        elif claimed.trial_run.stopped is not None:
+            trial_run = claimed.trial_run
+            self.reporter.stopped(
+                claimed.claim, claimed.trial, claimed.record, trial_run.reached,
+                executed=trial_run.steps_executed, seconds=trial_run.seconds,
             )  # fmt: skip
         else:
-            self.handing_in.record_of(held.claim, held.trial, held.record)
+            self.reporter.record_of(claimed.claim, claimed.trial, claimed.record)
         self.progress.trials += 1
 
-    def _recover(self, pack: Sequence[Held], error: Exception) -> None:
+    def _recover(self, pack: Sequence[ClaimedTrial], error: Exception) -> None:
         """After an error the pack's trials go on from their checkpoints, in smaller packs; one alone has failed."""
-        ours = [held for held in pack if self.queue.holds(held.claim)]
-        for held in pack:
-            del self.held[held.claim.key]
-            if held not in ours:
-                discard(held.member.folder)
+        ours = [claimed for claimed in pack if self.queue.holds(claimed.claim)]
+        for claimed in pack:
+            del self.claimed[claimed.claim.key]
+            if claimed not in ours:
+                discard(claimed.trial_run.folder)
         if isinstance(error, OSError) and len(ours) == len(pack):
-            self.held |= {held.claim.key: held for held in ours}
+            self.claimed |= {claimed.claim.key: claimed for claimed in ours}
             raise error
         if len(pack) == 1 and ours:
             self._fail(ours[0], error)
@@ -212,23 +216,23 @@ class Worker:
         if out_of_memory(error):
             self.packing.halve(pack[0].trial.arm, len(pack))
         elif len(ours) == len(pack):
-            self.suspects |= {held.claim.key for held in pack}
-        for held in ours:
-            self._begin(held.claim, held.trial)
+            self.suspects |= {claimed.claim.key for claimed in pack}
+        for claimed in ours:
+            self._begin(claimed.claim, claimed.trial)
 
-    def _fail(self, held: Held, error: Exception) -> None:
+    def _fail(self, claimed: ClaimedTrial, error: Exception) -> None:
         """Publish a trial that cannot be trained, and hand that in."""
         with suppress(FileNotFoundError):  # this worker slept
-            held.member.folder.fail("".join(traceback.format_exception(error)))
-        if self._published(held):
+            claimed.trial_run.folder.fail("".join(traceback.format_exception(error)))
+        if self._published(claimed):
             reason = f"{type(error).__name__}: {error}" + (" (in a pack of one)" if out_of_memory(error) else "")
-            self.handing_in.failed(held.claim, held.record, reason)
+            self.reporter.failed(claimed.claim, claimed.record, reason)
             self.progress.trials += 1
 
-    def _published(self, held: Held) -> bool:
+    def _published(self, claimed: ClaimedTrial) -> bool:
         """Whether the trial's attempt is its record now; not if another worker has taken it over."""
-        if self.queue.holds(held.claim) and publish(held.member.folder, held.record):
+        if self.queue.holds(claimed.claim) and publish(claimed.trial_run.folder, claimed.record):
             return True
-        discard(held.member.folder)
-        self.queue.release([held.claim])  # it waits again if nobody has it: its folder was deleted
+        discard(claimed.trial_run.folder)
+        self.queue.release([claimed.claim])  # it waits again if nobody has it: its folder was deleted
         return False

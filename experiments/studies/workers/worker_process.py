@@ -19,14 +19,14 @@ from experiments.studies.spec.study import Study
 from experiments.studies.spec.study_config import StudyConfig
 from experiments.studies.workers.packing import Packing
 from experiments.studies.workers.worker import Worker
-from experiments.training.context import Setting
+from experiments.training.context import TrainingContext
 from experiments.training.interruption import Interruption
 
 DONE, FAULTY, BROKEN, STOPPED = 0, 2, 3, 130
 
 
 @dataclass(frozen=True)
-class Order:
+class WorkerSpec:
     """What a worker is told."""
 
     study: "PlainStudy"
@@ -59,14 +59,14 @@ class PlainStudy:
 
 
 def _plain(arm: Arm) -> dict[str, Any]:
-    tree = {"label": arm.label, "identity": arm.identity, "keys": dict(arm.keys), "tree": arm.config.tree()}
+    tree = {"label": arm.label, "config_hash": arm.config_hash, "keys": dict(arm.keys), "tree": arm.config.tree()}
     return tree | {"search": dict(arm.search), "source": None if arm.source is None else _plain(arm.source)}
 
 
 def _arm(plain: dict[str, Any]) -> Arm:
     source = None if plain["source"] is None else _arm(plain["source"])
     config = resolve(plain["tree"])
-    return Arm(plain["label"], plain["identity"], plain["keys"], config, plain["search"], source)
+    return Arm(plain["label"], plain["config_hash"], plain["keys"], config, plain["search"], source)
 
 
 def open_queue(study: Study, address: Address, *, worker: str | None = None) -> TrialQueue:
@@ -84,16 +84,16 @@ def main() -> int:
     Whatever a worker has to tell a person goes to standard error.
     """
     try:
-        order: Order = pickle.load(sys.stdin.buffer)
+        spec: WorkerSpec = pickle.load(sys.stdin.buffer)
     except EOFError:  # there was nothing to do for this one
         return DONE
-    if order.log is not None:
-        _write_to(order.log)
+    if spec.log is not None:
+        _write_to(spec.log)
     interruption = Interruption()
     threading.Thread(target=_stop_with_the_driver, args=(interruption,), daemon=True).start()
     try:
         with interruption.heeded():
-            _work(order, interruption)
+            _work(spec, interruption)
     except KeyboardInterrupt as stop:
         print(stop or "stopped", file=sys.stderr)
         return STOPPED
@@ -116,18 +116,18 @@ def _write_to(log: Path) -> None:
     os.close(file)
 
 
-def _work(order: Order, interruption: Interruption) -> None:
-    study = order.study.study()
+def _work(spec: WorkerSpec, interruption: Interruption) -> None:
+    study = spec.study.study()
     torch.set_num_threads(study.arms[0].config.training.threads or 1)
-    setting = Setting(study.arms[0].config)
-    setting.load()
-    if setting.base_sha256 != order.base_sha256:
+    context = TrainingContext(study.arms[0].config)
+    context.load()
+    if context.base_sha256 != spec.base_sha256:
         raise QueueError("the base model has changed since the study was started; start it again")
-    packing = Packing(setting, size=order.pack, workers=order.workers)
-    queue = open_queue(study, order.address, worker=order.name)
+    packing = Packing(context, size=spec.pack, workers=spec.workers)
+    queue = open_queue(study, spec.address, worker=spec.name)
     worker = Worker(
-        study, queue, setting, packing,
-        runs_dir=order.runs_dir, interruption=interruption, workers=order.workers,
+        study, queue, context, packing,
+        runs_dir=spec.runs_dir, interruption=interruption, workers=spec.workers,
     )  # fmt: skip
     worker.work()
 

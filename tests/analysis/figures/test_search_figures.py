@@ -181,7 +181,7 @@ def points(axes: Axes, marker: str, size: float | None = None) -> list[tuple[flo
     ]
 
 
-def bars(axes: Axes) -> list[list[list[float]]]:
+def thresholds(axes: Axes) -> list[list[list[float]]]:
     return [
         part.tolist()
         for found in axes.collections
@@ -247,9 +247,9 @@ def test_every_matrix_of_every_arm_has_the_colour_of_its_rank_on_one_scale() -> 
     assert lowest < 0 < 3 < highest  # layer 0 on top
     apart = np.diff(np.asarray(mesh(axes).norm(np.array([0.0, 2.0, 4.0, 8.0, 32.0]))))
     assert apart.min() > 0.1
-    bar = colour_bar(figure)
-    assert bar.get_xlabel() == "rank"
-    assert ticks(bar, "x") == ["0", "1", "2", "4", "8", "16", "32"]
+    threshold = colour_bar(figure)
+    assert threshold.get_xlabel() == "rank"
+    assert ticks(threshold, "x") == ["0", "1", "2", "4", "8", "16", "32"]
 
 
 def test_layers_and_kinds_stand_in_the_order_in_which_they_come() -> None:
@@ -371,7 +371,7 @@ def test_knobs_are_sorted_by_fanova_and_each_evaluator_has_its_panel() -> None:
             (shares[knob], float(place)) for place, knob in enumerate(knobs)
         )
         for place, knob in enumerate(knobs):
-            assert [[0.8 * shares[knob], place], [1.5 * shares[knob], place]] in bars(found[evaluator])
+            assert [[0.8 * shares[knob], place], [1.5 * shares[knob], place]] in thresholds(found[evaluator])
         low, high = found[evaluator].get_xlim()
         assert low == 0
         assert high > 1.2
@@ -393,8 +393,8 @@ def test_one_evaluator_without_resamples_is_one_panel_sorted_by_itself() -> None
     figure = drawn("rank_importance", table)
     [axes] = panels(figure).values()
     assert ticks(axes, "y") == ["learning_rate", "query.0", "down.1", "alpha_per_rank"]
-    assert not bars(axes)
-    assert "bars" not in caption(figure)
+    assert not thresholds(axes)
+    assert "thresholds" not in caption(figure)
     assert "sorted by PED-ANOVA" in caption(figure)
     assert axes.get_xlim() == pytest.approx((0, 1.06 * 0.4))
 
@@ -439,7 +439,7 @@ def test_means_at_one_budget_stand_side_by_side_with_interval_and_name() -> None
     assert ticks(beside, "x") == ["grouped", "uniform", "gradient"]
     for place, (marker, (_, _, mean, low, high)) in enumerate(zip("osD", CHOSEN, strict=True)):
         assert points(beside, marker) == [(place, mean)]
-        assert [[place, low], [place, high]] in bars(beside)
+        assert [[place, low], [place, high]] in thresholds(beside)
     bottom, top = beside.get_ylim()
     assert bottom < 0.80
     assert top > 0.97
@@ -512,7 +512,7 @@ def test_runs_that_are_all_equal_and_means_without_interval_are_drawn() -> None:
     figure = drawn("score_by_parameters", table)
     axes, beside = figure.axes
     assert points(axes, "o") == [(4096.0, 0.5)]
-    assert not bars(beside)
+    assert not thresholds(beside)
     assert "t-interval" not in caption(figure)
     for low, high in (axes.get_xlim(), axes.get_ylim()):
         assert low < high

@@ -144,7 +144,7 @@ def test_the_forest_has_difference_interval_margin_and_word_of_every_comparison(
     assert [axes.get_title(loc="left") for axes in panels] == ["tuned learning rate", "learning rate 0.001 for all"]
     for axes, (_, family) in zip(panels, comparisons.groupby("setting", sort=False), strict=True):
         for place, row in enumerate(family.to_dict("records")):
-            word = row["kept_out"] if pd.isna(row["verdict"]) else row["verdict"]
+            word = row["excluded"] if pd.isna(row["verdict"]) else row["verdict"]
             assert word in [text.get_text() for text in axes.texts if text.get_position()[1] == place]
             if pd.isna(row["value"]):
                 continue

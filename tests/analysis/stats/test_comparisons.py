@@ -40,7 +40,7 @@ def test_a_comparison_reports_the_direction_and_the_numbers_of_its_tests() -> No
     assert lower.interval == pytest.approx(tuple(t.confidence_interval(0.95)))
     assert lower.p == lower.p_holm == pytest.approx(t.pvalue)
     assert lower.p_sign_flip == 2 / 2**8
-    assert lower.minimum_detectable == pytest.approx(minimum_detectable_difference(sd, 8, alpha=0.05))
+    assert lower.minimum_detectable_difference == pytest.approx(minimum_detectable_difference(sd, 8, alpha=0.05))
     assert lower.seeds_to_settle is None
     assert compare([pairs(differences)])[0].verdict == "worse"
 
@@ -61,7 +61,7 @@ def test_a_family_is_judged_by_holm_and_the_note_says_what_one_test_alone_would_
     assert [each.verdict for each in family[:2]] == ["better", "undecided"]
     assert family[1].note == f"different when tested alone (p = {alone.p:.2g}), not in a family of 19"
     assert [each.p_holm for each in family] == pytest.approx(holm(np.array([each.p for each in family])))
-    assert family[0].minimum_detectable == pytest.approx(
+    assert family[0].minimum_detectable_difference == pytest.approx(
         minimum_detectable_difference(family[0].sd or 0, 8, alpha=0.05 / 19)
     )
 
@@ -79,7 +79,7 @@ def test_seeds_to_settle_suffice_for_one_of_the_words_if_the_truth_is_what_was_o
         settings_now = {
             n: (each.advantage, each.sd, n, 0.05 / 3) for n in (each.seeds_to_settle - 1, each.seeds_to_settle)
         }
-        detection = [power(*setting) for setting in settings_now.values()]
+        detection = [power(*context) for context in settings_now.values()]
         shown = [equivalence_power(MARGIN, sd, n, alpha, mean) for mean, sd, n, alpha in settings_now.values()]
         assert max(detection[0], shown[0]) < 0.8 <= max(detection[1], shown[1])
         reached["detection" if detection[1] >= 0.8 else "equivalence"] += 1
@@ -101,7 +101,7 @@ def test_fewer_than_five_pairs_get_no_verdict_and_still_count_in_the_family() ->
 def test_without_spread_the_exact_sign_flips_decide() -> None:
     (tie,) = compare([pairs(np.zeros(5))])
     assert (tie.verdict, tie.p, tie.p_equivalence, tie.sd) == ("equivalent", 1.0, 2**-5, 0.0)
-    assert (tie.interval, tie.minimum_detectable) == (None, None)
+    assert (tie.interval, tie.minimum_detectable_difference) == (None, None)
     assert tie.note.startswith("all 5 differences are 0: without spread t has no scale")
     (shift,) = compare([pairs(np.full(6, 0.02))])
     assert (shift.verdict, shift.p, shift.p_equivalence) == ("better", 2**-5, 1.0)

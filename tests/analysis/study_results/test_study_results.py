@@ -14,8 +14,8 @@ from synthetic_studies import Ending, Outcome, board_of, planted_study, study_of
 from analysis.stats.comparisons import PairedScores, compare
 from analysis.study_results.conclusion import Conclusion, conclude, conclusion_of
 from analysis.study_results.results import CIRCUMSTANCES, results_table
-from experiments.record.run_dir import RunFolder
-from experiments.studies.protocol.progress import Board
+from experiments.record.run_dir import RunDirectory
+from experiments.studies.protocol.progress import StudyState
 from experiments.studies.protocol.trials import PlannedTrial
 from experiments.studies.spec.study import Study
 
@@ -24,7 +24,7 @@ class Planted(NamedTuple):
     """A study that was trained, in packs of up to eight, and what was concluded."""
 
     study: Study
-    board: Board
+    study_state: StudyState
     folder: Path
     conclusion: Conclusion
 
@@ -33,8 +33,8 @@ class Planted(NamedTuple):
 def planted(tmp_path_factory: pytest.TempPathFactory) -> Planted:
     folder = tmp_path_factory.mktemp("planted")
     study = planted_study(folder)
-    board = trained(folder, study, pack=8)
-    return Planted(study, board, folder, conclude(study, board, folder))
+    study_state = trained(folder, study, pack=8)
+    return Planted(study, study_state, folder, conclude(study, study_state, folder))
 
 
 def concluded(folder: Path, study: Study, outcome: Outcome = valley) -> Conclusion:
@@ -42,23 +42,23 @@ def concluded(folder: Path, study: Study, outcome: Outcome = valley) -> Conclusi
     return conclusion_of(study, board_of(study, outcome), folder)
 
 
-def family(conclusion: Conclusion, setting: str = "tuned") -> dict[tuple[str, str], dict[str, Any]]:
+def family(conclusion: Conclusion, context: str = "tuned") -> dict[tuple[str, str], dict[str, Any]]:
     """The comparisons of a setting in the summary, by the labels of arm and reference."""
-    found = conclusion.summary["comparisons"]["families"][setting]["comparisons"]
+    found = conclusion.summary["comparisons"]["families"][context]["comparisons"]
     return {(each["arm"], each["reference"]): each for each in found}
 
 
 def test_the_table_has_what_the_record_of_each_trial_says(planted: Planted) -> None:
-    study, board, folder, conclusion = planted
+    study, study_state, folder, conclusion = planted
     table = conclusion.table
-    assert len(table) == len(board.wanted)
+    assert len(table) == len(study_state.wanted)
     order = [(list(dict.fromkeys(table["arm"])).index(row.arm), row.stage == "evaluation", row.learning_rate, row.seed)
              for row in table.itertuples()]  # fmt: skip
     assert order == sorted(order)
     assert list(dict.fromkeys(table["arm"])) == [arm.label for arm in study.arms]
     assert set(table["state"]) == {"done", "failed"}
     for row in table.to_dict("records"):
-        record = RunFolder(folder / "s" / row["folder"])
+        record = RunDirectory(folder / "s" / row["folder"])
         if row["state"] == "failed":
             assert (record.path / "error.txt").read_text().strip() == row["failure"]
             assert pd.isna(row["score"])
@@ -101,8 +101,8 @@ def test_the_files_are_the_conclusion(planted: Planted) -> None:
 def test_records_of_another_folder_are_told_by_the_queue_with_a_way_to_bring_them(
     planted: Planted, tmp_path: Path
 ) -> None:
-    study, board, _, conclusion = planted
-    here, elsewhere = conclusion.table, conclusion_of(study, board, tmp_path)
+    study, study_state, _, conclusion = planted
+    here, elsewhere = conclusion.table, conclusion_of(study, study_state, tmp_path)
     same = ["arm", "key", "state", "score", "loss", "test_score", "failure", "folder"]
     pd.testing.assert_frame_equal(elsewhere.table[same], here[same])
     done = elsewhere.table["state"] == "done"
@@ -112,12 +112,12 @@ def test_records_of_another_folder_are_told_by_the_queue_with_a_way_to_bring_the
 
 
 def test_a_record_that_is_other_than_the_queue_says_is_told(planted: Planted, tmp_path: Path) -> None:
-    study, board, folder, _ = planted
-    key, entry = next((key, entry) for key, entry in board.entries.items() if entry.state == "done")
-    record = RunFolder(tmp_path / "s" / entry.facts["folder"])
+    study, study_state, folder, _ = planted
+    key, entry = next((key, entry) for key, entry in study_state.entries.items() if entry.state == "done")
+    record = RunDirectory(tmp_path / "s" / entry.facts["folder"])
     record.path.mkdir(parents=True)
-    record.finish(RunFolder(folder / "s" / entry.facts["folder"]).result() | {"score": 77.0})
-    conclusion = conclusion_of(study, board, tmp_path)
+    record.finish(RunDirectory(folder / "s" / entry.facts["folder"]).result() | {"score": 77.0})
+    conclusion = conclusion_of(study, study_state, tmp_path)
     assert conclusion.table.set_index("key").at[key, "score"] == 77.0
     assert any("record has score 77.0" in warning for warning in conclusion.warnings)
 
@@ -128,8 +128,8 @@ def test_the_verdicts_are_those_of_the_comparisons_on_the_test_scores(tmp_path: 
     study = study_of(tmp_path, config=str(configs / metric), protocol={"margin": 0.004, "fixed_learning_rates": [1e-4]})
     conclusion = concluded(tmp_path, study)
     words = set()
-    for setting, summary in conclusion.summary["comparisons"]["families"].items():
-        rows = conclusion.table[conclusion.table["settings"].str.split(", ").map(lambda s, w=setting: w in s)]
+    for context, summary in conclusion.summary["comparisons"]["families"].items():
+        rows = conclusion.table[conclusion.table["settings"].str.split(", ").map(lambda s, w=context: w in s)]
         rows = rows[rows["stage"] == "evaluation"].set_index(["arm", "seed"])["test_score"]
         pairs = [
             PairedScores("", *(rows[arm.label].loc[range(6)].to_numpy() for arm in pair), study.higher_is_better, 0.004)
@@ -138,11 +138,11 @@ def test_the_verdicts_are_those_of_the_comparisons_on_the_test_scores(tmp_path: 
         assert summary["tests"] == len(pairs) == 4
         for ours, theirs in zip(summary["comparisons"], compare(pairs), strict=True):
             for name in ("verdict", "n", "difference", "sd", "p", "p_holm", "p_sign_flip", "p_equivalence",
-                         "p_equivalence_holm", "minimum_detectable", "seeds_to_settle", "note"):  # fmt: skip
+                         "p_equivalence_holm", "minimum_detectable_difference", "seeds_to_settle", "note"):  # fmt: skip
                 assert ours[name] == getattr(theirs, name)
             words.add(ours["verdict"])
         for (arm, to), pair, ours in zip(study.comparisons(), pairs, summary["comparisons"], strict=True):
-            assert (ours["arm"], ours["reference"], ours["kept_out"]) == (arm.label, to.label, None)
+            assert (ours["arm"], ours["reference"], ours["excluded"]) == (arm.label, to.label, None)
             low, high = stats.ttest_rel(pair.arm, pair.reference).confidence_interval(0.95)
             assert ours["interval"] == pytest.approx([low, high])
             assert low < ours["difference"] < high
@@ -158,7 +158,7 @@ def test_means_have_the_t_interval_of_their_seeds(tmp_path: Path) -> None:
         scores = np.array(list(each["test_scores"].values()))
         low, high = stats.ttest_1samp(scores, 0).confidence_interval(0.95)
         assert each["test"] == pytest.approx({"mean": scores.mean(), "half_width": (high - low) / 2})
-        assert (each["n"], each["failed"], each["to_come"]) == (6, 0, 0)
+        assert (each["n"], each["failed"], each["pending"]) == (6, 0, 0)
         drawn = conclusion.drawn["score_by_rank"].query("kind == 'mean' and arm == @each['arm']")
         assert drawn[["value", "low", "high", "n"]].to_numpy() == pytest.approx(
             np.array([[scores.mean(), low, high, 6]])
@@ -172,13 +172,13 @@ def test_a_failed_evaluation_run_keeps_its_arm_out_and_the_family_as_large_as_pl
 
     study = study_of(tmp_path, protocol={"margin": 0.004})
     whole, broken = concluded(tmp_path, study), concluded(tmp_path, study, outcome)
-    kept_out = family(broken)["rslora r=4", "lora r=4"]
-    assert (kept_out["verdict"], kept_out["kept_out"]) == (None, "1 of 6 evaluation runs failed")
-    assert kept_out["difference"] is None  # the seeds that finished are not a fair sample
+    excluded = family(broken)["rslora r=4", "lora r=4"]
+    assert (excluded["verdict"], excluded["excluded"]) == (None, "1 of 6 evaluation runs failed")
+    assert excluded["difference"] is None  # the seeds that finished are not a fair sample
     assert broken.summary["comparisons"]["families"]["tuned"]["tests"] == 4
     surest = min(family(whole), key=lambda pair: family(whole)[pair]["p"])
     assert family(broken)[surest]["p_holm"] == pytest.approx(4 * family(whole)[surest]["p"])
-    assert broken.summary["kept_out"] == [
+    assert broken.summary["excluded"] == [
         {"setting": "tuned", "arm": "rslora r=4", "reason": "1 of 6 evaluation runs failed"}
     ]
     [row] = [each for each in broken.summary["evaluation"]["settings"]["tuned"] if each["arm"] == "rslora r=4"]
@@ -192,7 +192,7 @@ def test_a_reference_that_is_kept_out_leaves_its_comparisons_without_verdict(tmp
         return {"failure": "out of memory"} if broken else valley(trial)
 
     found = family(concluded(tmp_path, study_of(tmp_path), outcome))
-    reasons = {pair: each["kept_out"] for pair, each in found.items()}
+    reasons = {pair: each["excluded"] for pair, each in found.items()}
     assert reasons["rslora r=2", "lora r=2"] == "lora r=2: 2 of 6 evaluation runs failed"
     assert reasons["full", "lora r=2"] == reasons["rslora r=2", "lora r=2"]
     assert reasons["rslora r=4", "lora r=4"] is None
@@ -205,7 +205,7 @@ def test_an_arm_that_is_not_tuned_has_a_difference_and_no_verdict_but_one_at_a_r
     conclusion = concluded(tmp_path, study, lambda t: valley(t, best=64 if t.arm.label == "rslora r=2" else 1))
     pair = "rslora r=2", "lora r=2"
     not_tuned, fixed = family(conclusion)[pair], family(conclusion, "fixed 0.001")[pair]
-    assert (not_tuned["verdict"], not_tuned["kept_out"], not_tuned["p"]) == (None, "not tuned", None)
+    assert (not_tuned["verdict"], not_tuned["excluded"], not_tuned["p"]) == (None, "not tuned", None)
     assert not_tuned["interval"][0] < not_tuned["difference"] < not_tuned["interval"][1]
     assert fixed["verdict"] is not None
     [tuning] = [each for each in conclusion.summary["tuning"]["arms"] if each["arm"] == "rslora r=2"]
@@ -219,11 +219,11 @@ def test_an_evaluation_that_is_not_over_gives_no_verdict_and_says_what_is_missin
     def outcome(trial: PlannedTrial) -> Ending:
         if trial.arm.label == "full":
             return {"state": "waiting"}
-        to_come = trial.arm.label == "rslora r=2" and trial.stage == "evaluation" and trial.seed == 5
-        return {"state": "running"} if to_come else valley(trial)
+        pending = trial.arm.label == "rslora r=2" and trial.stage == "evaluation" and trial.seed == 5
+        return {"state": "running"} if pending else valley(trial)
 
     conclusion = concluded(tmp_path, study_of(tmp_path), outcome)
-    reasons = {pair: each["kept_out"] for pair, each in family(conclusion).items()}
+    reasons = {pair: each["excluded"] for pair, each in family(conclusion).items()}
     assert reasons == {
         ("rslora r=2", "lora r=2"): "1 of 6 evaluation runs to come",
         ("rslora r=4", "lora r=4"): None,
@@ -233,7 +233,7 @@ def test_an_evaluation_that_is_not_over_gives_no_verdict_and_says_what_is_missin
     assert not conclusion.complete
     assert conclusion.summary["complete"] is False
     assert conclusion.summary["trials"] == {
-        "done": 47, "stopped": 0, "failed": 0, "running": 1, "waiting": 6,
+        "done": 47, "pruned": 0, "failed": 0, "running": 1, "waiting": 6,
     }  # fmt: skip
     assert any("7 trials" in warning for warning in conclusion.warnings)
 
@@ -248,7 +248,7 @@ def test_a_study_of_which_nothing_has_ended_concludes_nothing(tmp_path: Path) ->
 def test_fewer_than_five_seeds_give_a_difference_and_no_verdict(tmp_path: Path) -> None:
     study = study_of(tmp_path, protocol={"evaluation": {"seeds": [0, 1, 2]}})
     found = family(concluded(tmp_path, study))["rslora r=2", "lora r=2"]
-    assert (found["verdict"], found["kept_out"]) == (None, "a verdict needs 5 seeds, there are 3")
+    assert (found["verdict"], found["excluded"]) == (None, "a verdict needs 5 seeds, there are 3")
     assert (found["n"], found["p"]) == (3, None)
     assert math.isfinite(found["difference"])
 
@@ -265,7 +265,7 @@ def test_keys_of_arms_are_columns_of_one_kind_and_hide_no_other(tmp_path: Path) 
     arms = [{"variant": "lora", "rank": [2, {"*": 1, "*.query": 3}], "steps": [100, 200]}, {"variant": "full"}]
     study = study_of(tmp_path, arms=arms, protocol={"reference": {"variant": "full"}})
     table = results_table(study, board_of(study, valley), tmp_path)
-    by_arm = table.drop_duplicates("identity")
+    by_arm = table.drop_duplicates("config_hash")
     assert by_arm["rank"].fillna("").tolist() == ["2", "2", "*:1,*.query:3", "*:1,*.query:3", ""]
     assert by_arm["arm.steps"].fillna(0).tolist() == [100, 200, 100, 200, 0]
     assert str(table["arm.steps"].dtype) == "Int64"
@@ -276,12 +276,12 @@ def test_the_summary_comes_last(tmp_path: Path) -> None:
     (tmp_path / "s" / "figures").touch()  # in the way of the figures
     protocol = {"reference": {"variant": "full"}, "evaluation": {"seeds": [0, 1]}}
     study = study_of(tmp_path, arms=[{"variant": "full"}], protocol=protocol)
-    board = board_of(study, valley)
+    study_state = board_of(study, valley)
     with pytest.raises(FileExistsError):
-        conclude(study, board, tmp_path)
+        conclude(study, study_state, tmp_path)
     assert not (tmp_path / "s" / "summary.json").exists()
     (tmp_path / "s" / "figures").unlink()
-    files = conclude(study, board, tmp_path).files
+    files = conclude(study, study_state, tmp_path).files
     assert files[-1] == tmp_path / "s" / "summary.json"
     assert all(file.stat().st_mtime_ns <= files[-1].stat().st_mtime_ns for file in files)
 

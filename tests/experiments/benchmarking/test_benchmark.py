@@ -23,20 +23,20 @@ from experiments.benchmarking.implementations import (
     BUILDERS,
     FROZEN,
     PEFT,
-    Contender,
     FrozenLinear,
+    Implementation,
     gradients,
     largest_differences,
 )
 from experiments.benchmarking.results import Result
-from experiments.benchmarking.terminal import bars
+from experiments.benchmarking.terminal import progress_bars
 from experiments.benchmarking.timing import time_rounds
 from experiments.benchmarking.workload import Workload, build_workload, in_place
 from experiments.terminal import Display
 
 ROOT = Path(__file__).resolve().parents[1]
 CPU = torch.device("cpu")
-TINY = Case(width=16, layers=2, heads=2, rows=2, length=8, rank=3)
+TINY = Case(width=16, layers=2, heads=2, batch_size=2, length=8, rank=3)
 KINDS = [
     replace(TINY, model=model, targets=targets) for model in ("bert", "byte_transformer") for targets in ("all", "qv")
 ]
@@ -46,7 +46,7 @@ QUICK = [*SHAPE, "--processes", "0", "--rounds", "2"]
 of_every_kind = pytest.mark.parametrize("case", KINDS, ids=lambda case: f"{case.model}-{case.targets}")
 
 
-def built(case: Case) -> tuple[Workload, dict[str, Contender]]:
+def built(case: Case) -> tuple[Workload, dict[str, Implementation]]:
     workload = build_workload(case, CPU)
     return workload, {name: build(workload) for name, build in BUILDERS.items()}
 
@@ -69,15 +69,15 @@ def test_every_contender_is_computed_by_the_same_base_over_the_same_frozen_weigh
     workload = build_workload(case, CPU)
     own = dict(workload.base.named_modules())
     weights = {p.data_ptr() for p in workload.base.parameters()}
-    contenders = {name: build(workload) for name, build in BUILDERS.items()}
+    implementations = {name: build(workload) for name, build in BUILDERS.items()}
     calls: list[nn.Module] = []
     workload.base.register_forward_pre_hook(lambda module, _: calls.append(module))
-    for name, contender in contenders.items():
-        assert tuple(contender.modules) == workload.paths
-        with in_place(workload.base, contender.modules):
-            assert all(workload.base.get_submodule(path) is module for path, module in contender.modules.items())
+    for name, implementation in implementations.items():
+        assert tuple(implementation.modules) == workload.paths
+        with in_place(workload.base, implementation.modules):
+            assert all(workload.base.get_submodule(path) is module for path, module in implementation.modules.items())
             frozen = {p.data_ptr() for p in workload.base.parameters() if not p.requires_grad}
-            contender.loss()
+            implementation.loss()
         assert frozen == weights, name
         assert calls.pop() is workload.base, name
         assert not calls
@@ -88,35 +88,35 @@ def test_every_contender_is_computed_by_the_same_base_over_the_same_frozen_weigh
 
 @of_every_kind
 def test_ours_peft_and_loralib_train_as_many_parameters(case: Case) -> None:
-    workload, contenders = built(case)
+    workload, implementations = built(case)
     linears = [workload.linear(path) for path in workload.paths]
     assert len(linears) == case.layers * (6 if case.targets == "all" else 2)
     expected = sum(case.rank * (linear.in_features + linear.out_features) for linear in linears)
-    counts = {name: contender.trainable_parameters for name, contender in contenders.items()}
+    counts = {name: implementation.trainable_parameters for name, implementation in implementations.items()}
     assert counts == dict.fromkeys(BUILDERS, expected) | {FROZEN: 0}
 
 
 @of_every_kind
 def test_ours_peft_and_loralib_have_the_same_loss_and_gradients(case: Case) -> None:
-    workload, contenders = built(case)
-    differences = largest_differences(workload, contenders)
+    workload, implementations = built(case)
+    differences = largest_differences(workload, implementations)
     assert differences["loss"] <= 1e-5
     assert differences["gradient"] <= 1e-5
-    for contender in contenders.values():
-        with in_place(workload.base, contender.modules):
-            contender.loss().backward()
-        if contender.factors:
-            found = gradients(contender, case.rank)
+    for implementation in implementations.values():
+        with in_place(workload.base, implementation.modules):
+            implementation.loss().backward()
+        if implementation.factors:
+            found = gradients(implementation, case.rank)
             assert len(found) == 2 * len(workload.paths)
             assert all(gradient.norm() > 0 for gradient in found)
 
 
 def test_a_contender_with_another_scale_is_found_out(monkeypatch: pytest.MonkeyPatch) -> None:
-    def scaled(workload: Workload) -> Contender:
-        contender = contenders_module.build_loralib(workload)
-        for module in contender.modules.values():
+    def scaled(workload: Workload) -> Implementation:
+        implementation = contenders_module.build_loralib(workload)
+        for module in implementation.modules.values():
             module.scaling *= 1.01
-        return contender
+        return implementation
 
     monkeypatch.setitem(BUILDERS, "loralib", scaled)
     with pytest.raises(RuntimeError, match="do not compute the same: gradient differs by"):
@@ -125,14 +125,14 @@ def test_a_contender_with_another_scale_is_found_out(monkeypatch: pytest.MonkeyP
 
 @of_every_kind
 def test_a_step_moves_a_and_b_alone_and_alike(case: Case) -> None:
-    workload, contenders = built(case)
+    workload, implementations = built(case)
     before = {name: p.clone() for name, p in workload.base.named_parameters()}
     moved: dict[str, list[Tensor]] = {}
-    for name, contender in contenders.items():
-        parameters = [p for pair in contender.factors.values() for p in pair]
+    for name, implementation in implementations.items():
+        parameters = [p for pair in implementation.factors.values() for p in pair]
         start = [p.detach().clone() for p in parameters]
-        with in_place(workload.base, contender.modules):
-            contender.step()
+        with in_place(workload.base, implementation.modules):
+            implementation.step()
         assert all(p.grad is None or not p.grad.any() for p in parameters), f"{name}: zeroed behind the step"
         moved[name] = [float((p.detach() - s).norm()) for p, s in zip(parameters, start, strict=True)]
     assert min(moved[PEFT]) > 0
@@ -143,8 +143,8 @@ def test_a_step_moves_a_and_b_alone_and_alike(case: Case) -> None:
 
 @of_every_kind
 def test_the_frozen_model_s_backward_ends_at_the_outputs_of_the_first_adapted_layers(case: Case) -> None:
-    workload, contenders = built(case)
-    frozen = contenders[FROZEN]
+    workload, implementations = built(case)
+    frozen = implementations[FROZEN]
     outputs: dict[str, Tensor] = {}
     for path, module in frozen.modules.items():
         assert isinstance(module, FrozenLinear)
@@ -171,7 +171,9 @@ def test_in_bfloat16_the_contenders_agree_as_far_as_its_rounding_goes() -> None:
 def test_the_order_of_the_contenders_rotates(one_step_a_round: None) -> None:
     order: list[str] = []
     workload = build_workload(TINY, CPU)
-    parts = {name: Contender({}, {}, 0, lambda: torch.zeros((), requires_grad=True), lambda: None) for name in "abc"}
+    parts = {
+        name: Implementation({}, {}, 0, lambda: torch.zeros((), requires_grad=True), lambda: None) for name in "abc"
+    }
     noted = {
         name: replace(part, update=lambda name=name: order.append(name))  # type: ignore[misc]
         for name, part in parts.items()
@@ -184,11 +186,11 @@ def test_the_order_of_the_contenders_rotates(one_step_a_round: None) -> None:
 
 
 def test_timing_puts_threads_and_modules_back(one_step_a_round: None) -> None:
-    workload, contenders = built(TINY)
+    workload, implementations = built(TINY)
     own = [workload.linear(path) for path in workload.paths]
     torch.set_num_threads(2)
     try:
-        time_rounds(workload, contenders, rounds=1, on_round=lambda: None)
+        time_rounds(workload, implementations, rounds=1, on_round=lambda: None)
         assert torch.get_num_threads() == 2
     finally:
         torch.set_num_threads(1)
@@ -197,7 +199,7 @@ def test_timing_puts_threads_and_modules_back(one_step_a_round: None) -> None:
 
 def test_no_thread_draws_while_steps_are_timed() -> None:
     before = threading.active_count()
-    with bars(Display()) as report:
+    with progress_bars(Display()) as report:
         report("a case", 1, 2)
         assert threading.active_count() == before
 
@@ -210,7 +212,7 @@ def test_time_is_compared_within_a_round_and_memory_with_the_median() -> None:
     )  # fmt: skip
     assert result.ratios("seconds") == {PEFT: [1.0, 1.0, 1.0], "ours": [0.5, 0.8, 0.25]}
     assert result.ratios("bytes") == {PEFT: [0.5, 1.0, 2.0], "ours": [0.5, 0.25, 0.5]}
-    rows = {(row["contender"], row["quantity"]): row for row in result.summary()}
+    rows = {(row["implementation"], row["quantity"]): row for row in result.summary()}
     assert rows["ours", "seconds"]["ratio"] == 0.5
     assert rows["ours", "seconds"]["ratio_lower_quartile"] == pytest.approx(0.375)
     assert rows["ours", "seconds"]["ratio_upper_quartile"] == pytest.approx(0.65)
@@ -219,7 +221,7 @@ def test_time_is_compared_within_a_round_and_memory_with_the_median() -> None:
 
 
 def test_the_memory_of_a_step_holds_at_least_what_backward_needs() -> None:
-    case = Case(model="byte_transformer", width=64, layers=2, heads=2, rows=64, length=64, rank=2)
+    case = Case(model="byte_transformer", width=64, layers=2, heads=2, batch_size=64, length=64, rank=2)
     inputs_of_gelu = case.rows * case.length * 4 * case.width * 4 * case.layers
     found = footprint.footprint_in_new_process(case, "ours", "cpu")
     assert inputs_of_gelu < found < 100 * inputs_of_gelu
@@ -269,9 +271,9 @@ def test_memory_is_measured_in_turn_and_shown(
 ) -> None:
     asked: list[str] = []
 
-    def fake(case: Case, contender: str, device: str) -> int:
-        asked.append(contender)
-        return 2**20 * (50 if contender == PEFT else 25)
+    def fake(case: Case, implementation: str, device: str) -> int:
+        asked.append(implementation)
+        return 2**20 * (50 if implementation == PEFT else 25)
 
     monkeypatch.setattr(measurement, "footprint_in_new_process", fake)
     assert benchmark.main([*SHAPE, "--rounds", "1", "--processes", "3", "--output", str(tmp_path)]) == 0
@@ -341,7 +343,7 @@ def test_a_library_that_is_not_there_is_a_row_and_peft_an_error(
 def test_a_failed_measurement_ends_with_1_and_says_what_failed(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, one_step_a_round: None
 ) -> None:
-    def failing(case: Case, contender: str, device: str) -> int:
+    def failing(case: Case, implementation: str, device: str) -> int:
         raise RuntimeError("no memory to be had")
 
     monkeypatch.setattr(measurement, "footprint_in_new_process", failing)
@@ -416,7 +418,7 @@ def test_the_command_runs_from_any_folder(tmp_path: Path) -> None:
 def test_the_figure_has_a_dot_at_each_median_and_a_bar_between_the_quartiles() -> None:
     values = {"ours": [0.5, 0.6, 0.9], "loralib": [0.9, 1.0, 1.2]}
     rows = [
-        {"case": case, "contender": name, "quantity": quantity, "ratio": ratio}
+        {"case": case, "implementation": name, "quantity": quantity, "ratio": ratio}
         for quantity, cases in (("time", ("small, a", "large, b")), ("memory", ("large, b",)))
         for case in cases
         for name, ratios in values.items()

@@ -47,13 +47,13 @@ from experiments.studies.spec.study import load_study
 from experiments.tasks.bytes import Bytes, BytesConfig
 from experiments.tasks.task import Batch
 from experiments.training.evaluation import evaluate
-from experiments.training.loop import Regime, Trial
+from experiments.training.loop import SharedHyperparameters, TrialHyperparameters
 from lora_variants.interface.attach import attach
 from lora_variants.interface.pack import Pack
 from lora_variants.lora import LoRA, LoRAConfig
 
 CPU = torch.device("cpu")
-TINY = Case(width=16, layers=1, heads=2, rows=2, length=8, rank=3)
+TINY = Case(width=16, layers=1, heads=2, batch_size=2, length=8, rank=3)
 CASES = [
     packs_of(TINY),
     packs_of(replace(TINY, targets="qv")),
@@ -136,9 +136,9 @@ def test_ranks_of_several_lengths_train_in_packs_of_their_own() -> None:
 
 
 def test_a_trial_step_costs_the_steps_of_all_packs_over_their_trials(monkeypatch: pytest.MonkeyPatch) -> None:
-    def timed(_: object, contenders: dict[str, object], **__: object) -> dict[str, list[float]]:
+    def timed(_: object, implementations: dict[str, object], **__: object) -> dict[str, list[float]]:
         costs = {"pack 0 of 2 trials": 3.0, "pack 1 of 2 trials": 5.0, f"{PEFT}, rank 2": 2.0, f"{PEFT}, rank 16": 6.0}
-        return {name: [costs.get(name, 10.0)] for name in contenders}
+        return {name: [costs.get(name, 10.0)] for name in implementations}
 
     monkeypatch.setattr(pack_timing, "time_rounds", timed)
     result = measured(PackCase(case=TINY, ranks=(2, 16)), 1, 2)
@@ -209,8 +209,8 @@ def test_a_trial_of_peft_does_what_ours_does(tmp_path: Path, monkeypatch: pytest
     variant = attach(LoRA, task.base_model(), targets=["layers.*"], pack=pack, configs=configs)
     rows: list[dict[str, list[float]]] = []
     train(
-        variant, task, [Trial(t.seed, t.learning_rate, clip=t.clip, warmup=t.warmup) for t in trials],
-        Regime(steps=5, rows=2), on_step=lambda step, row: rows.append(row),
+        variant, task, [TrialHyperparameters(t.seed, t.learning_rate, max_grad_norm=t.clip, warmup_steps=t.warmup) for t in trials],
+        SharedHyperparameters(steps=5, batch_size=2), on_step=lambda step, row: rows.append(row),
     )  # fmt: skip
     scores = evaluate(variant, task, "validation", "float32")
     for k, trial in enumerate(trials):

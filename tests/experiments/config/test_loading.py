@@ -11,30 +11,30 @@ ROOT = Path(__file__).resolve().parents[1]
 BYTES = ROOT / "configs" / "bytes.yaml"
 
 
-def faults(*settings: str, **layers: object) -> tuple[str, ...]:
+def errors(*settings: str, **layers: object) -> tuple[str, ...]:
     with pytest.raises(ConfigError) as error:
-        load(layers.pop("path", BYTES), settings=settings, **layers)  # type: ignore[arg-type]
-    return error.value.faults
+        load(layers.pop("path", BYTES), overrides=settings, **layers)  # type: ignore[arg-type]
+    return error.value.errors
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "configs").glob("*.yaml")), ids=lambda path: path.name)
 @pytest.mark.parametrize("variant", ["head", "full", "full_all", "lora", "rslora", "adalora", "lora_plus"])
 def test_a_resolved_configuration_reads_back_as_itself(path: Path, variant: str) -> None:
-    config = load(path, variant=variant, settings=["study=s"])
+    config = load(path, variant=variant, overrides=["study=s"])
     assert resolve(parse_yaml(yaml_text(config.tree()))).tree() == config.tree()
 
 
 def test_the_command_line_wins_over_the_file_and_the_file_over_the_defaults(tmp_path: Path) -> None:
     path = tmp_path / "c.yaml"
     path.write_text("task: {name: planted}\ntargets: ['*']\nvariant: {name: lora, rank: 2}\ntraining: {steps: 7}\n")
-    config = load(path, settings=["variant.alpha=3", "steps=9"])
+    config = load(path, overrides=["variant.alpha=3", "steps=9"])
     assert (config.variant.rank, config.variant.alpha, config.training.steps) == (2, 3.0, 9)  # type: ignore[attr-defined]
     assert load(path).training.steps == 7
     assert load(path).training.rows == 4
 
 
 def test_every_fault_is_reported_at_once_with_path_value_and_nearest_key() -> None:
-    found = faults("rank=yes", "lerning_rate=1", "training.step=3", "training.warmup=2", "variant.rnk=2")
+    found = errors("rank=yes", "lerning_rate=1", "training.step=3", "training.warmup=2", "variant.rnk=2")
     text = "\n".join(found)
     assert len(found) == 5
     assert "variant.rank: should be a valid integer, got True" in text
@@ -46,29 +46,29 @@ def test_every_fault_is_reported_at_once_with_path_value_and_nearest_key() -> No
 
 @pytest.mark.parametrize("variant", ["full", "full_all", "head"])
 def test_a_rank_for_a_variant_without_one_is_an_error_that_says_so(variant: str) -> None:
-    (fault,) = faults(variant=variant, rank=4)
+    (fault,) = errors(variant=variant, rank=4)
     assert fault.startswith(f"variant.rank: '{variant}' has no rank")
 
 
 def test_a_misspelt_variant_names_the_nearest() -> None:
-    assert "did you mean 'adalora'?" in faults(variant="adalor")[0]
+    assert "did you mean 'adalora'?" in errors(variant="adalor")[0]
 
 
 def test_numbers_with_an_exponent_are_numbers() -> None:
-    assert load(BYTES, settings=["learning_rate=3e-4"]).learning_rate == 3e-4
+    assert load(BYTES, overrides=["learning_rate=3e-4"]).learning_rate == 3e-4
     assert parse_yaml("[1e3, 2E-4, 1.5e+2, -3e-1]") == [1e3, 2e-4, 1.5e2, -0.3]
     assert parse_yaml("e3") == "e3"
 
 
 def test_ranks_by_layer_come_through_the_command_line() -> None:
-    config = load(BYTES, settings=['rank={"*.query": 8, "layers.0.*": 0}'])
+    config = load(BYTES, overrides=['rank={"*.query": 8, "layers.0.*": 0}'])
     assert config.variant.rank == {"*.query": 8, "layers.0.*": 0}  # type: ignore[attr-defined]
 
 
 def test_a_map_of_learning_rates_gives_each_variant_that_it_names_its_own() -> None:
     rates = "training.learning_rate={lora: 1e-3, full: 2e-4}"
-    assert load(BYTES, variant="full", settings=[rates]).learning_rate == 2e-4
-    assert "no such variant (did you mean 'lora'?)" in faults("training.learning_rate={lora: 1, lorra: 1}")[0]
+    assert load(BYTES, variant="full", overrides=[rates]).learning_rate == 2e-4
+    assert "no such variant (did you mean 'lora'?)" in errors("training.learning_rate={lora: 1, lorra: 1}")[0]
 
 
 @pytest.mark.parametrize(
@@ -77,19 +77,19 @@ def test_a_map_of_learning_rates_gives_each_variant_that_it_names_its_own() -> N
 def test_a_variant_that_the_map_does_not_name_learns_at_its_factor_of_loras_rate(variant: str, factor: float) -> None:
     for rate in (1e-3, 7e-2):
         settings = [f"training.learning_rate={{lora: {rate}, head: 1}}"]
-        assert load(BYTES, variant=variant, settings=settings).learning_rate == rate * factor
-    assert load(BYTES, variant=variant, settings=["learning_rate=3e-4"]).learning_rate == 3e-4
+        assert load(BYTES, variant=variant, overrides=settings).learning_rate == rate * factor
+    assert load(BYTES, variant=variant, overrides=["learning_rate=3e-4"]).learning_rate == 3e-4
 
 
 def test_a_map_that_says_nothing_of_a_variants_rate_is_a_fault_with_the_way_out() -> None:
     told = "training.learning_rate: has no rate for variant "
-    assert faults("training.learning_rate={lora: 1}", variant="head") == (
+    assert errors("training.learning_rate={lora: 1}", variant="head") == (
         f"{told}'head', which has no factor of LoRA's rate; add head or give a number",
     )
-    assert faults("training.learning_rate={full: 1}", variant="lora_plus") == (
+    assert errors("training.learning_rate={full: 1}", variant="lora_plus") == (
         f"{told}'lora_plus' and none for 'lora', of which lora_plus takes 0.25 times; add lora_plus or give a number",
     )
-    assert faults("training.learning_rate={full: 1}", variant="lora") == (f"{told}'lora'; add lora or give a number",)
+    assert errors("training.learning_rate={full: 1}", variant="lora") == (f"{told}'lora'; add lora or give a number",)
 
 
 # What each shipped file resolves to; a rate that moves makes other runs of the same command.
@@ -118,32 +118,32 @@ def test_every_shipped_file_gives_every_variant_exactly_this_rate() -> None:
 
 
 def test_alpha_and_alpha_per_rank_exclude_each_other() -> None:
-    assert "give alpha or alpha_per_rank, not both" in faults("alpha=3", "alpha_per_rank=2")[0]
+    assert "give alpha or alpha_per_rank, not both" in errors("alpha=3", "alpha_per_rank=2")[0]
 
 
 def test_a_knob_of_several_sections_asks_for_its_path() -> None:
-    assert "name: stands for task.name and variant.name; give the whole path" in faults("name=x")
+    assert "name: stands for task.name and variant.name; give the whole path" in errors("name=x")
 
 
 def test_a_missing_file_a_list_and_a_doubled_key_are_faults(tmp_path: Path) -> None:
-    assert "cannot be read" in faults(path=tmp_path / "nowhere.yaml")[0]
+    assert "cannot be read" in errors(path=tmp_path / "nowhere.yaml")[0]
     path = tmp_path / "c.yaml"
     path.write_text("- a\n")
-    assert "a configuration is a map" in faults(path=path)[0]
+    assert "a configuration is a map" in errors(path=path)[0]
     path.write_text("seed: 1\nseed: 2\n")
-    assert "stands twice" in faults(path=path)[0]
+    assert "stands twice" in errors(path=path)[0]
 
 
 def test_identity_changes_with_what_the_result_depends_on_and_not_with_wandb() -> None:
     config = load(BYTES)
-    same = load(BYTES, settings=["wandb.mode=disabled"])
+    same = load(BYTES, overrides=["wandb.mode=disabled"])
     other = load(BYTES, seed=1)
-    assert config.identity(base="b") == same.identity(base="b")
-    assert len({config.identity(base="b"), other.identity(base="b"), config.identity(base="c")}) == 3
+    assert config.config_hash(base="b") == same.config_hash(base="b")
+    assert len({config.config_hash(base="b"), other.config_hash(base="b"), config.config_hash(base="c")}) == 3
 
 
 def test_two_16_bit_types_that_do_not_compute_together_are_a_fault() -> None:
     trec = ROOT / "configs" / "trec.yaml"
     with pytest.raises(ConfigError, match=r"model.dtype=float16 and training.precision=bfloat16 are two 16-bit types"):
-        load(trec, settings=["model.dtype=float16", "precision=bfloat16"])
-    assert load(trec, settings=["model.dtype=float16", "precision=float16"]).training.precision == "float16"
+        load(trec, overrides=["model.dtype=float16", "precision=bfloat16"])
+    assert load(trec, overrides=["model.dtype=float16", "precision=float16"]).training.precision == "float16"

@@ -35,7 +35,7 @@ def file_with(folder: Path, **variant: Any) -> Path:
 def changed(path: Path, variant: str, *settings: str) -> tuple[dict[str, Any], list[str]]:
     """The variant section that a file has with another variant, and what is said of it."""
     notes: list[str] = []
-    tree: dict[str, Any] = load(path, variant=variant, settings=settings, notes=notes).tree()["variant"]
+    tree: dict[str, Any] = load(path, variant=variant, overrides=settings, notes=notes).tree()["variant"]
     return tree, notes
 
 

@@ -26,7 +26,7 @@ def configured(folder: Path, task: dict[str, Any], *settings: str) -> Any:
     task = {"path": str(folder / "data")} | task
     tree = {"task": task, "model": {"name": str(folder / "model")}, "training": TRAINING, "targets": ["all-linear"]}
     path.write_text(yaml_text(tree | {"variant": {"name": "lora", "rank": 2}, "wandb": {"mode": "disabled"}}))
-    return load(path, settings=settings)
+    return load(path, overrides=settings)
 
 
 def classification(folder: Path, *settings: str) -> Any:

@@ -241,11 +241,14 @@ def test_a_pack_of_two_refuses_a_base_with_dropout(tmp_path: Path) -> None:
 class Words(Regression):
     """Random words and labels in batches of rows of unequal length."""
 
-    def training_batches(self, seed: int, rows: int) -> Iterator[Batch]:
+    def training_batches(self, seed: int, batch_size: int) -> Iterator[Batch]:
         generator = stream(seed, "data")
         while True:
-            mask = (torch.arange(16) < torch.randint(2, 16, (rows, 1), generator=generator)).long()
-            yield {"input_ids": torch.randint(4, 64, (rows, 16), generator=generator) * mask, "attention_mask": mask}
+            mask = (torch.arange(16) < torch.randint(2, 16, (batch_size, 1), generator=generator)).long()
+            yield {
+                "input_ids": torch.randint(4, 64, (batch_size, 16), generator=generator) * mask,
+                "attention_mask": mask,
+            }
 
     def row_losses(self, model: nn.Module, batch: Batch) -> Tensor:
         found = model(**batch).logits.float()

@@ -29,11 +29,11 @@ class Padded(Tokens):
     padding transformers leaves the mask out and computes other bits.
     """
 
-    def training_batches(self, seed: int, rows: int) -> Iterator[Batch]:
+    def training_batches(self, seed: int, batch_size: int) -> Iterator[Batch]:
         generator = stream(seed, "data")
         while True:
-            tokens = torch.randint(1, VOCABULARY, (rows, LENGTH), generator=generator)
-            lengths = torch.randint(2, LENGTH, (rows, 1), generator=generator)
+            tokens = torch.randint(1, VOCABULARY, (batch_size, LENGTH), generator=generator)
+            lengths = torch.randint(2, LENGTH, (batch_size, 1), generator=generator)
             mask = (torch.arange(LENGTH) < lengths).long()
             yield {"input_ids": tokens * mask + PAD * (1 - mask), "attention_mask": mask}
 

@@ -38,7 +38,7 @@ class OneStory(Regression):
         super().__init__(torch.float32)
         self.rows = rows
 
-    def training_batches(self, seed: int, rows: int) -> Iterator[Batch]:
+    def training_batches(self, seed: int, batch_size: int) -> Iterator[Batch]:
         while True:
             yield self.rows
 

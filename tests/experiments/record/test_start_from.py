@@ -15,7 +15,7 @@ from forked_python import run_python
 from safetensors.torch import load_file
 
 from experiments.config.loading import load
-from experiments.record.run_dir import RunFolder
+from experiments.record.run_dir import RunDirectory
 from experiments.run import main
 from experiments.runner import execute
 from experiments.tasks.planted import Planted
@@ -31,14 +31,14 @@ ADAPTERS = ("lora", "rslora", "lora_plus", "adalora")
 
 def run(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, ROOT / "experiments" / "run.py", "--config", PLANTED, *arguments]
-    settings = [part for setting in QUICK for part in ("--set", setting)]
+    settings = [part for context in QUICK for part in ("--set", context)]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "HOME": str(folder), "COLUMNS": "100"}
     return run_python([*command, *settings], cwd=folder, env=environment)
 
 
-def recorded(folder: Path, variant: str, *settings: str, start: Path | None = None) -> RunFolder:
-    config = load(PLANTED, variant=variant, start_from=start, settings=(*QUICK, *settings))
-    return RunFolder(execute(config, runs_dir=folder / "runs", test=False, display=Display()).folder)
+def recorded(folder: Path, variant: str, *settings: str, start: Path | None = None) -> RunDirectory:
+    config = load(PLANTED, variant=variant, start_from=start, overrides=(*QUICK, *settings))
+    return RunDirectory(execute(config, runs_dir=folder / "runs", test=False, display=Display()).folder)
 
 
 @pytest.fixture(scope="module")
@@ -48,11 +48,11 @@ def earlier(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def learned(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], RunFolder]:
+def learned(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], RunDirectory]:
     """A run of a variant that has learned something; one for all tests."""
 
     @cache
-    def run_of(variant: str) -> RunFolder:
+    def run_of(variant: str) -> RunDirectory:
         rank = ["rank=4"] if variant in ADAPTERS else []
         return recorded(tmp_path_factory.mktemp(variant), variant, "steps=200", *rank)
 
@@ -62,7 +62,7 @@ def learned(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], RunFold
 @pytest.mark.parametrize("variant", [*ADAPTERS, "full", "full_all"])
 @pytest.mark.parametrize("source", ["lora", "adalora", "full"])
 def test_before_its_first_step_a_run_scores_what_the_run_it_starts_from_scored(
-    tmp_path: Path, learned: Callable[[str], RunFolder], source: str, variant: str
+    tmp_path: Path, learned: Callable[[str], RunDirectory], source: str, variant: str
 ) -> None:
     before = learned(source)
     score = before.result()["score"]
@@ -86,7 +86,7 @@ def test_the_command_starts_from_a_relative_path_and_its_record_says_from_what(t
     assert f"starts from 1 update of {earlier} (sha256 {start_sha256[:12]})" in " ".join(planned.stdout.split())
     config = yaml.safe_load((record / "config.yaml").read_text())
     assert config["start"] == {"path": str(earlier), "alpha": None}
-    assert RunFolder(record).result()["score"] < RunFolder(earlier).result()["score"]
+    assert RunDirectory(record).result()["score"] < RunDirectory(earlier).result()["score"]
     assert "finished already" in run(tmp_path, "--rank", "4", "--start-from", "earlier").stdout
     again = execute(load(record / "config.yaml"), runs_dir=tmp_path / "again", test=False, display=Display())
     assert again.folder.name == record.name
@@ -156,7 +156,7 @@ def test_a_faulty_start_is_one_clear_line_and_exit_code_2_and_nothing_is_written
     unfinished = broken(tmp_path / "unfinished", earlier, "result.json", None)
     torch.save({"matrices.0.lora_A": torch.ones(2, 64), "matrices.0.lora_B": torch.ones(64, 2)}, tmp_path / "lora.pt")
     dora = json.dumps(json.loads((earlier / "adapter_config.json").read_text()) | {"use_dora": True}).encode()
-    faults: list[tuple[list[str], str]] = [
+    errors: list[tuple[list[str], str]] = [
         (["--start-from", "nowhere"], "nowhere does not exist: check the path"),
         (["--start-from", str(torn)], "a safetensors file must be whole"),
         (["--start-from", str(bare)], "adapter_config.json is missing"),
@@ -169,7 +169,7 @@ def test_a_faulty_start_is_one_clear_line_and_exit_code_2_and_nothing_is_written
         (["--set", "start.alpha=2"], "start.path: missing"),
         (["--set", "start={path: x, pth: y}"], "start.pth: unknown key (did you mean 'path'?)"),
     ]
-    for arguments, says in faults:
+    for arguments, says in errors:
         assert main(["--config", str(PLANTED), *arguments, *plan]) == 2
         printed = capsys.readouterr()
         assert says in printed.err
@@ -179,6 +179,6 @@ def test_a_faulty_start_is_one_clear_line_and_exit_code_2_and_nothing_is_written
 
 
 def test_a_bare_alpha_is_the_variant_s(earlier: Path) -> None:
-    config = load(PLANTED, start_from=earlier, settings=["alpha=3"])
+    config = load(PLANTED, start_from=earlier, overrides=["alpha=3"])
     assert (config.variant.alpha, config.start and config.start.alpha) == (3.0, None)  # type: ignore[attr-defined]
-    assert load(PLANTED, start_from=earlier, settings=["start.alpha=3"]).start.alpha == 3.0  # type: ignore[union-attr]
+    assert load(PLANTED, start_from=earlier, overrides=["start.alpha=3"]).start.alpha == 3.0  # type: ignore[union-attr]

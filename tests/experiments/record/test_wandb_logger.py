@@ -21,7 +21,7 @@ from wandb_reading import OfflineRun, read_offline_run
 
 from experiments.record import wandb_logger as wandb_mirror
 from experiments.record import wandb_mode
-from experiments.record.wandb_logger import WandbMirror
+from experiments.record.wandb_logger import WandbLogger
 from experiments.record.wandb_mode import is_silent, remember_silence, wanted_mode
 
 KEY = "0123456789abcdef" * 2 + "01234567"
@@ -69,8 +69,8 @@ def folder(tmp_path: Path) -> Path:
     return folder
 
 
-def start(folder: Path, *, mode: str = "offline") -> WandbMirror:
-    return WandbMirror(
+def start(folder: Path, *, mode: str = "offline") -> WandbLogger:
+    return WandbLogger(
         mode=mode,
         project="studies",
         group="rank-sweep",
@@ -82,12 +82,12 @@ def start(folder: Path, *, mode: str = "offline") -> WandbMirror:
     )
 
 
-def finish(mirror: WandbMirror, **changed: Any) -> None:
+def finish(mirror: WandbLogger, **changed: Any) -> None:
     results: dict[str, Any] = {"summary": {}, "spectra": dict, "ranks": {}, "files": [], "failed": False}
     mirror.finish(**{**results, **changed})
 
 
-def record_one_row(mirror: WandbMirror, folder: Path) -> OfflineRun:
+def record_one_row(mirror: WandbLogger, folder: Path) -> OfflineRun:
     mirror.log(0, {"train/loss": 1.0})
     finish(mirror)
     return read_offline_run(folder)

@@ -7,17 +7,17 @@ from pathlib import Path
 
 import pytest
 
-from experiments.record.run_dir import RunFolder
+from experiments.record.run_dir import RunDirectory
 from experiments.studies.workers.attempts import ADOPTED, adopt, attempt_at, discard, publish
 from experiments.training.checkpoint import CHECKPOINT
 
 
 @pytest.fixture
-def record(tmp_path: Path) -> RunFolder:
-    return RunFolder(tmp_path / "lora-r2")
+def record(tmp_path: Path) -> RunDirectory:
+    return RunDirectory(tmp_path / "lora-r2")
 
 
-def attempt(record: RunFolder, number: int, key: str = "key") -> RunFolder:
+def attempt(record: RunDirectory, number: int, key: str = "key") -> RunDirectory:
     made = attempt_at(record, key, number)
     made.path.mkdir(parents=True)
     for name in ADOPTED:
@@ -27,11 +27,11 @@ def attempt(record: RunFolder, number: int, key: str = "key") -> RunFolder:
     return made
 
 
-def attempts(record: RunFolder) -> list[str]:
+def attempts(record: RunDirectory) -> list[str]:
     return sorted(path.name for path in (record.path.parent / ".attempts").iterdir())
 
 
-def test_who_slept_before_publishing_a_failure_leaves_that_of_who_took_the_trial_over(record: RunFolder) -> None:
+def test_who_slept_before_publishing_a_failure_leaves_that_of_who_took_the_trial_over(record: RunDirectory) -> None:
     slept, took_over = attempt(record, 1), attempt(record, 2)
     slept.fail("not finite")
     took_over.fail("not finite")
@@ -41,7 +41,7 @@ def test_who_slept_before_publishing_a_failure_leaves_that_of_who_took_the_trial
     assert attempts(record) == []
 
 
-def test_who_slept_leaves_a_later_attempt_to_the_worker_that_is_at_it(record: RunFolder) -> None:
+def test_who_slept_leaves_a_later_attempt_to_the_worker_that_is_at_it(record: RunDirectory) -> None:
     slept, at_work = attempt(record, 9), attempt(record, 10)
     slept.finish({"score": 1.0})
     assert publish(slept, record)
@@ -52,7 +52,7 @@ def test_who_slept_leaves_a_later_attempt_to_the_worker_that_is_at_it(record: Ru
     assert len(record.history()) == 9, "the first finished one stays"
 
 
-def test_a_failure_is_replaced_by_a_later_attempt_and_a_result_is_not(record: RunFolder) -> None:
+def test_a_failure_is_replaced_by_a_later_attempt_and_a_result_is_not(record: RunDirectory) -> None:
     failed, finished, failed_again = attempt(record, 1), attempt(record, 2), attempt(record, 3)
     failed.fail("no room")
     finished.finish({"score": 1.0})
@@ -65,26 +65,26 @@ def test_a_failure_is_replaced_by_a_later_attempt_and_a_result_is_not(record: Ru
     assert not (record.path / "error.txt").exists()
 
 
-def test_an_attempt_waits_for_whoever_has_the_record_in_hand(record: RunFolder) -> None:
+def test_an_attempt_waits_for_whoever_has_the_record_in_hand(record: RunDirectory) -> None:
     ended = attempt(record, 1)
     ended.finish({"score": 1.0})
-    held = threading.Event()
+    locked = threading.Event()
 
     def copy() -> None:
-        with record.held():
-            held.set()
+        with record.locked():
+            locked.set()
             time.sleep(0.3)
             assert not record.finished
 
     copying = threading.Thread(target=copy)
     copying.start()
-    held.wait()
+    locked.wait()
     assert publish(ended, record)
     copying.join()
     assert record.finished
 
 
-def test_an_attempt_begins_with_what_the_one_that_came_farthest_has_left(record: RunFolder) -> None:
+def test_an_attempt_begins_with_what_the_one_that_came_farthest_has_left(record: RunDirectory) -> None:
     attempt(record, 3)
     attempt(record, 2)
     attempt(record, 8, key="of another trial with this record")
@@ -97,7 +97,7 @@ def test_an_attempt_begins_with_what_the_one_that_came_farthest_has_left(record:
 
 
 def test_an_attempt_begins_from_nothing_when_the_one_it_follows_is_cleared_away_meanwhile(
-    record: RunFolder, monkeypatch: pytest.MonkeyPatch
+    record: RunDirectory, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     slept, copyfile = attempt(record, 1), shutil.copyfile
 
@@ -110,7 +110,7 @@ def test_an_attempt_begins_from_nothing_when_the_one_it_follows_is_cleared_away_
     assert attempts(record) == []
 
 
-def test_what_is_discarded_takes_earlier_attempts_at_its_trial_along(record: RunFolder) -> None:
+def test_what_is_discarded_takes_earlier_attempts_at_its_trial_along(record: RunDirectory) -> None:
     attempt(record, 1)
     later, of_another = attempt(record, 11), attempt(record, 1, key="other")
     discard(attempt(record, 2))

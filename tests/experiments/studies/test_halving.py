@@ -11,15 +11,15 @@ from test_search_study import TREE, Impatient, board_of, outcome, worker_on
 
 from analysis.study_results.conclusion import conclude
 from experiments.record.run_description import describe_run
-from experiments.record.run_dir import RunFolder
+from experiments.record.run_dir import RunDirectory
 from experiments.studies.protocol.trials import PlannedTrial
 from experiments.studies.queue.entries import Entry
 from experiments.studies.workers.worker import Worker
 from experiments.terminal import Display
-from experiments.training.early_stopping import Rungs, bar
+from experiments.training.early_stopping import Rungs, threshold
 from experiments.training.interruption import Interrupted, Interruption
-from experiments.training.pack import train_together
-from experiments.training.trial import Member, Wishes
+from experiments.training.pack import train_pack
+from experiments.training.trial import RunOptions, TrialRun
 
 RUNGS = (3, 6)  # of 12 steps
 HALVED: dict[str, Any] = {
@@ -41,14 +41,14 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Worker:
 
 
 def searched(worker: Worker, label: str) -> list[tuple[PlannedTrial, Entry]]:
-    board = board_of(worker)
-    arm = next(arm for arm in board.arms if arm.arm.label == label)
-    return [(trial, board.entries[trial.key]) for trial in arm.tuning.trials if trial.stage == "search"]
+    study_state = board_of(worker)
+    arm = next(arm for arm in study_state.arms if arm.arm.label == label)
+    return [(trial, study_state.entries[trial.key]) for trial in arm.tuning.trials if trial.stage == "search"]
 
 
 @given(scores=SCORES, keep=st.floats(0.05, 0.95), higher=st.booleans())
 def test_the_best_part_passes_a_bar_and_no_more(scores: list[float], keep: float, *, higher: bool) -> None:
-    worst = bar(scores, keep=keep, higher_is_better=higher)
+    worst = threshold(scores, keep=keep, higher_is_better=higher)
     rungs = Rungs({5: worst}, higher_is_better=higher)
     passed = [score for score in scores if rungs.stops_at({5: score}) is None]
     assert worst in scores
@@ -57,8 +57,8 @@ def test_the_best_part_passes_a_bar_and_no_more(scores: list[float], keep: float
 
 
 def test_what_is_not_finite_misses_any_bar_and_raises_none() -> None:
-    assert bar([float("nan"), float("inf")], keep=0.5, higher_is_better=False) is None
-    assert bar([float("nan"), 2.0], keep=0.5, higher_is_better=False) == 2.0
+    assert threshold([float("nan"), float("inf")], keep=0.5, higher_is_better=False) is None
+    assert threshold([float("nan"), 2.0], keep=0.5, higher_is_better=False) == 2.0
     assert Rungs({1: None, 2: 1.0}).stops_at({1: float("nan")}) is None
     assert Rungs({1: None, 2: 1.0}).stops_at({1: float("nan"), 2: float("nan")}) == 2
 
@@ -70,18 +70,18 @@ def test_a_trial_is_stopped_where_it_misses_the_bar_that_earlier_batches_set(fin
             before = [other.facts["reached"] for _, other in of_arm[: 4 * (number // 4)]]
             for step in RUNGS:
                 found = sorted(reached[str(step)] for reached in before if str(step) in reached)
-                assert trial.bars[step] == (found[(len(found) + 1) // 2 - 1] if found else None)
+                assert trial.thresholds[step] == (found[(len(found) + 1) // 2 - 1] if found else None)
             misses = [step for step in RUNGS if _misses(trial, entry, step)]
-            assert (entry.state == "stopped") == bool(misses)
+            assert (entry.state == "pruned") == bool(misses)
             if misses:
                 assert entry.score is None
                 assert max(map(int, entry.facts["reached"])) == entry.facts["steps"] == misses[0]
-        assert sum(entry.state == "stopped" for _, entry in of_arm) >= 2
+        assert sum(entry.state == "pruned" for _, entry in of_arm) >= 2
         assert all(entry.state == "done" for _, entry in of_arm[:4])
 
 
 def _misses(trial: PlannedTrial, entry: Entry, step: int) -> bool:
-    wanted, reached = trial.bars[step], entry.facts["reached"].get(str(step))
+    wanted, reached = trial.thresholds[step], entry.facts["reached"].get(str(step))
     return wanted is not None and reached is not None and reached > wanted
 
 
@@ -91,18 +91,16 @@ def test_trials_with_random_ranks_train_to_their_end(finished: Worker) -> None:
 
 def test_a_stopped_trial_leaves_what_it_did_and_is_no_score_anywhere(finished: Worker, tmp_path: Path) -> None:
     folder = finished.runs_dir / finished.study.name
-    stopped = [
-        (t, e) for label in ("uniform", "priority") for t, e in searched(finished, label) if e.state == "stopped"
-    ]
+    stopped = [(t, e) for label in ("uniform", "priority") for t, e in searched(finished, label) if e.state == "pruned"]
     for _, entry in stopped:
-        record = RunFolder(folder / str(entry.facts["folder"]))
+        record = RunDirectory(folder / str(entry.facts["folder"]))
         assert not record.finished
         assert max(row["step"] for row in record.history()) == entry.facts["steps"]
         assert record.scores("loss") == {int(k): v for k, v in entry.facts["reached"].items()}
         assert f"stopped at step {entry.facts['steps']}" in (record.path / "stopped.txt").read_text()
     concluded = conclude(finished.study, board_of(finished), finished.runs_dir)
-    rows = concluded.table[concluded.table["state"] == "stopped"]
-    assert len(rows) == len(stopped) == concluded.summary["trials"]["stopped"]
+    rows = concluded.table[concluded.table["state"] == "pruned"]
+    assert len(rows) == len(stopped) == concluded.summary["trials"]["pruned"]
     assert rows["score"].isna().all()
     assert (rows["steps_executed"] < 12).all()
 
@@ -111,7 +109,7 @@ def test_optuna_knows_them_as_pruned_with_what_they_reached(finished: Worker) ->
     with finished.queue.store.use() as storage:
         trials = storage.get_all_trials(finished.queue._study_id)
     pruned = [trial for trial in trials if trial.state.name == "PRUNED"]
-    assert len(pruned) == sum(e.state == "stopped" for e in board_of(finished).entries.values())
+    assert len(pruned) == sum(e.state == "pruned" for e in board_of(finished).entries.values())
     assert all(trial.intermediate_values for trial in pruned)
 
 
@@ -131,23 +129,23 @@ def test_stops_of_the_worker_change_no_stop_of_a_trial(finished: Worker, tmp_pat
         except Interrupted:
             stops += 1
     assert stops >= 6
-    costs = [e.facts for e in board_of(worker).entries.values() if e.state == "stopped"]
+    costs = [e.facts for e in board_of(worker).entries.values() if e.state == "pruned"]
     assert all(cost["steps_executed"] >= cost["steps"] for cost in costs)
     assert outcome(worker) == outcome(finished)
 
 
 def test_a_trial_whose_record_another_one_made_is_stopped_all_the_same(finished: Worker, tmp_path: Path) -> None:
     """Two arms may come to one configuration; what becomes of a trial may not depend on which was first."""
-    trial, entry = next((t, e) for t, e in searched(finished, "priority") if e.state == "stopped")
+    trial, entry = next((t, e) for t, e in searched(finished, "priority") if e.state == "pruned")
     shutil.copytree(finished.runs_dir / finished.study.name, tmp_path / finished.study.name)
     worker = worker_on(tmp_path, pack=8, **HALVED)
-    record = RunFolder(tmp_path / worker.study.name / str(entry.facts["folder"]))
+    record = RunDirectory(tmp_path / worker.study.name / str(entry.facts["folder"]))
     no_bars = Rungs(dict.fromkeys(RUNGS))  # as in the first batch of another arm
-    wishes = Wishes(test=False, runs_dir=tmp_path, wandb_mode="disabled", rungs=no_bars)
+    options = RunOptions(test=False, runs_dir=tmp_path, wandb_mode="disabled", rungs=no_bars)
     rank_total = sum(trial.knobs["rank"].values())
-    run = describe_run(trial.config, worker.setting, tmp_path, rank_total=rank_total, start=None)
-    whole = Member(trial.config, worker.setting, run, wishes, Display.silent())
-    train_together(worker.setting, [whole], interruption=Interruption())
+    run = describe_run(trial.config, worker.context, tmp_path, rank_total=rank_total, start=None)
+    whole = TrialRun(trial.config, worker.context, run, options, Display.silent())
+    train_pack(worker.context, [whole], interruption=Interruption())
     assert record.finished
     (tmp_path / worker.study.name / "journal.log").unlink()
     again = worker_on(tmp_path, pack=8, **HALVED)

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from experiments.studies.search.allocations import Drawn, Fixed, Grouped, Grouping, Prior, Priority
 from experiments.studies.search.budget import Budget
-from experiments.studies.search.samplers import Tried, propose
+from experiments.studies.search.samplers import Observation, suggest
 
 SHAPES = {
     f"layers.{depth}.{kind}": shape
@@ -95,9 +95,9 @@ def test_no_proposal_of_any_sampler_for_any_encoding_exceeds_the_budget(
     own, dice = budget(*given_unit), random.Random(seed)
     sensitivities = {name: dice.random() for name in SHAPES}
     for allocation in (Priority(own), Grouped(own, GROUPS), Prior(own, GROUPS, sensitivities)):
-        tried: list[Tried] = []
+        tried: list[Observation] = []
         for first in (0, 4, 8):
-            asked = propose(
+            asked = suggest(
                 allocation.space(),
                 tried,
                 range(first, first + 4),
@@ -110,7 +110,7 @@ def test_no_proposal_of_any_sampler_for_any_encoding_exceeds_the_budget(
                 own.refuse(allocation.ranks(each.point))
             ends = [(dice.random(), None), (dice.random(), None), (None, (5, dice.random())), (None, None)]
             tried += [
-                Tried(each.point, score, reached, each.refused, each.excess)
+                Observation(each.point, score, reached, each.refused, each.excess)
                 for each, (score, reached) in zip(asked, ends, strict=True)
             ]
 

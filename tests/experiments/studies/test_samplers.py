@@ -12,12 +12,12 @@ from experiments.studies.protocol.protocol import plan_ahead, progress_of
 from experiments.studies.protocol.search_stage import Proposal, trial_key
 from experiments.studies.protocol.trials import ArmProgress, PlannedTrial, TrialResult
 from experiments.studies.search.allocations import Interval
-from experiments.studies.search.samplers import Tried, propose
+from experiments.studies.search.samplers import Observation, suggest
 from experiments.studies.spec.arms import Arm
 from experiments.studies.spec.search_config import SearchConfig
 from experiments.studies.spec.study_config import ProtocolConfig
 
-CONFIG = load(None, variant="lora", settings=["task.name=bytes", "targets=['layers.*']", "rank=1", "pad_rank_to=8"])
+CONFIG = load(None, variant="lora", overrides=["task.name=bytes", "targets=['layers.*']", "rank=1", "pad_rank_to=8"])
 ARM = Arm("priority", "0123456789ab", {"variant": "lora", "allocation": "priority"}, CONFIG, {"allocation": "priority"})
 SEARCH = SearchConfig.model_validate({"budget": {"total_rank": 24}, "trials": 20, "batch": 8, "contenders": 5})
 PROTOCOL = ProtocolConfig.model_validate(
@@ -158,25 +158,25 @@ def test_higher_scores_win_where_higher_is_better() -> None:
 SPACE = {"a": Interval(0.0, 1.0), "b": Interval(0, 5), "c": Interval(0.1, 10.0, log=True)}
 
 
-def history(count: int) -> list[Tried]:
+def history(count: int) -> list[Observation]:
     tried = []
-    for asked in propose(SPACE, [], range(count), sampler="random", seed=3, higher_is_better=False):
+    for asked in suggest(SPACE, [], range(count), sampler="random", seed=3, higher_is_better=False):
         distance = (asked.point["a"] - 0.3) ** 2 + (asked.point["b"] - 2) ** 2 + math.log(asked.point["c"]) ** 2
-        tried.append(Tried(asked.point, distance))
+        tried.append(Observation(asked.point, distance))
     return tried
 
 
 @pytest.mark.parametrize("sampler", ["tpe", "cmaes", "gp", "random"])
 def test_the_same_finished_history_leads_to_the_same_next_trial(sampler: str) -> None:
     def ask(numbers: range) -> list[Mapping[str, float]]:
-        found = propose(SPACE, history(10), numbers, sampler=sampler, seed=1, higher_is_better=False)
+        found = suggest(SPACE, history(10), numbers, sampler=sampler, seed=1, higher_is_better=False)
         return [asked.point for asked in found]
 
     batch = ask(range(16, 20))
     assert ask(range(16, 20)) == batch
     assert ask(range(16, 18)) == batch[:2]
     assert len({str(point) for point in batch}) == 4  # trials of a batch are not one another's copies
-    other = propose(SPACE, history(10), range(16, 17), sampler=sampler, seed=2, higher_is_better=False)
+    other = suggest(SPACE, history(10), range(16, 17), sampler=sampler, seed=2, higher_is_better=False)
     assert other[0].point != batch[0] or sampler == "gp"  # whose best guess may be the same one
 
 
@@ -187,10 +187,10 @@ def test_samplers_learn_from_the_history(sampler: str) -> None:
 
     tried = history(8)
     for first in range(8, 40, 8):
-        batch = propose(SPACE, tried, range(first, first + 8), sampler=sampler, seed=1, higher_is_better=False)
-        tried += [Tried(asked.point, distance(asked.point)) for asked in batch]
+        batch = suggest(SPACE, tried, range(first, first + 8), sampler=sampler, seed=1, higher_is_better=False)
+        tried += [Observation(asked.point, distance(asked.point)) for asked in batch]
     random = [
-        distance(a.point) for a in propose(SPACE, [], range(200), sampler="random", seed=9, higher_is_better=False)
+        distance(a.point) for a in suggest(SPACE, [], range(200), sampler="random", seed=9, higher_is_better=False)
     ]
     assert fmean(t.score for t in tried[-8:] if t.score is not None) < 0.5 * fmean(random)
 
@@ -202,7 +202,7 @@ def test_an_ask_beyond_the_budget_is_told_infeasible_and_asked_again(sampler: st
 
     tried = history(8)
     feasible = [t if t.point["b"] <= 1 else replace(t, point={**t.point, "b": 1}) for t in tried]
-    found = propose(SPACE, feasible, range(8, 14), sampler=sampler, seed=1, higher_is_better=False, excess=excess)
+    found = suggest(SPACE, feasible, range(8, 14), sampler=sampler, seed=1, higher_is_better=False, excess=excess)
     assert all(asked.point["b"] <= 1 for asked in found)
     refused = [(point, over) for asked in found for point, over in zip(asked.refused, asked.excess, strict=True)]
     assert refused
@@ -211,4 +211,4 @@ def test_an_ask_beyond_the_budget_is_told_infeasible_and_asked_again(sampler: st
 
 def test_a_space_without_a_feasible_point_is_an_error_that_says_so() -> None:
     with pytest.raises(ValueError, match=r"exceed the budget, the last by 7: .* raise the budget"):
-        propose(SPACE, [], range(1), sampler="random", seed=0, higher_is_better=False, excess=lambda point: 7.0)
+        suggest(SPACE, [], range(1), sampler="random", seed=0, higher_is_better=False, excess=lambda point: 7.0)

@@ -35,11 +35,11 @@ def test_with_all_allocations_equal_a_search_rarely_says_better_or_worse(tmp_pat
             own = np.random.default_rng([number, *trial.key.encode()]).normal(size=2)
             return {"score": float(shared + own[0]), "loss": 0.0, "test": float(shared + own[1])}
 
-        board = board_of(study, equal)
-        table = results_table(study, board, tmp_path)
-        judged = families(study, evaluations(study, board, table))["tuned"]
+        study_state = board_of(study, equal)
+        table = results_table(study, study_state, tmp_path)
+        judged = families(study, evaluations(study, study_state, table))["tuned"]
         assert len(judged) == 4
-        assert not any(each.kept_out for each in judged)
+        assert not any(each.excluded for each in judged)
         wrong += any(each.verdict in ("better", "worse") for each in judged)
         searched = table[table["stage"] == "search"]["score"]
         promised.append(searched.min() - searched.mean())

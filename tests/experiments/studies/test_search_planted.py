@@ -9,7 +9,7 @@ import pytest
 from test_search_study import board_of, worker_on
 from tiny_studies import ROOT
 
-from experiments.record.run_dir import RunFolder
+from experiments.record.run_dir import RunDirectory
 from experiments.studies.protocol.trials import ArmProgress
 
 RANKS, BUDGET, SEEDS = (0, 2, 8, 2), 12, 10
@@ -56,11 +56,11 @@ def shares_closed(sampler: str, folder: Path) -> list[float]:
     searches = {"allocation": "priority", "sampler": sampler, "search_seed": list(range(SEEDS))}
     worker = worker_on(folder, pack=32, **TREE, arms=[{"allocation": "uniform"}, searches])
     worker.work()
-    board = board_of(worker)
+    study_state = board_of(worker)
     uniform = least_risk(dict.fromkeys("abcd", BUDGET // 4))
     return [
-        1 - _confirmed_risk(progress, board.entries, folder / "planted_search") / uniform
-        for progress in board.arms
+        1 - _confirmed_risk(progress, study_state.entries, folder / "planted_search") / uniform
+        for progress in study_state.arms
         if progress.arm.search["allocation"] == "priority"
     ]
 
@@ -69,7 +69,7 @@ def _confirmed_risk(progress: ArmProgress, entries: Mapping[str, Any], folder: P
     """The exact risk of what the search chose, trained on fresh seeds: their mean."""
     evaluations = progress.evaluations("tuned")
     risks = [
-        RunFolder(folder / str(entries[trial.key].facts["folder"])).result()["diagnostics"]["update_distance"]
+        RunDirectory(folder / str(entries[trial.key].facts["folder"])).result()["diagnostics"]["update_distance"]
         for trial in evaluations
     ]
     assert min(risks) >= least_risk(progress.tuning.knobs["rank"]) - 1e-6

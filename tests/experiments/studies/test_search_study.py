@@ -13,8 +13,8 @@ from tiny_studies import start
 from analysis.study_results.conclusion import Conclusion, conclude
 from experiments.config.errors import ConfigError
 from experiments.config.loading import load, parse_yaml, yaml_text
-from experiments.record.run_dir import RunFolder
-from experiments.studies.protocol.progress import Board, fill, look
+from experiments.record.run_dir import RunDirectory
+from experiments.studies.protocol.progress import StudyState, enqueue, snapshot
 from experiments.studies.protocol.protocol import plan_ahead
 from experiments.studies.queue.storage import storage_address
 from experiments.studies.queue.trial_queue import TrialQueue
@@ -22,7 +22,7 @@ from experiments.studies.search.proposer import refuse_impossible_searches
 from experiments.studies.spec.study import Study, load_study
 from experiments.studies.workers.packing import Packing
 from experiments.studies.workers.worker import Worker
-from experiments.training.context import Setting
+from experiments.training.context import TrainingContext
 from experiments.training.interruption import Interrupted, Interruption
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -62,14 +62,14 @@ def worker_on(folder: Path, *, pack: int, interruption: Interruption | None = No
     queue = TrialQueue.open(
         storage_address(None, runs_dir=folder, study=study.name, environment={}), study.name, direction="minimize"
     )
-    setting = Setting(study.arms[0].config)
+    setting = TrainingContext(study.arms[0].config)
     setting.load()
     packing = Packing(setting, size=pack)
     return Worker(study, queue, setting, packing, runs_dir=folder, interruption=interruption or Interruption())
 
 
-def board_of(worker: Worker) -> Board:
-    return look(worker.study, worker.queue)
+def board_of(worker: Worker) -> StudyState:
+    return snapshot(worker.study, worker.queue)
 
 
 def outcome(worker: Worker) -> dict[str, tuple[Any, ...]]:
@@ -96,21 +96,23 @@ def concluded(finished: Worker) -> Conclusion:
 
 
 def test_every_arm_has_the_trials_that_were_planned_for_it(finished: Worker) -> None:
-    board = board_of(finished)
-    assert board.complete
-    for progress in board.arms:
+    study_state = board_of(finished)
+    assert study_state.complete
+    for progress in study_state.arms:
         planned = plan_ahead(progress.arm, finished.study.protocol, finished.study.config.search)
         assert Counter(trial.stage for trial in progress.wanted) == Counter(trial.stage for trial in planned)
         assert progress.tuning.state == "tuned"
-    searched = {Counter(t.stage for t in arm.wanted)["search"] for arm in board.arms}
+    searched = {Counter(t.stage for t in arm.wanted)["search"] for arm in study_state.arms}
     assert searched == {10}  # baselines as well as searched allocations
 
 
 def test_no_trained_trial_exceeds_the_budget(finished: Worker) -> None:
-    board = board_of(finished)
-    for key, trial in board.wanted.items():
+    study_state = board_of(finished)
+    for key, trial in study_state.wanted.items():
         assert sum(trial.knobs["rank"].values()) <= BUDGET
-        result = RunFolder(finished.runs_dir / "tiny_search" / str(board.entries[key].facts["folder"])).result()
+        result = RunDirectory(
+            finished.runs_dir / "tiny_search" / str(study_state.entries[key].facts["folder"])
+        ).result()
         assert result["ranks_total"] <= BUDGET
         if trial.stage != "allocation":  # AdaLoRA starts above the budget that it ends at
             assert result["trainable_parameters"] <= 32 * BUDGET
@@ -164,12 +166,12 @@ def test_a_search_that_is_stopped_again_and_again_makes_the_same_proposals(finis
 
 
 def test_adaloras_ranks_are_frozen_and_trained_again(finished: Worker) -> None:
-    board = board_of(finished)
-    arm = next(arm for arm in board.arms if arm.arm.label == "adalora")
+    study_state = board_of(finished)
+    arm = next(arm for arm in study_state.arms if arm.arm.label == "adalora")
     sources = [trial for trial in arm.tuning.trials if trial.stage == "allocation"]
     assert {trial.config.variant.name for trial in sources} == {"adalora"}
-    best = min(sources, key=lambda trial: board.entries[trial.key].score or 9.0)
-    ranks = board.entries[best.key].facts["ranks"]
+    best = min(sources, key=lambda trial: study_state.entries[trial.key].score or 9.0)
+    ranks = study_state.entries[best.key].facts["ranks"]
     retrained = [trial for trial in arm.wanted if trial.stage != "allocation"]
     assert {trial.config.variant.name for trial in retrained} == {"lora"}
     assert all({**ranks, **trial.knobs["rank"]} == ranks | trial.knobs["rank"] for trial in retrained)
@@ -249,11 +251,11 @@ def test_the_plan_of_a_search_says_the_budget_and_nothing_of_ranks_that_no_trial
 
 def test_a_failed_trial_of_a_search_is_tried_again_at_its_point(tmp_path: Path) -> None:
     worker = worker_on(tmp_path, pack=8, arms=[{"allocation": "uniform"}])
-    worker.proposer.fill(worker.queue, board_of(worker))  # type: ignore[union-attr]
+    worker.proposer.enqueue(worker.queue, board_of(worker))  # type: ignore[union-attr]
     before = {key: entry.given for key, entry in board_of(worker).entries.items()}
     for claim in worker.queue.claim(lambda entries: entries[:2]):
         worker.queue.fail(claim, "for a test", {})
-    assert fill(worker.queue, board_of(worker), at_most=99, retry_failed=True) == 2
+    assert enqueue(worker.queue, board_of(worker), at_most=99, retry_failed=True) == 2
     again = board_of(worker)
     assert {key: entry.given for key, entry in again.entries.items()} == before
     assert {entry.state for entry in again.entries.values()} == {"waiting"}
@@ -277,7 +279,7 @@ def test_what_the_model_has_no_room_for_is_said_before_the_first_trial(
     change(tree)
     study = study_in(tmp_path, **tree)
     with pytest.raises(ValueError, match=fault):
-        refuse_impossible_searches(study, Setting(study.arms[0].config))
+        refuse_impossible_searches(study, TrainingContext(study.arms[0].config))
 
 
 @pytest.mark.parametrize(

@@ -15,11 +15,11 @@ from wandb_reading import read_offline_run
 from analysis.spectra_tables import spectrum_tables
 from experiments.config.errors import ConfigError
 from experiments.record.run_dir import RecordError
-from experiments.studies.consistency import agree_on_protocol, agree_on_runs_folder
-from experiments.studies.protocol.progress import fill, look
+from experiments.studies.consistency import check_protocol, check_runs_dir
+from experiments.studies.protocol.progress import enqueue, snapshot
 from experiments.studies.queue.storage import QueueError, storage_address
 from experiments.studies.spec.study import load_study
-from experiments.studies.wandb import StudyMirror
+from experiments.studies.wandb import StudyWandbLogger
 from experiments.studies.workers.worker_process import PlainStudy, open_queue
 
 
@@ -40,14 +40,14 @@ def files_of(folder: Path) -> dict[str, int]:
 
 
 def test_a_study_ends_with_a_record_for_each_trial_a_table_and_verdicts(finished: Path) -> None:
-    board = board_of(finished / "tiny.yaml", finished / "runs")
-    assert board.complete
-    assert {entry.state for entry in board.entries.values()} == {"done"}
+    study_state = board_of(finished / "tiny.yaml", finished / "runs")
+    assert study_state.complete
+    assert {entry.state for entry in study_state.entries.values()} == {"done"}
     there = {path.name for path in (finished / "runs" / "tiny").iterdir()}
-    assert {entry.facts["folder"] for entry in board.entries.values()} <= there
+    assert {entry.facts["folder"] for entry in study_state.entries.values()} <= there
     assert {"study.parquet", "summary.json", "journal.log", "logs"} <= there
     said = (finished / "said").read_text()
-    assert f"{len(board.wanted)} of {len(board.wanted)} trials done" in said
+    assert f"{len(study_state.wanted)} of {len(study_state.wanted)} trials done" in said
     assert "squared_error of the test split" in said
     assert "\x1b" not in said
 
@@ -108,7 +108,7 @@ def test_what_is_wrong_with_the_file_is_said_before_anything_is_made(
 ) -> None:
     refused = start(study_file(tmp_path, **changed), tmp_path / "runs")
     assert isinstance(refused.error, ConfigError)
-    assert told in "\n".join(refused.error.faults)
+    assert told in "\n".join(refused.error.errors)
     assert not (tmp_path / "runs").exists()
 
 
@@ -116,7 +116,7 @@ def test_what_is_wrong_with_many_arms_is_said_once_with_the_first_of_them(tmp_pa
     arms = [{"variant": ["lora", "rslora"], "rank": [2, 4], "targets": [["nothing.*"]]}]
     refused = start(study_file(tmp_path, arms=arms), tmp_path / "runs")
     assert isinstance(refused.error, ConfigError)
-    [fault] = refused.error.faults
+    [fault] = refused.error.errors
     assert fault.startswith("lora r=2, rslora r=2, lora r=4 and 1 more arm: target 'nothing.*' matches no")
 
 
@@ -153,21 +153,21 @@ def test_before_an_evaluation_a_changed_file_is_taken_and_the_change_is_said(tmp
     file, runs_dir = study_file(tmp_path), tmp_path / "runs"
     study = load_study(file)
     queue = open_queue(study, storage_address(None, runs_dir=runs_dir, study="tiny"))
-    fill(queue, look(study, queue), at_most=3)
-    assert agree_on_protocol(study, queue, look(study, queue)) is None
+    enqueue(queue, snapshot(study, queue), at_most=3)
+    assert check_protocol(study, queue, snapshot(study, queue)) is None
     changed = load_study(study_file(tmp_path, arms=[{"variant": "lora", "rank": [4, 8]}], protocol={
         **TINY["protocol"], "tuning": {"multipliers": [1, 4], "seeds": [100]}}))  # fmt: skip
-    change = agree_on_protocol(changed, queue, look(changed, queue))
+    change = check_protocol(changed, queue, snapshot(changed, queue))
     assert change is not None
     assert (change.new, change.done, change.unwanted) == (2, 0, 1)
-    assert agree_on_protocol(changed, queue, look(changed, queue)) is None
+    assert check_protocol(changed, queue, snapshot(changed, queue)) is None
 
 
 def test_an_arm_more_trains_alone_and_a_failed_trial_again_on_request(copy: Path) -> None:
     before = files_of(copy / "runs")
     file = study_file(copy, arms=[{"variant": ["lora", "adalora"], "rank": 4}, {"variant": "lora", "rank": 2}])
     study, queue = load_study(file), queue_of(file, copy / "runs")
-    fill(queue, look(study, queue), at_most=1)
+    enqueue(queue, snapshot(study, queue), at_most=1)
     [claim] = queue.claim(lambda waiting: waiting[:1])
     queue.fail(claim, "a reason of its own", {})
     queue.leave()
@@ -184,10 +184,10 @@ def test_an_arm_more_trains_alone_and_a_failed_trial_again_on_request(copy: Path
 def test_a_runs_folder_that_is_not_the_others_is_refused_unless_it_is_said(copy: Path) -> None:
     study, queue = load_study(copy / "tiny.yaml"), queue_of(copy / "tiny.yaml", copy / "runs")
     (copy / "elsewhere" / "tiny").mkdir(parents=True)
-    agree_on_runs_folder(study, queue, copy / "runs", separate=False)
+    check_runs_dir(study, queue, copy / "runs", separate=False)
     with pytest.raises(QueueError, match="--separate-runs"):
-        agree_on_runs_folder(study, queue, copy / "elsewhere", separate=False)
-    agree_on_runs_folder(study, queue, copy / "elsewhere", separate=True)
+        check_runs_dir(study, queue, copy / "elsewhere", separate=False)
+    check_runs_dir(study, queue, copy / "elsewhere", separate=True)
 
 
 def test_records_of_several_machines_come_together(copy: Path) -> None:
@@ -219,12 +219,14 @@ def test_two_records_of_one_run_that_differ_are_an_error(copy: Path) -> None:
 
 
 def test_trials_are_copied_to_wandb_from_their_records_once(copy: Path) -> None:
-    study, board = load_study(copy / "tiny.yaml"), board_of(copy / "tiny.yaml", copy / "runs")
-    some = [key for key, entry in board.entries.items() if entry.given["stage"] == "evaluation"][:2]
-    board = replace(board, entries={key: board.entries[key] for key in some})
-    folders = [copy / "runs" / "tiny" / str(board.entries[key].facts["folder"]) for key in some]
+    study, study_state = load_study(copy / "tiny.yaml"), board_of(copy / "tiny.yaml", copy / "runs")
+    some = [key for key, entry in study_state.entries.items() if entry.given["stage"] == "evaluation"][:2]
+    study_state = replace(study_state, entries={key: study_state.entries[key] for key in some})
+    folders = [copy / "runs" / "tiny" / str(study_state.entries[key].facts["folder"]) for key in some]
     for _ in range(2):
-        StudyMirror(study, copy / "runs", mode="auto", planned=10, every_trial=False).follow(board, seconds=60)
+        StudyWandbLogger(study, copy / "runs", mode="auto", planned=10, every_trial=False).follow(
+            study_state, seconds=60
+        )
     for folder in folders:
         mirrored = read_offline_run(folder)
         result = json.loads((folder / "result.json").read_text())
@@ -239,9 +241,13 @@ def test_trials_are_copied_to_wandb_from_their_records_once(copy: Path) -> None:
 
 
 def test_a_study_of_many_trials_is_not_copied_trial_by_trial(copy: Path) -> None:
-    study, board = load_study(copy / "tiny.yaml"), board_of(copy / "tiny.yaml", copy / "runs")
-    StudyMirror(study, copy / "runs", mode="offline", planned=201, every_trial=False).follow(board, seconds=60)
-    StudyMirror(study, copy / "runs", mode="disabled", planned=10, every_trial=False).follow(board, seconds=60)
+    study, study_state = load_study(copy / "tiny.yaml"), board_of(copy / "tiny.yaml", copy / "runs")
+    StudyWandbLogger(study, copy / "runs", mode="offline", planned=201, every_trial=False).follow(
+        study_state, seconds=60
+    )
+    StudyWandbLogger(study, copy / "runs", mode="disabled", planned=10, every_trial=False).follow(
+        study_state, seconds=60
+    )
     assert not list((copy / "runs").rglob("wandb"))
 
 

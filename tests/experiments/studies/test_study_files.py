@@ -39,10 +39,10 @@ def arms(tmp_path: Path, *entries: Mapping[str, Any], **changed: Any) -> tuple[A
     return study(tmp_path, arms=list(entries), **changed).arms
 
 
-def faults(tmp_path: Path, *settings: str, **changed: Any) -> tuple[str, ...]:
+def errors(tmp_path: Path, *settings: str, **changed: Any) -> tuple[str, ...]:
     with pytest.raises(ConfigError) as error:
         study(tmp_path, *settings, **changed)
-    return error.value.faults
+    return error.value.errors
 
 
 def labels(found: tuple[Arm, ...]) -> list[str]:
@@ -54,7 +54,7 @@ def test_lists_multiply_out_and_each_arm_is_the_run_that_the_command_line_would_
     assert labels(found) == ["lora r=2", "lora r=4", "adalora r=2", "adalora r=4"]
     for arm in found:
         name, rank = str(arm.keys["variant"]), int(arm.keys["rank"])
-        run = load(BYTES, variant=name, rank=rank, settings=["variant.dropout=0.1", "training.steps=7", "study=s"])
+        run = load(BYTES, variant=name, rank=rank, overrides=["variant.dropout=0.1", "training.steps=7", "study=s"])
         assert arm.config.tree() == run.tree()
         assert arm.centre == run.learning_rate
 
@@ -63,7 +63,7 @@ def test_a_knob_that_is_a_list_needs_a_list_of_lists(tmp_path: Path) -> None:
     found = arms(tmp_path, {"targets": [["*.query"], ["*.query", "*.value"]]})
     assert [arm.config.targets for arm in found] == [["*.query"], ["*.query", "*.value"]]
     assert labels(found) == ["lora r=16 targets=*.query", "lora r=16 targets=*.query+*.value"]
-    (fault,) = faults(tmp_path, arms=[{"targets": ["*.query"]}])
+    (fault,) = errors(tmp_path, arms=[{"targets": ["*.query"]}])
     assert fault.endswith("needs a list of lists")
 
 
@@ -75,14 +75,14 @@ def test_a_rank_in_a_grid_is_left_out_for_variants_without_one_and_their_points_
         "head": ("variant=head rank=1", "variant=head rank=2"),
     }
     for rank in (4, [4, 8]):
-        (fault,) = faults(tmp_path, arms=[LORA, {"variant": "full", "rank": rank}])
+        (fault,) = errors(tmp_path, arms=[LORA, {"variant": "full", "rank": rank}])
         assert "'full' has no rank" in fault
 
 
 def test_a_knob_of_one_variant_leaves_the_others_of_its_entry_alone(tmp_path: Path) -> None:
     found = arms(tmp_path, {"variant": ["lora", "adalora"], "rank": 4, "variant.prune_every": [5, 10]})
     assert labels(found) == ["lora r=4", "adalora r=4 prune_every=5", "adalora r=4 prune_every=10"]
-    (fault,) = faults(tmp_path, arms=[LORA, {"variant": "lora", "prune_every": 5}])
+    (fault,) = errors(tmp_path, arms=[LORA, {"variant": "lora", "prune_every": 5}])
     assert "prune_every: unknown key" in fault
 
 
@@ -119,15 +119,15 @@ def test_a_label_names_one_arm(tmp_path: Path) -> None:
     assert labels(found) == ["mine", "lora r=8"]
     found = arms(tmp_path, {"variant": "lora", "rank": [4, 8]}, {"label": "mine", "variant": "lora", "rank": 4})
     assert labels(found) == ["mine", "lora r=8"]
-    assert "names a single arm, and this entry makes 2" in faults(tmp_path, arms=[{"label": "a", **LORA}])[0]
+    assert "names a single arm, and this entry makes 2" in errors(tmp_path, arms=[{"label": "a", **LORA}])[0]
     twice = [{"label": "a", "rank": 4}, {"label": "a", "rank": 8}]
-    assert faults(tmp_path, arms=twice) == ("arms: two arms have the label 'a'",)
+    assert errors(tmp_path, arms=twice) == ("arms: two arms have the label 'a'",)
     same = [{"label": "a", "rank": 4}, {"label": "b", "rank": 4}]
-    assert "'b' and 'a' are the same configuration" in faults(tmp_path, arms=same)[0]
+    assert "'b' and 'a' are the same configuration" in errors(tmp_path, arms=same)[0]
 
 
 def test_every_fault_of_the_file_the_arms_and_the_command_line_is_reported_at_once(tmp_path: Path) -> None:
-    found = faults(
+    found = errors(
         tmp_path,
         "protocol.marginn=3",
         "stps=3",
@@ -182,13 +182,13 @@ def test_every_fault_of_the_file_the_arms_and_the_command_line_is_reported_at_on
     ],
 )
 def test_what_a_study_cannot_be_is_said_with_the_way_out(tmp_path: Path, changed: dict[str, Any], fault: str) -> None:
-    found = faults(tmp_path, **changed)
+    found = errors(tmp_path, **changed)
     assert fault in found[0]
     assert len(found) == 1
 
 
 def test_a_fault_of_the_run_configuration_is_said_once_for_all_arms(tmp_path: Path) -> None:
-    assert faults(tmp_path, set={"steps": -1}) == (
+    assert errors(tmp_path, set={"steps": -1}) == (
         "variant=lora rank=4 (and 1 more): training.steps: should be greater than or equal to 0, got -1",
     )
 
@@ -199,15 +199,15 @@ def test_a_learning_rate_of_an_arm_is_its_centre(tmp_path: Path) -> None:
 
 
 def test_an_arms_identity_is_that_of_its_configuration_without_rate_seed_study_and_bookkeeping(tmp_path: Path) -> None:
-    def identity(entry: Mapping[str, Any], **changed: Any) -> str:
-        return study(tmp_path, arms=[entry], **changed).arms[0].identity
+    def config_hash(entry: Mapping[str, Any], **changed: Any) -> str:
+        return study(tmp_path, arms=[entry], **changed).arms[0].config_hash
 
-    plain = identity({"rank": 4})
+    plain = config_hash({"rank": 4})
     assert re.fullmatch(r"[0-9a-f]{12}", plain)
-    assert identity({"variant.rank": 4, "learning_rate": 0.1}, name="other", set={"wandb.mode": "disabled"}) == plain
-    assert identity({"rank": 4}, set={"checkpoint_every": 7}) == plain
-    assert identity({"rank": 4}, set={"steps": 7}) != plain
-    places = [identity({"rank": 4, "start.path": path}) for path in ("a", "b")]
+    assert config_hash({"variant.rank": 4, "learning_rate": 0.1}, name="other", set={"wandb.mode": "disabled"}) == plain
+    assert config_hash({"rank": 4}, set={"checkpoint_every": 7}) == plain
+    assert config_hash({"rank": 4}, set={"steps": 7}) != plain
+    places = [config_hash({"rank": 4, "start.path": path}) for path in ("a", "b")]
     assert len({plain, *places}) == 3
 
 

@@ -27,12 +27,12 @@ from tiny_studies import (
     wait_for,
 )
 
-from experiments.studies.protocol.progress import fill, look
+from experiments.studies.protocol.progress import enqueue, snapshot
 from experiments.studies.queue.processes import has_ended, this_process
 from experiments.studies.queue.storage import Address, storage_address
 from experiments.studies.spec.study import load_study
-from experiments.studies.workers.pool import WorkerError, Workforce
-from experiments.studies.workers.worker_process import Order, PlainStudy, open_queue
+from experiments.studies.workers.pool import WorkerError, WorkerPool
+from experiments.studies.workers.worker_process import PlainStudy, WorkerSpec, open_queue
 
 HOLD = """
 import sys, time
@@ -72,8 +72,8 @@ def test_killed_as_a_whole_then_one_worker_of_two_it_ends_bit_identical(undistur
     with command(tmp_path, "--pack", "1") as process:
         wait_for(lambda: checkpoints(runs_dir))
         os.killpg(process.pid, signal.SIGKILL)
-    held = [entry for entry in queue_of(file, runs_dir).entries() if entry.state == "running"]
-    assert held
+    locked = [entry for entry in queue_of(file, runs_dir).entries() if entry.state == "running"]
+    assert locked
     seen = checkpoints(runs_dir)
     running = Running(file, runs_dir, workers=2, pack=1)
     wait_for(lambda: [found for found in checkpoints(runs_dir) if found not in seen])
@@ -141,9 +141,9 @@ def test_workers_stop_when_their_driver_is_killed(tmp_path: Path) -> None:
 
 def test_workers_that_die_one_after_the_other_end_the_study_with_what_they_said(tmp_path: Path) -> None:
     study = PlainStudy.of(load_study(study_file(tmp_path)))
-    order = Order(study, Address(journal=tmp_path / "journal.log"), tmp_path / "runs", 1, 1, "driver", "0" * 64)
+    order = WorkerSpec(study, Address(journal=tmp_path / "journal.log"), tmp_path / "runs", 1, 1, "driver", "0" * 64)
     buried: list[str] = []
-    force = Workforce(order, bury=buried.extend, progress=lambda: (3, 40))
+    force = WorkerPool(order, requeue_dead=buried.extend, progress=lambda: (3, 40))
 
     def one_more_dies() -> None:
         force.hands[0].process.kill()
@@ -163,19 +163,19 @@ def test_trials_of_a_process_that_was_killed_here_wait_again_at_once(tmp_path: P
     study = load_study(study_file(tmp_path))
     address = storage_address(None, runs_dir=tmp_path / "runs", study="tiny")
     queue = open_queue(study, address)
-    fill(queue, look(study, queue), at_most=3)
+    enqueue(queue, snapshot(study, queue), at_most=3)
     holder = subprocess.Popen(
         [sys.executable, "-c", HOLD, str(address.journal)], cwd=ROOT, stdout=subprocess.PIPE, text=True
     )
     assert holder.stdout is not None
     assert holder.stdout.readline() == "1\n"
-    assert not queue.bury()  # it lives
+    assert not queue.requeue_dead()  # it lives
     holder.kill()
     holder.wait()
-    assert len(queue.bury()) == 1
+    assert len(queue.requeue_dead()) == 1
     assert {entry.state for entry in queue.latest().values()} == {"waiting"}
     assert not queue.workers()
-    assert not queue.bury()
+    assert not queue.requeue_dead()
 
 
 def test_of_a_process_of_another_machine_or_container_nothing_is_known_here() -> None:

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from experiments.studies.queue.entries import Entry
 from experiments.studies.queue.journal_store import AppendLock
-from experiments.studies.queue.liveness import Silence
+from experiments.studies.queue.liveness import StalenessClock
 from experiments.studies.queue.storage import ADDRESS_VARIABLE, Address, QueueError, storage_address
 from experiments.studies.queue.trial_queue import TrialQueue
 from tests.queue_contract import STUDY, Clock, QueueContract, everything, one_claim, trials
@@ -222,23 +222,23 @@ def test_silence_grows_between_signs_and_never_by_more_than_half_the_grace_a_loo
     looks: list[tuple[float, bool]],
 ) -> None:
     clock, grace = Clock(), 60.0
-    silence = Silence(clock)
-    count, before = 0, silence.look({"a": 0}, {"a": grace})["a"]
+    staleness = StalenessClock(clock)
+    count, before = 0, staleness.snapshot({"a": 0}, {"a": grace})["a"]
     assert before == 0
     for gap, sign in looks:
         clock.seconds += gap
         count += sign
-        now = silence.look({"a": count}, {"a": grace})["a"]
+        now = staleness.snapshot({"a": count}, {"a": grace})["a"]
         assert now == 0 if sign else before <= now <= before + min(gap, grace / 2) + 1e-6
         before = now
 
 
 def test_an_observer_that_was_stopped_with_all_the_others_declares_nobody_dead() -> None:
     clock = Clock()
-    silence = Silence(clock)
-    silence.look({"a": 1}, {"a": 60.0})
+    staleness = StalenessClock(clock)
+    staleness.snapshot({"a": 1}, {"a": 60.0})
     clock.seconds += 3600
-    assert silence.look({"a": 1}, {"a": 60.0})["a"] <= 60
+    assert staleness.snapshot({"a": 1}, {"a": 60.0})["a"] <= 60
 
 
 @pytest.mark.parametrize(

@@ -141,7 +141,7 @@ def test_a_queue_reports_an_outage_and_goes_on_after_it(address: Address, postgr
     claim = one_claim(queue)
     postgres_server.stop()
     try:
-        for call in (queue.entries, lambda: queue.finish(claim, 1.0, {}), lambda: queue.agree({"a": 1})):
+        for call in (queue.entries, lambda: queue.finish(claim, 1.0, {}), lambda: queue.record_or_check({"a": 1})):
             with pytest.raises(QueueError, match=r"the database cannot be used: .*is the server up") as caught:
                 call()
             assert PASSWORD not in str(caught.value)

@@ -9,17 +9,17 @@ from typing import Any
 import pytest
 
 from experiments.config.loading import yaml_text
-from experiments.record.run_dir import RunFolder
-from experiments.studies.protocol.progress import Board, look
+from experiments.record.run_dir import RunDirectory
+from experiments.studies.protocol.progress import StudyState, snapshot
 from experiments.studies.queue.storage import storage_address
 from experiments.studies.queue.trial_queue import Claim, TrialQueue
 from experiments.studies.spec.study import Study, load_study
 from experiments.studies.workers.packing import Packing
 from experiments.studies.workers.worker import Worker
-from experiments.training.context import Setting
+from experiments.training.context import TrainingContext
 from experiments.training.interruption import Interruption
-from experiments.training.pack import train_together
-from experiments.training.trial import Member
+from experiments.training.pack import train_pack
+from experiments.training.trial import TrialRun
 
 PLANTED = Path(__file__).resolve().parents[1] / "configs" / "planted.yaml"
 TREE: dict[str, Any] = {
@@ -49,19 +49,19 @@ def worker_on(folder: Path, *, pack: int) -> Worker:
     queue = TrialQueue.open(
         storage_address(None, runs_dir=folder, study=study.name, environment={}), study.name, direction="minimize"
     )
-    setting = Setting(study.arms[0].config)
-    setting.load()
-    packing = Packing(setting, size=pack)
-    return Worker(study, queue, setting, packing, runs_dir=folder, interruption=Interruption())
+    context = TrainingContext(study.arms[0].config)
+    context.load()
+    packing = Packing(context, size=pack)
+    return Worker(study, queue, context, packing, runs_dir=folder, interruption=Interruption())
 
 
 def outcome(worker: Worker) -> dict[str, tuple[Any, ...]]:
     """What the study knows of every trial, and the adapter's bytes."""
-    board = look(worker.study, worker.queue)
-    assert board.complete
+    study_state = snapshot(worker.study, worker.queue)
+    assert study_state.complete
     found = {}
-    for key, entry in board.entries.items():
-        folder = RunFolder(worker.runs_dir / "tiny" / str(entry.facts["folder"]))
+    for key, entry in study_state.entries.items():
+        folder = RunDirectory(worker.runs_dir / "tiny" / str(entry.facts["folder"]))
         files = {path.name: path.read_bytes() for path in folder.path.glob("*.safetensors")}
         history = folder.history()
         found[key] = (entry.state, entry.score, entry.facts.get("test"), entry.facts.get("failure"), history, files)
@@ -90,20 +90,22 @@ def test_packs_give_what_trials_give_alone(tmp_path: Path, alone: dict[str, tupl
     assert outcome(worker) == alone
 
 
-Train = Callable[..., list[Member]]
+Train = Callable[..., list[TrialRun]]
 
 
-def failing(error: Callable[[Sequence[Member]], Exception | None]) -> Train:
-    """`train_together` that meets an error after some steps."""
+def failing(error: Callable[[Sequence[TrialRun]], Exception | None]) -> Train:
+    """`train_pack` that meets an error after some steps."""
 
-    def train(setting: Setting, members: Sequence[Member], *, interruption: Interruption, **more: Any) -> list[Member]:
+    def train(
+        context: TrainingContext, trial_runs: Sequence[TrialRun], *, interruption: Interruption, **more: Any
+    ) -> list[TrialRun]:
         class Trouble(Interruption):
             steps = 0
 
             @property
             def asked(self) -> bool:
                 self.steps += 1
-                found = error(members) if self.steps == 10 else None
+                found = error(trial_runs) if self.steps == 10 else None
                 if found is not None:
                     raise found
                 return False
@@ -112,7 +114,7 @@ def failing(error: Callable[[Sequence[Member]], Exception | None]) -> Train:
             def asked(self, value: bool) -> None:
                 pass
 
-        return train_together(setting, members, interruption=Trouble(), **more)
+        return train_pack(context, trial_runs, interruption=Trouble(), **more)
 
     return train
 
@@ -122,7 +124,8 @@ def test_a_pack_that_does_not_fit_into_memory_goes_on_in_halves(
 ) -> None:
     full = RuntimeError("[enforce fail at alloc_cpu.cpp] DefaultCPUAllocator: can't allocate memory: you tried ...")
     monkeypatch.setattr(
-        "experiments.studies.workers.worker.train_together", failing(lambda members: full if len(members) > 2 else None)
+        "experiments.studies.workers.worker.train_together",
+        failing(lambda trial_runs: full if len(trial_runs) > 2 else None),
     )
     worker = worker_on(tmp_path, pack=8)
     worker.work()
@@ -133,21 +136,21 @@ def test_a_pack_that_does_not_fit_into_memory_goes_on_in_halves(
 def test_an_error_of_one_trial_is_its_failure_alone(
     tmp_path: Path, alone: dict[str, tuple[Any, ...]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def of_seed_1(members: Sequence[Member]) -> Exception | None:
-        broken = any(m.config.seed == 1 and m.config.variant.name == "lora" for m in members)
+    def of_seed_1(trial_runs: Sequence[TrialRun]) -> Exception | None:
+        broken = any(m.config.seed == 1 and m.config.variant.name == "lora" for m in trial_runs)
         return RuntimeError("this trial is broken") if broken else None
 
     monkeypatch.setattr("experiments.studies.workers.worker.train_together", failing(of_seed_1))
     worker = worker_on(tmp_path, pack=8)
     worker.work()
     found = outcome(worker)
-    arms = {arm.identity: arm.config.variant.name for arm in worker.study.arms}
+    arms = {arm.config_hash: arm.config.variant.name for arm in worker.study.arms}
     broken = {key for key in found if key.endswith("-s1") and arms[key.partition("-")[0]] == "lora"}
     assert len(broken) == 2
     for key in broken:
         assert found[key][:2] == ("failed", None)
         assert found[key][3] == "RuntimeError: this trial is broken"
-        entry = look(worker.study, worker.queue).entries[key]
+        entry = snapshot(worker.study, worker.queue).entries[key]
         assert "this trial is broken" in (tmp_path / "tiny" / str(entry.facts["folder"]) / "error.txt").read_text()
     others = {key: value for key, value in found.items() if key not in broken}
     assert others == {key: value for key, value in alone.items() if key not in broken}
@@ -163,13 +166,13 @@ def test_a_worker_that_sleeps_when_it_knows_that_a_trial_failed_leaves_it_to_who
     def asked(claim: Claim) -> bool:
         """An answer that is old when the worker wakes up."""
         answer = holds(claim)
-        if not slept and (meets_an_error or look(sleeps.study, sleeps.queue).wanted[claim.key].learning_rate > 1):
+        if not slept and (meets_an_error or snapshot(sleeps.study, sleeps.queue).wanted[claim.key].learning_rate > 1):
             slept.append(claim)
             sleeps.queue.release([claim])
             worker_on(tmp_path, pack=1).work()
         return answer
 
-    def trouble(members: Sequence[Member]) -> Exception | None:
+    def trouble(trial_runs: Sequence[TrialRun]) -> Exception | None:
         return ValueError("of this worker alone") if meets_an_error and not slept else None
 
     monkeypatch.setattr("experiments.studies.workers.worker.train_together", failing(trouble))
@@ -200,12 +203,12 @@ def test_a_full_disk_stops_the_worker_and_loses_nothing(
 ) -> None:
     with monkeypatch.context() as patched:
         full = OSError(errno.ENOSPC, "No space left on device")
-        patched.setattr("experiments.studies.workers.worker.train_together", failing(lambda members: full))
+        patched.setattr("experiments.studies.workers.worker.train_together", failing(lambda trial_runs: full))
         worker = worker_on(tmp_path, pack=4)
         with pytest.raises(OSError, match="No space left"):
             worker.work()
-    board: Board = look(worker.study, worker.queue)
-    for entry in board.entries.values():
+    study_state: StudyState = snapshot(worker.study, worker.queue)
+    for entry in study_state.entries.values():
         assert entry.state == "waiting" or "not finite at step" in str(entry.facts.get("failure"))
     again = worker_on(tmp_path, pack=4)
     again.work()

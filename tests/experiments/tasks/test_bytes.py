@@ -86,7 +86,7 @@ def test_the_order_of_the_data_depends_on_the_seed_alone() -> None:
 def test_more_rank_means_fewer_bits_per_byte(tmp_path: Path) -> None:
     scores = []
     for variant, rank in (("head", None), ("lora", 1), ("lora", 4), ("lora", 16)):
-        config = load(CONFIG, variant=variant, rank=rank, settings=["wandb.mode=disabled"])
+        config = load(CONFIG, variant=variant, rank=rank, overrides=["wandb.mode=disabled"])
         scores.append(execute(config, runs_dir=tmp_path, test=False, display=Display()).result["score"])
     base, one, four, sixteen = scores
     assert base > one > four > sixteen

@@ -39,7 +39,7 @@ def test_every_image_is_seen_once_an_epoch_in_an_order_of_the_seed_alone() -> No
 
 
 def test_accuracy_is_the_share_of_right_answers_and_the_loss_their_mean_surprise() -> None:
-    config = load(CONFIG, settings=["seed=5"])
+    config = load(CONFIG, overrides=["seed=5"])
     task = load_task(config)
     variant = attached(config, task, task.architecture())
     (found,) = evaluate(variant, task, "validation", config.training.precision)
@@ -65,7 +65,7 @@ def test_the_head_is_drawn_afresh_from_the_seed_and_is_the_same_for_every_varian
 def test_lora_and_full_training_beat_the_head_alone(tmp_path: Path) -> None:
     scores = {}
     for variant, rank in (("head", None), ("lora", 4), ("full", None)):
-        config = load(CONFIG, variant=variant, rank=rank, settings=["wandb.mode=disabled"])
+        config = load(CONFIG, variant=variant, rank=rank, overrides=["wandb.mode=disabled"])
         scores[variant] = execute(config, runs_dir=tmp_path, test=False, display=Display()).result["score"]
     assert scores["head"] + 0.03 < scores["lora"]
     assert scores["lora"] > 0.8

@@ -20,7 +20,7 @@ from experiments.data.tables_of_splits import read_splits
 from experiments.runner import execute
 from experiments.tasks.language_modeling import LanguageModeling, LanguageModelingConfig
 from experiments.terminal import Display
-from experiments.training.context import attached, load_task, regime_of
+from experiments.training.context import attached, load_task, shared_hyperparameters
 from experiments.training.evaluation import evaluate
 from experiments.training.loop import compute_gradients
 from lora_variants import VARIANTS
@@ -60,7 +60,7 @@ def configured(folder: Path, model: str, *settings: str, variant: str = "lora", 
     training = {"steps": 4, "rows": 8, "threads": 1, "learning_rate": 1e-2}
     tree = {"task": task, "targets": ["*_proj"], "variant": {"name": variant}, "training": training}
     path.write_text(yaml_text(tree | {"model": {"name": model}, "wandb": {"mode": "disabled"}}))
-    return load(path, settings=settings)
+    return load(path, overrides=settings)
 
 
 def test_a_stream_is_learned_and_scored_by_perplexity(tmp_path: Path, model: str) -> None:
@@ -208,7 +208,7 @@ def test_trials_of_one_pack_have_lines_of_one_length_at_each_step_and_the_losses
         )  # fmt: skip
         losses.append([])
         for batches in islice(zip(*(task.training_batches(seed, 2) for seed in seeds), strict=True), 6):
-            losses[-1].append(compute_gradients(variant, task, batches, regime_of(config))[0][0])
+            losses[-1].append(compute_gradients(variant, task, batches, shared_hyperparameters(config))[0][0])
             lengths.add(batches[0]["input_ids"].shape[1])
     assert len(lengths) > 1
     assert torch.equal(torch.stack(losses[0]), torch.stack(losses[1]))

@@ -7,7 +7,7 @@ import torch
 from models import train
 
 from experiments.config.loading import load
-from experiments.training.context import attached, load_task, regime_of, trial_of
+from experiments.training.context import attached, load_task, shared_hyperparameters, trial_hyperparameters
 from experiments.training.evaluation import evaluate
 from lora_variants.interface.layer import Factors
 
@@ -16,10 +16,10 @@ CONFIG = Path(__file__).resolve().parents[1] / "configs" / "planted.yaml"
 
 def trained(*settings: str, variant: str = "lora") -> tuple[dict[str, float], float]:
     """Diagnostics and validation loss of a run as shipped."""
-    config = load(CONFIG, variant=variant, settings=settings)
+    config = load(CONFIG, variant=variant, overrides=settings)
     task = load_task(config)
     attachment = attached(config, task, task.base_model())
-    train(attachment, task, [trial_of(config)], regime_of(config))
+    train(attachment, task, [trial_hyperparameters(config)], shared_hyperparameters(config))
     loss = evaluate(attachment, task, "validation", config.training.precision)[0]["squared_error"]
     return task.diagnostics(attachment, 0), loss
 
@@ -53,7 +53,7 @@ def test_a_hidden_layer_claims_no_closed_form() -> None:
 
 
 def test_the_planted_updates_have_the_ranks_and_spectra_asked_for() -> None:
-    config = load(CONFIG, settings=["task.matrices=[{rank: 3, d_out: 24, d_in: 16, size: 2.0, decay: 0.5}]"])
+    config = load(CONFIG, overrides=["task.matrices=[{rank: 3, d_out: 24, d_in: 16, size: 2.0, decay: 0.5}]"])
     task = load_task(config)
     (update,) = task.updates  # type: ignore[attr-defined]
     assert update.shape == (24, 16)
@@ -61,7 +61,7 @@ def test_the_planted_updates_have_the_ranks_and_spectra_asked_for() -> None:
 
 
 def test_the_loss_is_the_squared_distance_of_the_update() -> None:
-    config = load(CONFIG, settings=["task.matrices=[{rank: 2, d_out: 8, d_in: 8}]", "rank=2"])
+    config = load(CONFIG, overrides=["task.matrices=[{rank: 2, d_out: 8, d_in: 8}]", "rank=2"])
     task = load_task(config)
     variant = attached(config, task, task.base_model())
     untouched = evaluate(variant, task, "validation", config.training.precision)[0]["squared_error"]

@@ -54,7 +54,7 @@ def config_file(folder: Path, **task: Any) -> Path:
 
 def configured(folder: Path, model: str, data: str, *settings: str, **task: Any) -> Any:
     places = [f"model.name={model}", "model.pooling=mean", f"task.path={data}"]
-    return load(config_file(folder, **task), settings=[*places, *settings])
+    return load(config_file(folder, **task), overrides=[*places, *settings])
 
 
 def test_a_run_on_files_records_data_tokenizer_and_model_by_content(tmp_path: Path, model: str, data: str) -> None:
@@ -155,9 +155,9 @@ def test_positions_that_roberta_gives_to_no_token_do_not_count(tmp_path: Path, d
 
 def test_a_text_task_without_a_model_and_another_task_with_one_are_faults(tmp_path: Path, data: str) -> None:
     with pytest.raises(ConfigError, match=r"model: missing; give the base model, e\.g\. model.name=FOLDER"):
-        load(config_file(tmp_path), settings=[f"task.path={data}"])
+        load(config_file(tmp_path), overrides=[f"task.path={data}"])
     with pytest.raises(ConfigError, match="model: task 'bytes' brings its own base model"):
-        load(ROOT / "configs" / "bytes.yaml", settings=["model.name=x"])
+        load(ROOT / "configs" / "bytes.yaml", overrides=["model.name=x"])
 
 
 @pytest.mark.parametrize(

@@ -32,7 +32,7 @@ def test_a_shipped_configuration_plans_with_the_config_json_of_its_architecture_
     name: str, tmp_path: Path
 ) -> None:
     settings(ARCHITECTURES[name], max_position_embeddings=514).save_pretrained(tmp_path)
-    config = load(CONFIGS / f"{name}.yaml", settings=[f"model.name={tmp_path}"])
+    config = load(CONFIGS / f"{name}.yaml", overrides=[f"model.name={tmp_path}"])
     told = io.StringIO()
     show_plan(config, Display(Console(file=told, width=200)))
     task = load_task(config)
@@ -53,14 +53,14 @@ def test_a_shipped_configuration_names_a_model_and_a_data_set_of_the_hub(name: s
 
 def test_a_task_that_needs_a_model_takes_its_place_from_no_identity(tmp_path: Path) -> None:
     places = [["model.name=a/b", "task.path=c/d"], ["model.name=e/f", "task.path=g/h", "model.revision=x"]]
-    identities = {load(CONFIGS / "trec.yaml", settings=settings).identity(base="w") for settings in places}
+    identities = {load(CONFIGS / "trec.yaml", overrides=settings).config_hash(base="w") for settings in places}
     assert len(identities) == 1
     own = [
         [f"task.forgetting={{path: {path}, windows: {windows}}}"] for path, windows in (("a", 8), ("b", 8), ("a", 9))
     ]
-    first, moved, other = (load(CONFIGS / "stories.yaml", settings=settings).identity() for settings in own)
+    first, moved, other = (load(CONFIGS / "stories.yaml", overrides=settings).config_hash() for settings in own)
     assert first == moved != other
-    assert load(CONFIGS / "trec.yaml", settings=["model.pooling=auto"]).identity(base="w") not in identities
+    assert load(CONFIGS / "trec.yaml", overrides=["model.pooling=auto"]).config_hash(base="w") not in identities
 
 
 @pytest.mark.parametrize(
@@ -90,14 +90,14 @@ def test_a_recipe_plans_on_every_task_of_its_table(recipe: str, architecture: st
     for task in ("mnli", "sst2", "mrpc", "cola", "qnli", "qqp", "rte", "stsb"):
         asked = [f"model.name={tmp_path}", f"task.preset=glue/{task}", "learning_rate=5e-4", "rows=16", "steps=100"]
         told = io.StringIO()
-        show_plan(load(CONFIGS / "recipes" / f"{recipe}.yaml", settings=asked), Display(Console(file=told, width=200)))
+        show_plan(load(CONFIGS / "recipes" / f"{recipe}.yaml", overrides=asked), Display(Console(file=told, width=200)))
         assert f"preset: glue/{task}" in told.getvalue()
         assert "trainable parameters: " in told.getvalue()
 
 
 def test_the_adalora_recipe_has_the_budget_and_the_phases_of_the_paper(tmp_path: Path) -> None:
     settings("deberta-v2", max_position_embeddings=514, num_hidden_layers=12).save_pretrained(tmp_path)
-    config: Any = load(CONFIGS / "recipes" / "adalora_deberta_v3_base_glue.yaml", settings=[f"model.name={tmp_path}"])
+    config: Any = load(CONFIGS / "recipes" / "adalora_deberta_v3_base_glue.yaml", overrides=[f"model.name={tmp_path}"])
     variant = attached(config, task := load_task(config), task.architecture())
     assert len(variant.layers) == 6 * 12
     assert sum(layer.ranks[0] for layer in variant.layers.values()) == 144

@@ -12,7 +12,7 @@ import pytest
 from forked_python import ForkedPython
 from wandb_reading import read_offline_run
 
-from experiments.record.run_dir import RunFolder
+from experiments.record.run_dir import RunDirectory
 
 ROOT = Path(__file__).resolve().parents[1]
 STEPS, EVERY = 400, 25
@@ -47,9 +47,9 @@ def end(process: ForkedPython, folder: Path, code: int) -> str:
     return printed
 
 
-def record(folder: Path) -> RunFolder:
+def record(folder: Path) -> RunDirectory:
     (found,) = (path for path in (folder / "runs" / "single").iterdir() if path.is_dir())
-    return RunFolder(found)
+    return RunDirectory(found)
 
 
 def reach(process: ForkedPython, folder: Path, step: int) -> None:
@@ -120,8 +120,8 @@ def test_a_torn_or_foreign_checkpoint_is_refused_with_the_way_out(tmp_path: Path
     copytree(killed, tmp_path, dirs_exist_ok=True)
     path = record(tmp_path).path / "checkpoint.safetensors"
     content = path.read_bytes()
-    identity = record(tmp_path).path.name[-12:].encode()
-    changed = {"torn": content[:-200], "empty": b"", "of another run": content.replace(identity, b"0" * 12)}
+    config_hash = record(tmp_path).path.name[-12:].encode()
+    changed = {"torn": content[:-200], "empty": b"", "of another run": content.replace(config_hash, b"0" * 12)}
     path.write_bytes(changed[damage])
     assert f"delete {path} to start this run again" in run(tmp_path, "--wandb", "disabled", code=2)
     assert path.read_bytes() == changed[damage]

@@ -12,7 +12,7 @@ from models import ALONE, PACKED, Regression, attached, built, knobs, train
 from torch import Tensor, nn
 
 from experiments.config.loading import load
-from experiments.record.run_dir import RunFolder
+from experiments.record.run_dir import RunDirectory
 from experiments.runner import execute
 from experiments.tasks.task import Batch
 from experiments.terminal import Display
@@ -20,7 +20,7 @@ from experiments.training import gradient_scaler
 from experiments.training.checkpoint import Checkpoints, Holder
 from experiments.training.gradient_scaler import SMALLEST_SCALE, GradientScaler
 from experiments.training.interruption import Interrupted
-from experiments.training.loop import Outcome, Regime, Trial, compute_gradients
+from experiments.training.loop import Outcome, SharedHyperparameters, TrialHyperparameters, compute_gradients
 from experiments.training.optimizer import AdamW, schedule_factor
 from lora_variants.interface.variant import Variant
 
@@ -44,10 +44,10 @@ class Amplified(Regression):
         super().__init__(torch.float32)
         self.factors = factors
 
-    def training_batches(self, seed: int, rows: int) -> Iterator[Batch]:
-        for step, batch in enumerate(super().training_batches(seed, rows)):
+    def training_batches(self, seed: int, batch_size: int) -> Iterator[Batch]:
+        for step, batch in enumerate(super().training_batches(seed, batch_size)):
             factor = self.factors.get(seed, {}).get(step, 1.0)
-            yield batch | {"factor": torch.full((rows,), factor)}
+            yield batch | {"factor": torch.full((batch_size,), factor)}
 
     def row_losses(self, model: nn.Module, batch: Batch) -> Tensor:
         return super().row_losses(model, batch) * batch["factor"]
@@ -97,14 +97,17 @@ class Run:
 
 
 def run(variant: Variant, factors: Factors, *, precision: str = "float16", clip: float | None = 1.0) -> Run:
-    trials = [Trial(seed=s, learning_rate=1e-2, weight_decay=0.1, clip=clip, warmup=2) for s in variant.pack.seeds]
+    trials = [
+        TrialHyperparameters(seed=s, learning_rate=1e-2, weight_decay=0.1, max_grad_norm=clip, warmup_steps=2)
+        for s in variant.pack.seeds
+    ]
     heard: list[dict[str, list[float]]] = []
     seen = Watching()
     outcomes = train(
         variant,
         Amplified(factors),
         trials,
-        Regime(steps=STEPS, rows=ROWS, precision=precision),
+        SharedHyperparameters(steps=STEPS, batch_size=ROWS, precision=precision),
         on_step=lambda step, metrics: heard.append(metrics),
         checkpoints=seen,
     )
@@ -188,7 +191,7 @@ def test_each_trials_scale_moves_as_torch_moves_one_scale(interval: int, monkeyp
 
 
 def test_with_a_scale_of_its_own_each_trials_gradient_is_that_of_task_and_penalty_to_the_bit() -> None:
-    regime, found = Regime(steps=STEPS, rows=ROWS, accumulation=2), []
+    shared, found = SharedHyperparameters(steps=STEPS, batch_size=ROWS, gradient_accumulation_steps=2), []
     for scaled in (False, True):
         variant = pack_of("adalora", orthogonality=0.1)
         task = Amplified({})
@@ -196,7 +199,7 @@ def test_with_a_scale_of_its_own_each_trials_gradient_is_that_of_task_and_penalt
         scaler = GradientScaler(groups, trials=2)
         scaler.scale = torch.tensor([2.0**16, 2.0**-3])
         batches = [next(task.training_batches(seed, ROWS)) for seed in SEEDS]
-        losses, penalties = compute_gradients(variant, task, batches, regime, scaler if scaled else None)
+        losses, penalties = compute_gradients(variant, task, batches, shared, scaler if scaled else None)
         assert float(penalties.min()) > 0
         gradients = {name: p.grad for name, p in variant.model.named_parameters() if p.grad is not None}
         found.append(gradients | {"losses": losses, "penalties": penalties})
@@ -211,7 +214,9 @@ def test_a_gradient_too_small_for_float16_survives_by_its_scale() -> None:
     norms = {}
     for precision in ("float32", "float16"):
         for scaler in (None, GradientScaler(groups, trials=2)):
-            compute_gradients(variant, Amplified(faint), batches, Regime(1, ROWS, precision=precision), scaler)
+            compute_gradients(
+                variant, Amplified(faint), batches, SharedHyperparameters(1, ROWS, precision=precision), scaler
+            )
             norms[precision, scaler is not None] = AdamW(groups, trials=2).gradient_norms()
             variant.model.zero_grad()
     torch.testing.assert_close(norms["float16", True], norms["float32", False], rtol=1e-2, atol=0)
@@ -389,18 +394,18 @@ def test_a_resumed_run_has_its_scale_and_count_again_and_ends_bit_identical(
     task, heard = Amplified({3: {0: OVERFLOWS, 1: OVERFLOWS, 5: OVERFLOWS, 11: math.inf}}), {}
 
     def go(variant: Variant, which: str, checkpoints: Checkpoints | None) -> None:
-        trials = [Trial(seed=3, learning_rate=1e-2)]
+        trials = [TrialHyperparameters(seed=3, learning_rate=1e-2)]
         listener = heard.setdefault(which, []).append
-        regime = Regime(steps=STEPS, rows=ROWS, precision="float16")
-        train(variant, task, trials, regime, on_step=lambda _, m: listener(m), checkpoints=checkpoints)
+        shared = SharedHyperparameters(steps=STEPS, batch_size=ROWS, precision="float16")
+        train(variant, task, trials, shared, on_step=lambda _, m: listener(m), checkpoints=checkpoints)
 
     whole, cut, resumed = (pack_of(name, (3,), dropout=0.1) for _ in range(3))
     go(whole, "whole", None)
-    stopping = StopAt(RunFolder(tmp_path), identity="a run", every=0)
+    stopping = StopAt(RunDirectory(tmp_path), config_hash="a run", every=0)
     stopping.at = at
     with pytest.raises(Interrupted):
         go(cut, "cut", stopping)
-    go(resumed, "cut", Checkpoints(RunFolder(tmp_path), identity="a run", every=0))
+    go(resumed, "cut", Checkpoints(RunDirectory(tmp_path), config_hash="a run", every=0))
     assert len({metrics["train/loss_scale"][0] for metrics in heard["whole"]}) >= 3
     assert str(heard["cut"]) == str(heard["whole"])
     assert not unequal(whole.trial_state(0), resumed.trial_state(0))
@@ -408,8 +413,8 @@ def test_a_resumed_run_has_its_scale_and_count_again_and_ends_bit_identical(
 
 def test_a_run_in_float16_records_its_scale_and_how_many_steps_it_skipped(tmp_path: Path) -> None:
     settings = ("steps=6", "precision=float16", "task.evaluation_rows=64", "wandb.mode=disabled", "device=cpu")
-    config = load(ROOT / "configs" / "planted.yaml", settings=settings)
-    folder = RunFolder(execute(config, runs_dir=tmp_path, test=False, display=Display()).folder)
+    config = load(ROOT / "configs" / "planted.yaml", overrides=settings)
+    folder = RunDirectory(execute(config, runs_dir=tmp_path, test=False, display=Display()).folder)
     steps = [row for row in folder.history() if "train/task_loss" in row]
     assert [(row["train/loss_scale"], row["train/steps_skipped"]) for row in steps] == [(2.0**16, 0)] * 6
 
@@ -418,7 +423,7 @@ def test_float16_on_mps_is_refused_with_the_way_out_before_anything_is_computed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
-    config = load(ROOT / "configs" / "planted.yaml", settings=("precision=float16", "device=mps"))
+    config = load(ROOT / "configs" / "planted.yaml", overrides=("precision=float16", "device=mps"))
     with pytest.raises(ValueError, match=r"float16 is not supported on MPS; use bfloat16 or float32"):
         execute(config, runs_dir=tmp_path / "runs", test=False, display=Display())
     assert not (tmp_path / "runs").exists()

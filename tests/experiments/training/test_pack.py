@@ -10,13 +10,13 @@ from models import PACKED
 from experiments.config.loading import load
 from experiments.config.schema import RunConfig
 from experiments.record.run_description import describe_run
-from experiments.record.run_dir import RunFolder
+from experiments.record.run_dir import RunDirectory
 from experiments.terminal import Display
-from experiments.training.context import Setting
+from experiments.training.context import TrainingContext
 from experiments.training.early_stopping import Rungs
 from experiments.training.interruption import Interrupted, Interruption
-from experiments.training.pack import train_together
-from experiments.training.trial import Member, Wishes
+from experiments.training.pack import train_pack
+from experiments.training.trial import RunOptions, TrialRun
 
 ROOT = Path(__file__).resolve().parents[1]
 DIVERGES = 1e30
@@ -28,7 +28,7 @@ def planned(variant: str, seed: int, rate: float, *settings: str) -> RunConfig:
         ROOT / "configs" / "planted.yaml",
         variant=variant,
         seed=seed,
-        settings=[
+        overrides=[
             "task.matrices=[{d_out: 24, d_in: 16, rank: 4}, {d_out: 24, d_in: 16, rank: 2}]", "task.noise=0.1",
             "task.evaluation_rows=64", "rows=8", "steps=24", "evaluate_every=10", "checkpoint_every=7",
             f"learning_rate={rate}", "wandb.mode=disabled", *settings,
@@ -48,29 +48,29 @@ def trials(variant: str) -> list[RunConfig]:
     return [planned(variant, 10 + i, rate, *knobs(variant, i % 4)) for i, rate in enumerate(rates)]
 
 
-def member(config: RunConfig, setting: Setting, runs: Path, *, rungs: Rungs = NO_RUNGS) -> Member:
-    plan, _ = setting.plan(config)
+def trial_run(config: RunConfig, context: TrainingContext, runs: Path, *, rungs: Rungs = NO_RUNGS) -> TrialRun:
+    plan, _ = context.plan(config)
     rank_total = sum(layer.ranks[0] for layer in plan.layers.values())
-    run = describe_run(config, setting, runs, rank_total=rank_total, start=None)
-    wishes = Wishes(test=True, runs_dir=runs, wandb_mode="disabled", rungs=rungs)
-    return Member(config, setting, run, wishes, Display.silent())
+    run = describe_run(config, context, runs, rank_total=rank_total, start=None)
+    options = RunOptions(test=True, runs_dir=runs, wandb_mode="disabled", rungs=rungs)
+    return TrialRun(config, context, run, options, Display.silent())
 
 
 def carried_out(configs: Sequence[RunConfig], runs: Path, size: int, interruption: Interruption) -> None:
     """All trials in packs of at most `size`; a slot that falls free is taken by the next trial."""
-    setting = Setting(configs[0])
-    setting.load()
+    context = TrainingContext(configs[0])
+    context.load()
     waiting: Iterator[RunConfig] = iter(configs)
-    members: list[Member] = []
+    trial_runs: list[TrialRun] = []
     while True:
-        members += [member(config, setting, runs) for config in islice(waiting, size - len(members))]
-        if not members:
+        trial_runs += [trial_run(config, context, runs) for config in islice(waiting, size - len(trial_runs))]
+        if not trial_runs:
             return
-        members = train_together(setting, members, interruption=interruption)
+        trial_runs = train_pack(context, trial_runs, interruption=interruption)
 
 
-def records(runs: Path) -> dict[str, RunFolder]:
-    return {path.name: RunFolder(path) for path in (runs / "single").iterdir() if path.is_dir()}
+def records(runs: Path) -> dict[str, RunDirectory]:
+    return {path.name: RunDirectory(path) for path in (runs / "single").iterdir() if path.is_dir()}
 
 
 def assert_equal_records(ours: Path, theirs: Path, expected: int) -> None:
@@ -144,12 +144,12 @@ def test_a_trial_that_goes_on_from_a_checkpoint_at_its_rung_is_scored_there_befo
 ) -> None:
     """The checkpoint of a step is older than the score at that step, so a kill may come between the two."""
     config = planned("lora", 10, 1e-2)
-    setting = Setting(config)
-    setting.load()
+    context = TrainingContext(config)
+    context.load()
 
-    def go(runs: Path) -> RunFolder:
-        trial = member(config, setting, runs, rungs=Rungs({7: None, 12: None}))
-        train_together(setting, [trial], interruption=Interruption())
+    def go(runs: Path) -> RunDirectory:
+        trial = trial_run(config, context, runs, rungs=Rungs({7: None, 12: None}))
+        train_pack(context, [trial], interruption=Interruption())
         return trial.folder
 
     def killed(*_: object) -> None:
@@ -157,7 +157,7 @@ def test_a_trial_that_goes_on_from_a_checkpoint_at_its_rung_is_scored_there_befo
 
     whole = go(tmp_path / "whole")
     with monkeypatch.context() as patched:
-        patched.setattr(Member, "score", killed)
+        patched.setattr(TrialRun, "score", killed)
         with pytest.raises(KeyboardInterrupt):
             go(tmp_path / "killed")
     resumed = go(tmp_path / "killed")

@@ -11,12 +11,12 @@ from models import train
 from torch import Tensor, nn
 
 from experiments.config.schema import StartConfig
-from experiments.record.run_dir import RunFolder
+from experiments.record.run_dir import RunDirectory
 from experiments.record.starting_point import read_start
 from experiments.tasks.task import Batch, Split, Task, TaskConfig
 from experiments.training.checkpoint import Checkpoints, Holder
 from experiments.training.interruption import Interrupted
-from experiments.training.loop import Regime, Trial
+from experiments.training.loop import SharedHyperparameters, TrialHyperparameters
 from lora_variants.adalora.adalora import AdaLoRA, AdaLoRAConfig
 from lora_variants.interface.attach import attach
 from lora_variants.interface.pack import Pack
@@ -52,10 +52,10 @@ class Regression(Task):
     def base_model(self, report: Any = None) -> nn.Module:
         return model()
 
-    def training_batches(self, seed: int, rows: int) -> Iterator[Batch]:
+    def training_batches(self, seed: int, batch_size: int) -> Iterator[Batch]:
         generator = stream(seed, "data")
         while True:
-            x = torch.randn(rows, WIDTH, generator=generator)
+            x = torch.randn(batch_size, WIDTH, generator=generator)
             yield {"x": x, "y": x @ self.truth}
 
     def evaluation_batches(self, split: Split) -> Iterator[Batch]:
@@ -81,12 +81,15 @@ def adalora(**knobs: Any) -> AdaLoRA:
 def train_on(variant: AdaLoRA, checkpoints: Checkpoints | None = None) -> list[int]:
     """The number of triplets that are alive after every step."""
     totals: list[int] = []
-    trials, regime = [Trial(seed=3, learning_rate=1e-2)], Regime(steps=STEPS, rows=ROWS)
+    trials, shared = (
+        [TrialHyperparameters(seed=3, learning_rate=1e-2)],
+        SharedHyperparameters(steps=STEPS, batch_size=ROWS),
+    )
 
     def count(step: int, metrics: Any) -> None:
         totals.append(sum(ranks[0] for ranks in variant.ranks_alive().values()))
 
-    (outcome,) = train(variant, Regression(), trials, regime, on_step=count, checkpoints=checkpoints)
+    (outcome,) = train(variant, Regression(), trials, shared, on_step=count, checkpoints=checkpoints)
     assert outcome.failure is None
     return totals
 
@@ -105,7 +108,7 @@ class StopAt(Checkpoints):
 def stopping(folder: Path, at: int) -> StopAt:
     folder.mkdir(exist_ok=True)
     (folder / "metrics.jsonl").touch()
-    found = StopAt(RunFolder(folder), identity="a run", every=0)
+    found = StopAt(RunDirectory(folder), config_hash="a run", every=0)
     found.at = at
     return found
 
@@ -178,7 +181,7 @@ def test_the_averages_that_triplets_are_scored_by_are_in_the_checkpoint(tmp_path
             heard.append(holders["variant"].trial_state(0))
             return start
 
-    train_on(resumed, Listening(RunFolder(tmp_path), identity="a run", every=0))
+    train_on(resumed, Listening(RunDirectory(tmp_path), config_hash="a run", every=0))
     kept = [name for name in heard[0] if name.endswith(("_sensitivity", "_uncertainty", "/alive"))]
     assert len(kept) == LAYERS * (3 * 2 + 1)
     for name in kept:
