@@ -28,7 +28,7 @@ from experiments.benchmarking.cases import (  # noqa: E402
 
 PACKS = [1, 2, 4, 8, 16, 32]
 ONE_RANK, MIXED_RANKS = (8,), (2, 4, 8, 16)
-SHAPE = ("model", "width", "layers", "heads", "rows", "length", "rank", "targets")
+SHAPE = ("model", "width", "layers", "heads", "batch_size", "length", "rank", "targets")
 
 
 class _Parser(argparse.ArgumentParser):
@@ -51,7 +51,7 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     shape.add_argument("--model", choices=MODELS, help=f"default: {usual.model}; nothing is downloaded")
     for knob, text in (
         ("width", "width of the model, d"), ("layers", "transformer blocks"), ("heads", "attention heads"),
-        ("rows", "sequences in the batch"), ("length", "tokens in a sequence"), ("rank", "rank of every ΔW"),
+        ("batch_size", "sequences in the batch"), ("length", "tokens in a sequence"), ("rank", "rank of every ΔW"),
     ):  # fmt: skip
         shape.add_argument(f"--{knob}", type=int, metavar="N", help=f"{text} (default: {getattr(usual, knob)})")
     shape.add_argument("--targets", choices=TARGETS, help="all linear layers of the blocks, or queries and values")

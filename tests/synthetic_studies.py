@@ -28,7 +28,7 @@ def study_of(folder: Path, *settings: str, **changed: Any) -> Study:
     """A study of two variants and `full` on the bytes, with keys of its file replaced."""
     protocol = {
         "margin": 0.01,
-        "tuning": {"multipliers": [0.5, 1, 2], "seeds": [100, 101]},
+        "tuning": {"learning_rate_multipliers": [0.5, 1, 2], "seeds": [100, 101]},
         "evaluation": {"seeds": list(range(6))},
     }
     protocol |= changed.pop("protocol", {})
@@ -56,10 +56,10 @@ def planted_study(folder: Path) -> Study:
     return study_of(
         folder,
         "task.matrices=[{d_out: 16, d_in: 16, rank: 4}]", "task.evaluation_rows=64", "training.steps=6",
-        "training.rows=16", "training.evaluate_every=3", "training.checkpoint_every=2", "wandb.mode=disabled",
+        "training.batch_size=16", "training.evaluate_every=3", "training.checkpoint_every=2", "wandb.mode=disabled",
         config=str(CONFIGS / "planted.yaml"),
         arms=[{"variant": "lora", "rank": [1, 2]}, {"variant": "full"}],
-        protocol={"tuning": {"multipliers": [1, 4, 1e32], "seeds": [100]}, "evaluation": {"seeds": [0, 1]}},
+        protocol={"tuning": {"learning_rate_multipliers": [1, 4, 1e32], "seeds": [100]}, "evaluation": {"seeds": [0, 1]}},
     )  # fmt: skip
 
 

@@ -20,7 +20,7 @@ class Case:
     width: int = 128
     layers: int = 4
     heads: int = 4
-    rows: int = 8
+    batch_size: int = 8
     length: int = 32
     rank: int = 8
     targets: str = "all"
@@ -31,7 +31,7 @@ class Case:
         for knob, known in (("model", MODELS), ("targets", TARGETS), ("precision", PRECISIONS)):
             if getattr(self, knob) not in known:
                 raise ValueError(f"{knob} is one of {', '.join(known)}; got {getattr(self, knob)!r}")
-        for knob in ("width", "layers", "heads", "rows", "length", "rank"):
+        for knob in ("width", "layers", "heads", "batch_size", "length", "rank"):
             if getattr(self, knob) < 1:
                 raise ValueError(f"{knob} is at least 1; got {getattr(self, knob)}")
         if self.width % self.heads:
@@ -42,7 +42,7 @@ class Case:
     @property
     def tokens(self) -> int:
         """Tokens in the batch."""
-        return self.rows * self.length
+        return self.batch_size * self.length
 
     @property
     def label(self) -> str:
@@ -112,9 +112,9 @@ def standard_pack_cases(precision: str, device: str) -> list[PackCase]:
     bert = Case(precision=precision)
     bytes_ = Case(model="byte_transformer", width=64, precision=precision)
     cases = [
-        *(packs_of(replace(bert, rows=rows, length=length)) for rows, length in ((1, 32), (8, 16), (8, 32))),
-        packs_of(replace(bert, rows=1, targets="qv")),
-        packs_of(replace(bytes_, rows=1)),
-        *(PackCase(case=replace(bytes_, rows=4), ranks=ranks) for ranks in ((8,), SAME_BUCKET, SEVERAL_BUCKETS)),
+        *(packs_of(replace(bert, batch_size=rows, length=length)) for rows, length in ((1, 32), (8, 16), (8, 32))),
+        packs_of(replace(bert, batch_size=1, targets="qv")),
+        packs_of(replace(bytes_, batch_size=1)),
+        *(PackCase(case=replace(bytes_, batch_size=4), ranks=ranks) for ranks in ((8,), SAME_BUCKET, SEVERAL_BUCKETS)),
     ]
     return cases + ([packs_of(ROBERTA_BASE)] if device == "cuda" else [])

@@ -196,7 +196,7 @@ def _attached(
 ) -> tuple[Variant, dict[str, nn.Module], dict[str, tuple[nn.Parameter, nn.Parameter]]]:
     case, base = workload.case, workload.base
     config = LoRAConfig.model_validate({"rank": case.rank, "alpha": float(ALPHA_PER_RANK * case.rank)})
-    pack = Pack(seeds=(0,), total_steps=(1,), rows=case.rows)
+    pack = Pack(seeds=(0,), total_steps=(1,), rows=case.batch_size)
     variant = attach(LoRA, base, targets=workload.paths, pack=pack, configs=[config])
     modules = {path: base.get_submodule(path) for path in workload.paths}
     variant.detach()

@@ -91,7 +91,7 @@ class PackOfTrials:
     def as_in_training(self) -> Iterator[None]:
         """The base computes the rows that a run of ours has it compute; afterwards all, as the others do."""
         base = self.training.variant.model
-        compute_first_row_only(base, wanted=self.training.shared.rows % 8 == 0)
+        compute_first_row_only(base, wanted=self.training.shared.batch_size % 8 == 0)
         try:
             yield
         finally:
@@ -136,7 +136,7 @@ def build_pack(workloads: Mapping[int, Workload], ranks: Sequence[int]) -> PackO
         variant = attach(LoRA, first.base, targets=first.paths, pack=pack, configs=configs)
     modules = {path: first.base.get_submodule(path) for path in first.paths}
     trials = [TrialHyperparameters(seed=k, learning_rate=RATE * (1 + k / len(ranks))) for k in range(len(ranks))]
-    shared = SharedHyperparameters(steps=STEPS, batch_size=first.case.rows, precision=first.case.precision)
+    shared = SharedHyperparameters(steps=STEPS, batch_size=first.case.batch_size, precision=first.case.precision)
     built = PackOfTrials(tuple(ranks), modules, Training(variant, RandomBatches(first), trials, shared))
     variant.detach()
     for k, rank in enumerate(ranks):
@@ -181,7 +181,7 @@ def largest_differences(
     some = workloads[pack.ranks[0]]
     checked = sorted({pack.ranks.index(rank) for rank in pack.ranks} | {len(pack.ranks) - 1})
     training, base = pack.training, some.base
-    batches = [next(training.task.training_batches(trial.seed, some.case.rows)) for trial in training.trials]
+    batches = [next(training.task.training_batches(trial.seed, some.case.batch_size)) for trial in training.trials]
     for k in checked:
         batches[k] = {"tokens": some.tokens.cpu(), "labels": some.labels.cpu()}
     with in_place(base, pack.modules), pack.as_in_training():

@@ -32,10 +32,10 @@ class PeftTrial:
     seed: int
     learning_rate: float
     steps: int
-    rows: int
-    warmup: int  # steps
-    schedule: str
-    clip: float
+    batch_size: int
+    warmup_steps: int  # steps
+    lr_schedule: str
+    max_grad_norm: float
     splits: tuple[Split, ...]
 
 
@@ -89,15 +89,17 @@ def _train(model: nn.Module, task: Bytes, trial: PeftTrial, folder: Path, device
     parameters = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(parameters, lr=trial.learning_rate, weight_decay=0.0, fused=True)
     model.train()
-    batches = task.training_batches(trial.seed, trial.rows)
+    batches = task.training_batches(trial.seed, trial.batch_size)
     with (folder / "metrics.jsonl").open("w", encoding="utf-8") as file:
         for step, batch in zip(range(trial.steps), batches, strict=False):
-            rate = trial.learning_rate * schedule_factor(trial.schedule, step, total=trial.steps, warmup=trial.warmup)
+            rate = trial.learning_rate * schedule_factor(
+                trial.lr_schedule, step, total=trial.steps, warmup=trial.warmup_steps
+            )
             optimizer.param_groups[0]["lr"] = rate
             there = {key: rows.to(device) for key, rows in batch.items()}
             loss = task.row_losses(model, there).sum() / task.row_counts(there).sum()
             loss.backward()
-            norm = nn.utils.clip_grad_norm_(parameters, trial.clip)
+            norm = nn.utils.clip_grad_norm_(parameters, trial.max_grad_norm)
             optimizer.step()
             optimizer.zero_grad()
             row = {"train/task_loss": loss.item(), "train/gradient_norm": norm.item(), "train/learning_rate": rate}

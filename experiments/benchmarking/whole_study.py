@@ -164,10 +164,10 @@ def ours(folder: Path) -> tuple[list[PeftTrial], dict[Score, float]]:
         knobs: Any = config.variant
         splits: tuple[Split, ...] = ("validation", "test") if "test" in result else ("validation",)
         own = trial_hyperparameters(config)
-        assert own.clip is not None
+        assert own.max_grad_norm is not None
         trial = PeftTrial(
             knobs.rank, knobs.alpha_at(knobs.rank), own.seed, own.learning_rate, config.training.steps,
-            config.training.rows, own.warmup, own.schedule, own.clip, splits,
+            config.training.batch_size, own.warmup_steps, own.lr_schedule, own.max_grad_norm, splits,
         )  # fmt: skip
         trials.append(trial)
         scores |= {_score(trial, split): result[split][result["score_name"]] for split in splits}

@@ -59,10 +59,10 @@ def build_workload(case: Case, device: torch.device) -> Workload:
 
 def random_batch(case: Case, generator: torch.Generator | None = None) -> tuple[Tensor, Tensor]:
     """Tokens (rows, length) and labels: a class a row, or of every byte the next one."""
-    tokens = torch.randint(min(WORDS, VOCABULARIES[case.model]), (case.rows, case.length), generator=generator)
+    tokens = torch.randint(min(WORDS, VOCABULARIES[case.model]), (case.batch_size, case.length), generator=generator)
     if case.model == "byte_transformer":
         return tokens, tokens.roll(-1, dims=1)
-    return tokens, torch.randint(CLASSES, (case.rows,), generator=generator)
+    return tokens, torch.randint(CLASSES, (case.batch_size,), generator=generator)
 
 
 def with_rank(workload: Workload, rank: int) -> Workload:

@@ -25,7 +25,9 @@ class TrainingConfig(Section):
     """How a run trains; the same for every variant but for the learning rate."""
 
     steps: int = Field(1000, ge=0, description="optimizer steps")
-    rows: int = Field(4, ge=1, description="rows of a step's batch; multiples of 8 in all shapes keep packs bit-exact")
+    batch_size: int = Field(
+        4, ge=1, description="examples in a step's batch; multiples of 8 in all shapes keep packs bit-exact"
+    )
     learning_rate: Rate | dict[str, Rate] = Field(
         5e-3,
         description="peak learning rate: a number, or a map from variant to number; a variant that the map does not "
@@ -35,11 +37,17 @@ class TrainingConfig(Section):
         None, description="peak learning rate of the task's head under every variant; null: the variant's own"
     )
     weight_decay: float = Field(0.0, ge=0, description="decoupled weight decay of matrices (AdamW)")
-    schedule: Literal["linear", "cosine", "constant"] = Field("linear", description="learning rate after the warm-up")
-    warmup: float = Field(0.05, ge=0, lt=1, description="share of the steps over which the learning rate rises")
-    clip: float | None = Field(1.0, gt=0, description="largest norm of a trial's gradient; null for no limit")
-    accumulation: int = Field(1, ge=1, description="parts that a step's batch goes through in; must divide rows")
-    checkpointing: bool = Field(False, description="compute activations again in backward instead of keeping them")
+    lr_schedule: Literal["linear", "cosine", "constant"] = Field(
+        "linear", description="learning rate after the warm-up"
+    )
+    warmup_ratio: float = Field(0.05, ge=0, lt=1, description="share of the steps over which the learning rate rises")
+    max_grad_norm: float | None = Field(1.0, gt=0, description="largest norm of a trial's gradient; null for no limit")
+    gradient_accumulation_steps: int = Field(
+        1, ge=1, description="parts that a step's batch goes through in; must divide batch_size"
+    )
+    gradient_checkpointing: bool = Field(
+        False, description="compute activations again in backward instead of keeping them"
+    )
     precision: Literal["float32", "bfloat16", "float16"] = Field(
         "float32", description="bfloat16, float16: autocast, weights in float32; float16 scales each trial's loss"
     )
@@ -52,8 +60,10 @@ class TrainingConfig(Section):
 
     @model_validator(mode="after")
     def _divisible(self) -> Self:
-        if self.rows % self.accumulation:
-            raise ValueError(f"accumulation {self.accumulation} does not divide rows {self.rows}")
+        if self.batch_size % self.gradient_accumulation_steps:
+            raise ValueError(
+                f"gradient_accumulation_steps {self.gradient_accumulation_steps} does not divide batch_size {self.batch_size}"
+            )
         return self
 
 

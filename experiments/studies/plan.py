@@ -100,7 +100,7 @@ def _count(study: Study, arm: Arm) -> Count:
     if study.config.search is not None:
         return Count(len(planned) - evaluation, evaluation, 0, extended_for_sure=False)
     extension = POINTS_ADDED * len(study.protocol.tuning.seeds)
-    sure = len(study.protocol.tuning.multipliers) == 2
+    sure = len(study.protocol.tuning.learning_rate_multipliers) == 2
     return Count(len(planned) - evaluation, evaluation, extension, extended_for_sure=sure)
 
 

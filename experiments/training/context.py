@@ -27,9 +27,9 @@ def trial_hyperparameters(config: RunConfig) -> TrialHyperparameters:
         seed=config.seed,
         learning_rate=config.learning_rate,
         weight_decay=training.weight_decay,
-        max_grad_norm=training.clip,
-        lr_schedule=training.schedule,
-        warmup_steps=round(training.warmup * training.steps),
+        max_grad_norm=training.max_grad_norm,
+        lr_schedule=training.lr_schedule,
+        warmup_steps=round(training.warmup_ratio * training.steps),
     )
 
 
@@ -38,8 +38,8 @@ def shared_hyperparameters(config: RunConfig) -> SharedHyperparameters:
     training = config.training
     return SharedHyperparameters(
         steps=training.steps,
-        batch_size=training.rows,
-        gradient_accumulation_steps=training.accumulation,
+        batch_size=training.batch_size,
+        gradient_accumulation_steps=training.gradient_accumulation_steps,
         evaluate_every=training.evaluate_every,
         precision=training.precision,
     )
@@ -60,9 +60,9 @@ def attached(config: RunConfig, task: Task, model: nn.Module, start: StartingPoi
 def attached_pack(configs: Sequence[RunConfig], task: Task, model: nn.Module) -> Variant:
     """The variant of these configurations on the model, as one pack of fresh trials."""
     first = configs[0]
-    if first.training.checkpointing:
+    if first.training.gradient_checkpointing:
         task.use_checkpointing(model)
-    rows = first.training.rows // first.training.accumulation
+    rows = first.training.batch_size // first.training.gradient_accumulation_steps
     task.leave_out_unread_rows(model, wanted=rows % 8 == 0)  # other numbers of rows would not be exact in packs
     variant = attach(
         VARIANTS[first.variant.name].load(),

@@ -29,9 +29,9 @@ class TrialHyperparameters:
     seed: int
     learning_rate: float
     weight_decay: float = 0.0
-    clip: float | None = 1.0
-    schedule: str = "linear"
-    warmup: int = 0
+    max_grad_norm: float | None = 1.0
+    lr_schedule: str = "linear"
+    warmup_steps: int = 0
 
 
 @dataclass(frozen=True)
@@ -39,8 +39,8 @@ class SharedHyperparameters:
     """What the trials of one pack share."""
 
     steps: int
-    rows: int
-    accumulation: int = 1
+    batch_size: int
+    gradient_accumulation_steps: int = 1
     evaluate_every: int = 0
     precision: str = "float32"
 
@@ -113,7 +113,7 @@ class Training:
         pack, steps = self.variant.pack, list(self.variant.pack.steps)
         if not self._batches:
             self._batches = [
-                islice(self.task.training_batches(trial.seed, self.shared.rows), step, None)
+                islice(self.task.training_batches(trial.seed, self.shared.batch_size), step, None)
                 for trial, step in zip(self.trials, steps, strict=True)
             ]
         batches = [next(batches) for batches in self._batches]
@@ -121,11 +121,11 @@ class Training:
         norms = self.optimizer.gradient_norms()
         settle(pack, self.outcomes, losses + penalties, norms, self.scaler)
         factors = [
-            schedule_factor(trial.schedule, step, total=self.shared.steps, warmup=trial.warmup)
+            schedule_factor(trial.lr_schedule, step, total=self.shared.steps, warmup=trial.warmup_steps)
             for trial, step in zip(self.trials, steps, strict=True)
         ]
         if any(pack.running):
-            self.optimizer.clip_gradients(norms, [trial.clip for trial in self.trials])
+            self.optimizer.clip_gradients(norms, [trial.max_grad_norm for trial in self.trials])
             move(self.variant, self.optimizer, factors)
         columns = {
             "train/task_loss": losses.tolist(),
@@ -184,11 +184,11 @@ def compute_gradients(
     device = next(model.parameters()).device
     model.train()
     whole = stack(batches, device)
-    pack.rows = shared.rows
+    pack.rows = shared.batch_size
     counts = sums_by_trial(task.row_counts(whole), pack.trials)
     losses: Tensor = torch.zeros((), device=device)
-    pack.rows = shared.rows // shared.accumulation
-    for pack.micro_step, part in enumerate(micro_batches(batches, shared.accumulation)):
+    pack.rows = shared.batch_size // shared.gradient_accumulation_steps
+    for pack.micro_step, part in enumerate(micro_batches(batches, shared.gradient_accumulation_steps)):
         with autocast(device, shared.precision):
             rows = task.row_losses(model, stack(part, device))
         sums = sums_by_trial(rows.to(torch.promote_types(rows.dtype, torch.float32)), pack.trials)
@@ -240,7 +240,7 @@ def _stacked(
 ) -> Iterator[Batch]:
     """The batches that training starts with, read apart from it."""
     device = next(model.parameters()).device
-    for batches in zip(*(task.training_batches(trial.seed, shared.rows) for trial in trials), strict=True):
+    for batches in zip(*(task.training_batches(trial.seed, shared.batch_size) for trial in trials), strict=True):
         yield stack(batches, device)
 
 

@@ -39,7 +39,7 @@ def tuning_of(
     arm: Arm, protocol: ProtocolConfig, results: Mapping[str, TrialResult], *, higher_is_better: bool
 ) -> Tuning:
     """Stage 1 of an arm, as far as the results go."""
-    grid = sorted(protocol.tuning.multipliers)
+    grid = sorted(protocol.tuning.learning_rate_multipliers)
     trials = grid_trials(arm, protocol, grid)
     points = _points(trials, results)
     if points is None:

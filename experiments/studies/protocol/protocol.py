@@ -50,10 +50,10 @@ def plan_ahead(arm: Arm, protocol: ProtocolConfig, search: SearchConfig | None =
     tuned = tuple(_to_be_chosen(arm, "evaluation", seed) for seed in protocol.evaluation.seeds)
     if search is None:
         nothing = Tuning("open", (), None, None, (), None, "")
-        grid = grid_trials(arm, protocol, sorted(protocol.tuning.multipliers))
+        grid = grid_trials(arm, protocol, sorted(protocol.tuning.learning_rate_multipliers))
         return (*grid, *_evaluation(arm, protocol, nothing), *tuned)
     first, *others = protocol.tuning.seeds
-    sources = len(protocol.tuning.multipliers) if arm.source is not None else 0
+    sources = len(protocol.tuning.learning_rate_multipliers) if arm.source is not None else 0
     before = [_to_be_chosen(arm, "allocation", first, number) for number in range(sources)]
     searched = [_to_be_chosen(arm, "search", first, number) for number in range(search.trials)]
     left = min(search.contenders, search.trials)

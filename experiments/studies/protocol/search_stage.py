@@ -102,7 +102,9 @@ def best_source(
 ) -> str | None:
     """The key of the run whose ranks an arm takes over, given the scores by key; None where none has a score."""
     assert arm.source is not None
-    keys = [trial_key(arm.source, "allocation", n, tuning.seeds[0]) for n in range(len(tuning.multipliers))]
+    keys = [
+        trial_key(arm.source, "allocation", n, tuning.seeds[0]) for n in range(len(tuning.learning_rate_multipliers))
+    ]
     ranked = _ranked([results[key] for key in keys], higher_is_better=higher_is_better)
     return keys[ranked[0]] if ranked else None
 
@@ -113,7 +115,7 @@ def _sources(
     """The runs that an arm's allocation is taken from; none for most."""
     if arm.source is None:
         return Tuning("tuned", (), None, None, (), None, "")
-    numbers, seed = range(len(tuning.multipliers)), tuning.seeds[0]
+    numbers, seed = range(len(tuning.learning_rate_multipliers)), tuning.seeds[0]
     keys = [trial_key(arm.source, "allocation", n, seed) for n in numbers]
     known = [n for n in numbers if keys[n] in proposals]
     trials = tuple(_trial(arm.source, "allocation", n, seed, proposals[keys[n]]) for n in known)

@@ -85,7 +85,7 @@ class Proposer:
 
     def _source_trial(self, arm: Arm, source: Arm, number: int) -> NewTrial:
         """AdaLoRA at the budget, at one of the rates of the tuning grid."""
-        rate = rounded(source.centre * sorted(self.study.protocol.tuning.multipliers)[number])
+        rate = rounded(source.centre * sorted(self.study.protocol.tuning.learning_rate_multipliers)[number])
         knobs = {"rank": self._search_space(arm).budget.divided(dict.fromkeys(self._search_space(arm).shapes, 1.0))}
         facts = {"arm": source.label, "stage": "allocation", "variant": source.config.variant.name, "knobs": knobs}
         key = trial_key(source, "allocation", number, self.seed)

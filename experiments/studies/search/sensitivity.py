@@ -21,7 +21,7 @@ def gradient_spectra(context: TrainingContext, config: RunConfig, *, seed: int, 
     whole = resolve(tree)
     variant = attached_pack([whole], context.task, context.base)
     try:
-        for batch in islice(context.task.training_batches(seed, whole.training.rows), batches):
+        for batch in islice(context.task.training_batches(seed, whole.training.batch_size), batches):
             compute_gradients(variant, context.task, [batch], shared_hyperparameters(whole))
         found = {name: layer.get_parameter("W").grad for name, layer in variant.layers.items()}
     finally:

@@ -171,7 +171,7 @@ def _warnings(protocol: ProtocolConfig, search: SearchConfig | None, arms: Seque
         found.append(f"a verdict needs {SEEDS_FOR_VERDICTS} seeds; protocol.evaluation.seeds has {seeds}")
     if search is not None and len(protocol.tuning.seeds) == 1:
         found.append("protocol.tuning.seeds has one seed, that of the search: without a race the luckiest trial wins")
-    if search is None and len(protocol.tuning.multipliers) == 2:
+    if search is None and len(protocol.tuning.learning_rate_multipliers) == 2:
         found.append("the better of two learning rates is always at an end of the grid, so it is extended every time")
     return found
 

@@ -28,7 +28,7 @@ def _each_once(values: Sequence[float]) -> None:
 class TuningConfig(Section):
     """Stage 1, on the validation split: every arm gets the same trials."""
 
-    multipliers: list[Rate] = Field(
+    learning_rate_multipliers: list[Rate] = Field(
         [0.25, 0.5, 1, 2, 4],
         min_length=2,
         description="learning rates that are tried, in units of the arm's own (training.learning_rate); a best one at "
@@ -42,7 +42,7 @@ class TuningConfig(Section):
         _each_once(seeds)
         return seeds
 
-    @field_validator("multipliers")
+    @field_validator("learning_rate_multipliers")
     @classmethod
     def _apart(cls, multipliers: list[float]) -> list[float]:
         for lower, higher in pairwise(sorted(multipliers)):

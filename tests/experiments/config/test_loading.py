@@ -30,17 +30,17 @@ def test_the_command_line_wins_over_the_file_and_the_file_over_the_defaults(tmp_
     config = load(path, overrides=["variant.alpha=3", "steps=9"])
     assert (config.variant.rank, config.variant.alpha, config.training.steps) == (2, 3.0, 9)  # type: ignore[attr-defined]
     assert load(path).training.steps == 7
-    assert load(path).training.rows == 4
+    assert load(path).training.batch_size == 4
 
 
 def test_every_fault_is_reported_at_once_with_path_value_and_nearest_key() -> None:
-    found = errors("rank=yes", "lerning_rate=1", "training.step=3", "training.warmup=2", "variant.rnk=2")
+    found = errors("rank=yes", "lerning_rate=1", "training.step=3", "training.warmup_ratio=2", "variant.rnk=2")
     text = "\n".join(found)
     assert len(found) == 5
     assert "variant.rank: should be a valid integer, got True" in text
     assert "lerning_rate: unknown key (did you mean 'training.learning_rate'?)" in text
     assert "training.step: unknown key (did you mean 'steps'?)" in text
-    assert "training.warmup: should be less than 1, got 2" in text
+    assert "training.warmup_ratio: should be less than 1, got 2" in text
     assert "variant.rnk: unknown key (did you mean 'rank'?)" in text
 
 

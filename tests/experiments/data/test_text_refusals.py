@@ -12,7 +12,7 @@ from experiments.runner import execute
 from experiments.terminal import Display
 from tests.text_data import write_labelled, write_model
 
-TRAINING = {"steps": 2, "rows": 8, "threads": 1, "learning_rate": 1e-2}
+TRAINING = {"steps": 2, "batch_size": 8, "threads": 1, "learning_rate": 1e-2}
 
 
 @pytest.fixture(autouse=True)
@@ -171,6 +171,6 @@ def test_a_line_of_one_token_is_malformed_where_none_is_put_around_it(tmp_path: 
 
 def test_a_line_whose_prompt_fills_the_context_is_left_out_and_counted(tmp_path: Path) -> None:
     write_model(tmp_path / "model", "llama")
-    result = run(prompted(tmp_path, "task.skip_malformed=true", "training.rows=1", "training.steps=24"), tmp_path)
+    result = run(prompted(tmp_path, "task.skip_malformed=true", "training.batch_size=1", "training.steps=24"), tmp_path)
     counted = {split: (facts["rows"], facts["malformed"]) for split, facts in result["data"].items()}
     assert counted == {"train": (10, 2), "validation": (5, 1), "test": (2, 0)}

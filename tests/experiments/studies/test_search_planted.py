@@ -21,7 +21,7 @@ TREE: dict[str, Any] = {
     "set": {
         "variant": "lora",
         "task.matrices": [{"rank": rank, "d_out": 16, "d_in": 16} for rank in RANKS], "task.evaluation_rows": 512,
-        "training.rows": 64, "training.steps": 200, "training.evaluate_every": 0, "training.checkpoint_every": 0,
+        "training.batch_size": 64, "training.steps": 200, "training.evaluate_every": 0, "training.checkpoint_every": 0,
     },
     "search": {"budget": {"total_rank": BUDGET}, "trials": 100, "batch": 10, "contenders": 8, "highest_rank": 8},
     "protocol": {

@@ -34,7 +34,7 @@ TREE: dict[str, Any] = {
     "set": {
         "variant": "lora",
         "task.matrices": [{"rank": rank, "d_out": 16, "d_in": 16} for rank in RANKS], "task.evaluation_rows": 32,
-        "training.rows": 8, "training.steps": 12, "training.evaluate_every": 0, "training.checkpoint_every": 4,
+        "training.batch_size": 8, "training.steps": 12, "training.evaluate_every": 0, "training.checkpoint_every": 4,
     },
     "search": {"budget": {"total_rank": BUDGET}, "trials": 10, "batch": 4, "contenders": 3, "highest_rank": 8},
     "arms": [
@@ -43,7 +43,7 @@ TREE: dict[str, Any] = {
         {"allocation": "grouped", "sampler": "tpe"},
     ],
     "protocol": {
-        "tuning": {"multipliers": [0.5, 1, 2], "seeds": [100, 101]},
+        "tuning": {"learning_rate_multipliers": [0.5, 1, 2], "seeds": [100, 101]},
         "evaluation": {"seeds": [0, 1, 2, 3, 4]},
         "reference": {"allocation": "uniform"},
         "margin": 0.01,

@@ -133,7 +133,7 @@ def test_every_fault_of_the_file_the_arms_and_the_command_line_is_reported_at_on
         "stps=3",
         name="a b",
         arms=[{"variant": ["lora", "lorra"], "rank": [1, 2, 0.5]}, {"seed": 3}, {"rank": []}],
-        protocol={"tuning": {"seeds": [1, 1], "multipliers": [1]}, "evaluation": {"seeds": [-1]}},
+        protocol={"tuning": {"seeds": [1, 1], "learning_rate_multipliers": [1]}, "evaluation": {"seeds": [-1]}},
     )
     text = "\n".join(found)
     for expected in (
@@ -141,7 +141,7 @@ def test_every_fault_of_the_file_the_arms_and_the_command_line_is_reported_at_on
         "protocol.margin: missing",
         "protocol.marginn: unknown key (did you mean 'margin'?)",
         "protocol.tuning.seeds: each value stands once",
-        "protocol.tuning.multipliers: List should have at least 2 items",
+        "protocol.tuning.learning_rate_multipliers: List should have at least 2 items",
         "protocol.evaluation.seeds.0: should be greater than or equal to 0, got -1",
         "variant=lora rank=1 (and 5 more): stps: unknown key (did you mean 'training.steps'?)",
         "variant=lorra rank=1 (and 2 more): variant.name: 'lorra' is not known (did you mean 'lora'?)",
@@ -164,8 +164,14 @@ def test_every_fault_of_the_file_the_arms_and_the_command_line_is_reported_at_on
         ({"set": {"seed": 1}}, "set.seed: cannot be set"),
         ({"protocol": {"margin": 0}}, "protocol.margin: should be greater than 0"),
         ({"protocol": {"margin": 1, "alpha": 1}}, "protocol.alpha: should be less than 1"),
-        ({"protocol": {"margin": 1, "tuning": {"multipliers": [1, 1.001]}}}, "a factor of 1.01 apart or more"),
-        ({"protocol": {"margin": 1, "tuning": {"multipliers": [0, 1]}}}, "multipliers.0: should be greater than 0"),
+        (
+            {"protocol": {"margin": 1, "tuning": {"learning_rate_multipliers": [1, 1.001]}}},
+            "a factor of 1.01 apart or more",
+        ),
+        (
+            {"protocol": {"margin": 1, "tuning": {"learning_rate_multipliers": [0, 1]}}},
+            "multipliers.0: should be greater than 0",
+        ),
         ({"protocol": {"margin": 1, "tuning": {"seeds": [7, 8]}}}, "evaluation needs fresh seeds: 7 of"),
         ({"protocol": {"margin": 1, "fixed_learning_rates": [1e-3, 0.001]}}, "each value stands once (to six digits)"),
         ({"protocol": {"margin": 1, "reference": {"varient": "lora"}}}, "(did you mean 'variant'?)"),
@@ -244,7 +250,7 @@ def test_what_leaves_verdicts_out_is_said(tmp_path: Path) -> None:
     few = study(
         tmp_path,
         arms=[LORA, {"variant": "adalora", "rank": 16}],
-        protocol={"margin": 1, "evaluation": {"seeds": [0, 1]}, "tuning": {"multipliers": [1, 2]}},
+        protocol={"margin": 1, "evaluation": {"seeds": [0, 1]}, "tuning": {"learning_rate_multipliers": [1, 2]}},
     ).warnings
     assert len(few) == 3
     assert few[0].startswith("adalora r=16 is compared with nothing")
@@ -255,10 +261,10 @@ def test_what_leaves_verdicts_out_is_said(tmp_path: Path) -> None:
 
 
 def test_settings_go_to_the_protocol_by_path_and_to_the_runs_otherwise(tmp_path: Path) -> None:
-    found = study(tmp_path, "protocol.alpha=0.1", "alpha=3", "name=t", "training.steps=9", "set.training.rows=8")
+    found = study(tmp_path, "protocol.alpha=0.1", "alpha=3", "name=t", "training.steps=9", "set.training.batch_size=8")
     assert (found.protocol.alpha, found.name) == (0.1, "t")
     run = found.arms[0].config
-    assert (run.variant.alpha, run.study, run.training.steps, run.training.rows) == (3.0, "t", 9, 8)  # type: ignore[attr-defined]
+    assert (run.variant.alpha, run.study, run.training.steps, run.training.batch_size) == (3.0, "t", 9, 8)  # type: ignore[attr-defined]
 
 
 def test_what_an_evaluation_was_promised_may_not_change_and_more_may_come(tmp_path: Path) -> None:

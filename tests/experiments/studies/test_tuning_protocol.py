@@ -27,7 +27,7 @@ Outcome = Callable[[PlannedTrial], TrialResult]
 def protocol(**changes: object) -> ProtocolConfig:
     knobs = {
         "margin": 0.01,
-        "tuning": {"multipliers": [0.25, 0.5, 1, 2, 4], "seeds": [100, 101]},
+        "tuning": {"learning_rate_multipliers": [0.25, 0.5, 1, 2, 4], "seeds": [100, 101]},
         "evaluation": {"seeds": [0, 1, 2]},
     }
     return ProtocolConfig.model_validate(knobs | changes)
@@ -71,7 +71,7 @@ def test_in_any_order_of_results_nothing_wanted_is_dropped_and_nothing_is_evalua
 ) -> None:
     grid = data.draw(st.sampled_from([[0.25, 0.5, 1, 2, 4], [2, 1], [0.1, 1, 3]]))
     fixed = data.draw(st.sampled_from([[], [5e-3], [1e-2, 3e-2]]))
-    asked = protocol(fixed_learning_rates=fixed, tuning={"multipliers": grid, "seeds": [100, 101]})
+    asked = protocol(fixed_learning_rates=fixed, tuning={"learning_rate_multipliers": grid, "seeds": [100, 101]})
     higher = data.draw(st.booleans())
     order = random.Random(data.draw(st.integers(0, 999)))
     ends = st.one_of(st.none(), st.integers(0, 3), st.just(math.nan))
@@ -211,7 +211,7 @@ def test_a_rate_without_effect_is_tuned_at_the_centre() -> None:
     progress = finished(lambda trial: TrialResult(failed=False, score=2.0 + trial.seed, loss=1.0))
     assert (progress.tuning.state, progress.tuning.multiplier, progress.tuning.added) == ("tuned", 1, ())
     assert "no effect" in progress.tuning.reason
-    beside = protocol(tuning={"multipliers": [0.2, 0.8, 3], "seeds": [9]})
+    beside = protocol(tuning={"learning_rate_multipliers": [0.2, 0.8, 3], "seeds": [9]})
     assert finished(lambda _: TrialResult(failed=False, score=1.0, loss=1.0), beside).tuning.multiplier == 0.8
 
 
@@ -226,7 +226,7 @@ def test_fixed_rates_are_wanted_from_the_start_and_whatever_the_tuning_says() ->
 
 
 def test_a_fixed_rate_that_is_the_chosen_one_is_evaluated_once_and_counts_for_both() -> None:
-    asked = protocol(fixed_learning_rates=[1e-2], tuning={"multipliers": [0.5, 1, 2, 3], "seeds": [100]})
+    asked = protocol(fixed_learning_rates=[1e-2], tuning={"learning_rate_multipliers": [0.5, 1, 2, 3], "seeds": [100]})
     progress = finished(scored({2: 1}), asked)
     assert progress.tuning.chosen == 1e-2
     assert progress.evaluations("tuned") == progress.evaluations("fixed 0.01")

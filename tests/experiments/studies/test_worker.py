@@ -27,11 +27,11 @@ TREE: dict[str, Any] = {
     "config": str(PLANTED),
     "set": {
         "task.matrices": [{"d_out": 24, "d_in": 16, "rank": 4}], "task.noise": 0.1, "task.evaluation_rows": 64,
-        "training.rows": 8, "training.steps": 20, "training.evaluate_every": 0, "training.checkpoint_every": 6,
+        "training.batch_size": 8, "training.steps": 20, "training.evaluate_every": 0, "training.checkpoint_every": 6,
     },
     "arms": [{"variant": ["lora", "adalora"], "rank": [1, 2]}, {"variant": "full"}],
     "protocol": {
-        "tuning": {"multipliers": [0.5, 1, 1e30], "seeds": [100]},
+        "tuning": {"learning_rate_multipliers": [0.5, 1, 1e30], "seeds": [100]},
         "evaluation": {"seeds": [0, 1, 2]},
         "margin": 0.01,
     },

@@ -57,7 +57,7 @@ def write_lines(folder: Path) -> str:
 def configured(folder: Path, model: str, *settings: str, variant: str = "lora", **task: Any) -> Any:
     task = {"name": "language_modeling", "context": 16, "validation": 0.1, "test": 0.1, "train": "input*"} | task
     path = folder / "c.yaml"
-    training = {"steps": 4, "rows": 8, "threads": 1, "learning_rate": 1e-2}
+    training = {"steps": 4, "batch_size": 8, "threads": 1, "learning_rate": 1e-2}
     tree = {"task": task, "targets": ["*_proj"], "variant": {"name": variant}, "training": training}
     path.write_text(yaml_text(tree | {"model": {"name": model}, "wandb": {"mode": "disabled"}}))
     return load(path, overrides=settings)
@@ -196,7 +196,7 @@ def test_trials_of_one_pack_have_lines_of_one_length_at_each_step_and_the_losses
     tmp_path: Path, model: str
 ) -> None:
     lines = {"layout": "lines", "prompt_separator": "||", "train": "train|valid", "test": "test", "validation": 0.2}
-    settings = ["variant.rank=2", "training.rows=2"]
+    settings = ["variant.rank=2", "training.batch_size=2"]
     config = configured(tmp_path, model, *settings, path=write_lines(tmp_path / "data"), **lines)
     losses: list[list[torch.Tensor]] = []
     lengths = set()

@@ -44,7 +44,7 @@ def config_file(folder: Path, **task: Any) -> Path:
         "task": task,
         "targets": ["*.query", "*.value"],
         "variant": {"name": "lora", "rank": 2},
-        "training": {"steps": 4, "rows": 8, "threads": 1, "learning_rate": 1e-2},
+        "training": {"steps": 4, "batch_size": 8, "threads": 1, "learning_rate": 1e-2},
         "wandb": {"mode": "disabled"},
     }
     path = folder / "c.yaml"

@@ -78,7 +78,7 @@ def test_the_steps_of_a_configuration_are_the_epochs_that_it_speaks_of(
     name: str, training_rows: int, epochs: int
 ) -> None:
     training = load(CONFIGS / f"{name}.yaml").training
-    assert training.steps == math.ceil(epochs * training_rows / training.rows)
+    assert training.steps == math.ceil(epochs * training_rows / training.batch_size)
 
 
 @pytest.mark.parametrize(
@@ -88,7 +88,13 @@ def test_the_steps_of_a_configuration_are_the_epochs_that_it_speaks_of(
 def test_a_recipe_plans_on_every_task_of_its_table(recipe: str, architecture: str, tmp_path: Path) -> None:
     settings(architecture, max_position_embeddings=514).save_pretrained(tmp_path)
     for task in ("mnli", "sst2", "mrpc", "cola", "qnli", "qqp", "rte", "stsb"):
-        asked = [f"model.name={tmp_path}", f"task.preset=glue/{task}", "learning_rate=5e-4", "rows=16", "steps=100"]
+        asked = [
+            f"model.name={tmp_path}",
+            f"task.preset=glue/{task}",
+            "learning_rate=5e-4",
+            "batch_size=16",
+            "steps=100",
+        ]
         told = io.StringIO()
         show_plan(load(CONFIGS / "recipes" / f"{recipe}.yaml", overrides=asked), Display(Console(file=told, width=200)))
         assert f"preset: glue/{task}" in told.getvalue()
@@ -104,6 +110,6 @@ def test_the_adalora_recipe_has_the_budget_and_the_phases_of_the_paper(tmp_path:
     knobs, steps = config.variant, config.training.steps
     assert round(knobs.initial_fraction * steps) == 800
     assert round(knobs.final_fraction * steps) == pytest.approx(3500, abs=1)
-    assert round(config.training.warmup * steps) == 100
+    assert round(config.training.warmup_ratio * steps) == 100
     assert knobs.alpha == pytest.approx(32 * 2 / 3)
     assert task.trains_alone() is not None

@@ -30,7 +30,7 @@ def planned(variant: str, seed: int, rate: float, *settings: str) -> RunConfig:
         seed=seed,
         overrides=[
             "task.matrices=[{d_out: 24, d_in: 16, rank: 4}, {d_out: 24, d_in: 16, rank: 2}]", "task.noise=0.1",
-            "task.evaluation_rows=64", "rows=8", "steps=24", "evaluate_every=10", "checkpoint_every=7",
+            "task.evaluation_rows=64", "batch_size=8", "steps=24", "evaluate_every=10", "checkpoint_every=7",
             f"learning_rate={rate}", "wandb.mode=disabled", *settings,
         ],
     )  # fmt: skip
