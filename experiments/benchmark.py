@@ -41,7 +41,7 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     usual = Case()
     parser = _Parser(
         prog="benchmark.py",
-        description=f"{__doc__} Every contender has the same base model, batch, A, B and AdamW. On CPU time is "
+        description=f"{__doc__} Every implementation has the same base model, batch, A, B and AdamW. On CPU time is "
         "processor time at one thread; what counts is the ratio to PEFT within each round.",
         epilog="Without an option of the shape the standard cases are measured, with memory in the largest; with one, "
         "that case alone. An interrupted benchmark goes on when the same command names its folder as --output.",
@@ -53,7 +53,9 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
         ("width", "width of the model, d"), ("layers", "transformer blocks"), ("heads", "attention heads"),
         ("batch_size", "sequences in the batch"), ("length", "tokens in a sequence"), ("rank", "rank of every ΔW"),
     ):  # fmt: skip
-        shape.add_argument(f"--{knob}", type=int, metavar="N", help=f"{text} (default: {getattr(usual, knob)})")
+        shape.add_argument(
+            f"--{knob.replace('_', '-')}", type=int, metavar="N", help=f"{text} (default: {getattr(usual, knob)})"
+        )
     shape.add_argument("--targets", choices=TARGETS, help="all linear layers of the blocks, or queries and values")
     parser.add_argument("--precision", choices=PRECISIONS, default="float32", help="bfloat16: under autocast")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
@@ -62,11 +64,11 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
         type=int,
         default=15,
         metavar="N",
-        help="timings of every contender; with --study, 0: no packs (default: 15)",
+        help="timings of every implementation; with --study, 0: no packs (default: 15)",
     )
     parser.add_argument(
         "--processes", type=int, default=3, metavar="N",
-        help="fresh processes in which the memory of every contender is measured; 0: not at all (default: 3)",
+        help="fresh processes in which the memory of every implementation is measured; 0: not at all (default: 3)",
     )  # fmt: skip
     study = parser.add_argument_group("packs of trials and whole studies, instead of single steps")
     study.add_argument(
@@ -117,9 +119,10 @@ def benchmark(cases: list[Case], *, device_name: str, rounds: int, processes: in
 
     Raises: ValueError for what cannot be measured here, RuntimeError where a measurement failed.
     """
+    from analysis.figures.benchmark import save_benchmark_figure
     from experiments.benchmarking.measurement import measure_all
     from experiments.benchmarking.results import FILE, Benchmark, conditions
-    from experiments.benchmarking.terminal import draw_results, progress_bars, show_results
+    from experiments.benchmarking.terminal import progress_bars, ratio_table, show_results
     from experiments.terminal import Display
 
     display, device = Display(), _device(device_name)
@@ -131,7 +134,7 @@ def benchmark(cases: list[Case], *, device_name: str, rounds: int, processes: in
     finally:
         if measured.results:
             show_results(display, measured.results)
-            for path in (folder / FILE, *draw_results(measured.results, folder)):
+            for path in (folder / FILE, *save_benchmark_figure(ratio_table(measured.results), folder, "benchmark")):
                 display.say(f"wrote {path}")
 
 
@@ -140,10 +143,11 @@ def benchmark_studies(asked: argparse.Namespace, folder: Path) -> None:
 
     Raises: ValueError for what cannot be measured here, RuntimeError where a measurement failed.
     """
+    from analysis.figures.benchmark import save_pack_figure
     from experiments.benchmarking.pack_timing import measure_packs
     from experiments.benchmarking.results import FILE, conditions
     from experiments.benchmarking.study_results import StudyBenchmark
-    from experiments.benchmarking.terminal import draw_packs, progress_bars, show_packs, show_studies
+    from experiments.benchmarking.terminal import pack_ratio_table, progress_bars, show_packs, show_studies
     from experiments.benchmarking.whole_study import StudyCase, measure_study
     from experiments.terminal import Display
 
@@ -172,7 +176,7 @@ def benchmark_studies(asked: argparse.Namespace, folder: Path) -> None:
         if measured.studies:
             show_studies(display, measured.studies)
         if measured.packs or measured.studies:
-            figures = draw_packs(measured.packs, folder) if measured.packs else []
+            figures = save_pack_figure(pack_ratio_table(measured.packs), folder, "packs") if measured.packs else []
             for path in (folder / FILE, *figures):
                 display.say(f"wrote {path}")
 

@@ -44,7 +44,7 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
         help="what the update starts from: a finished run, a PEFT adapter, or a loralib checkpoint (start.alpha=...)",
     )  # fmt: skip
     parser.add_argument(
-        "--set", action="append", default=[], metavar="KEY=VALUE", dest="settings",
+        "--set", action="append", default=[], metavar="KEY=VALUE", dest="overrides",
         help="any knob, e.g. training.steps=100, or by its last name: learning_rate=3e-4, 'rank={\"*.query\": 8}'",
     )  # fmt: skip
     parser.add_argument("--test", action="store_true", help="read the test split too; every read goes into a ledger")

@@ -9,6 +9,10 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     import subprocess
 
+    from analysis.study_results.conclusion import Conclusion
+    from experiments.studies.protocol.progress import StudyState
+    from experiments.studies.spec.study import Study
+
 ROOT = Path(__file__).resolve().parent.parent
 if not __package__:  # run as a script: the project belongs on the path, this folder does not
     sys.path[:] = [str(ROOT), *(entry for entry in sys.path if entry != str(ROOT / "experiments"))]
@@ -29,7 +33,7 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     )
     parser.add_argument("file", type=Path, nargs="?", metavar="FILE", help="the study, e.g. configs/studies/rank.yaml")
     parser.add_argument(
-        "--set", action="append", default=[], metavar="KEY=VALUE", dest="settings",
+        "--set", action="append", default=[], metavar="KEY=VALUE", dest="overrides",
         help="protocol.* of the study, or any knob of its runs, e.g. training.steps=100",
     )  # fmt: skip
     parser.add_argument("--workers", type=_count, default=1, metavar="N", help="processes on this machine (default: 1)")
@@ -97,7 +101,7 @@ def _carry_out(asked: argparse.Namespace, ready: "list[subprocess.Popen[bytes]]"
 
     fields = {key: value for key, value in vars(asked).items() if key in LaunchOptions.__dataclass_fields__}
     try:
-        return launch(LaunchOptions(**fields), prestarted=ready)
+        return launch(LaunchOptions(**fields), conclude=_conclude, prestarted=ready)
     except ConfigError as error:
         print(*(f"error: {message}" for message in error.errors), sep="\n", file=sys.stderr)
         return 2
@@ -107,6 +111,13 @@ def _carry_out(asked: argparse.Namespace, ready: "list[subprocess.Popen[bytes]]"
     except KeyboardInterrupt as interruption:
         print(str(interruption) or "interrupted; the same command goes on from the last checkpoints", file=sys.stderr)
         return 130
+
+
+def _conclude(study: "Study", study_state: "StudyState", runs_dir: Path) -> "Conclusion":
+    """Table, verdicts, summary and figures; imported where there is something to conclude, with pandas and seaborn."""
+    from analysis.study_results.conclusion import conclude
+
+    return conclude(study, study_state, runs_dir)
 
 
 def work() -> int:

@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -10,7 +9,6 @@ import pandas as pd
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from analysis.figures.benchmark import save_benchmark_figure, save_pack_figure
 from experiments.benchmarking.implementations import BUILDERS, PEFT
 from experiments.benchmarking.measurement import Report
 from experiments.benchmarking.pack_timing import PackResult
@@ -65,8 +63,8 @@ def _cells(row: Mapping[str, Any]) -> tuple[str, str]:
     return f"{row['median'] * UNITS[row['quantity']]:,.1f}", f"{row['ratio']:.2f} {quartiles}"
 
 
-def draw_results(results: Sequence[Result], folder: Path) -> list[Path]:
-    """The figure of all ratios, PEFT's own apart; returns the files."""
+def ratio_table(results: Sequence[Result]) -> pd.DataFrame:
+    """Every measured ratio to PEFT, a row each, PEFT's own apart: what the figure of steps draws."""
     rows = [
         {"case": result.case.label, "implementation": name, "quantity": what, "ratio": ratio}
         for quantity, what in (("seconds", "time"), ("bytes", "memory"))
@@ -75,7 +73,7 @@ def draw_results(results: Sequence[Result], folder: Path) -> list[Path]:
         if name != PEFT
         for ratio in ratios
     ]
-    return save_benchmark_figure(pd.DataFrame(rows), folder, "benchmark")
+    return pd.DataFrame(rows)
 
 
 def show_packs(display: Display, results: Sequence[PackResult]) -> None:
@@ -128,8 +126,8 @@ def _table(title: str) -> Table:
     return Table(title=title, title_justify="left", title_style="bold", box=None, padding=(0, 2, 0, 0))
 
 
-def draw_packs(results: Sequence[PackResult], folder: Path) -> list[Path]:
-    """The figure of the ratios to PEFT against the size of the pack; returns the files."""
+def pack_ratio_table(results: Sequence[PackResult]) -> pd.DataFrame:
+    """Every measured ratio to PEFT by the size of the pack, a row each: what the figure of packs draws."""
     rows = [
         {"model": model, "case": case, "trials": trials, "ratio": ratio}
         for result in results
@@ -137,4 +135,4 @@ def draw_packs(results: Sequence[PackResult], folder: Path) -> list[Path]:
         for trials in result.ours
         for ratio in result.ratios(trials)
     ]
-    return save_pack_figure(pd.DataFrame(rows), folder, "packs")
+    return pd.DataFrame(rows)

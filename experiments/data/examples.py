@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from experiments.data.reading import DataError, Malformed, refuse_malformed
-from experiments.data.splitting import split_rows
+from experiments.data.sources import split_rows
 from experiments.data.tables import Row, Table
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Literal
 
 from experiments.data.reading import DataError, Malformed, kind_of, read_text, refuse_malformed
-from experiments.data.splitting import split_rows
+from experiments.data.sources import split_rows
 from experiments.data.tables import LINE, Row, Table
 
 LINE_BREAK = "\n"

@@ -1,10 +1,19 @@
-"""Where the splits of a data set are: files of a folder, one file, or the splits of a data set on the Hub."""
+"""Where the splits of a data set are, and how each is read: files of a folder, one file, the Hub, or shares of rows.
 
+Data sets of the Hugging Face Hub are read with `datasets`, which only this file imports.
+"""
+
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
+from typing import Any
+
+import torch
 
 from experiments.data.reading import DataError, bare_name, kind_of
+from experiments.data.tables import Form, Row, Table, read_table
+from lora_variants.interface.rng import stream
 
 USUAL = {"train": "train*", "validation": "validation*|valid*|dev*|val|val.*", "test": "test*"}
 Where = str | float | None
@@ -105,3 +114,92 @@ def _refuse_shared(found: dict[str, Source]) -> None:
             if set(source.files) & set(theirs.files) or (source.hub_split and source == theirs):
                 what = source.hub_split or source.files[0].name
                 raise DataError(f"{what} is both the {other} and the {split} split; name them with task.{split}=NAME")
+
+
+def read_splits(
+    where: Location, form: Form, *, subset: str | None, revision: str | None, labels: Sequence[str] = ()
+) -> dict[str, list[Table]]:
+    """Every table of each split that is not a share of another.
+
+    Raises: DataError for what is not there or cannot be read.
+    """
+    if where.is_local:
+        sources = where.sources()
+        return {split: [read_table(file, form) for file in source.files] for split, source in sources.items()}
+    sources = where.sources(hub_split_names(where.path, subset, revision))
+    return {
+        split: [read_hub_split(where.path, subset, revision, str(source.hub_split), set(labels))]
+        for split, source in sources.items()
+    }
+
+
+def hub_split_names(name: str, subset: str | None, revision: str | None) -> tuple[str, ...]:
+    """The splits that a data set has."""
+    return tuple(_ask_hub("get_dataset_hub_split_names", name, subset, revision))
+
+
+def read_hub_split(name: str, subset: str | None, revision: str | None, split: str, known_labels: set[str]) -> Table:
+    """Every row of a split. A numbered label is its name where all names of its column are `known_labels`.
+
+    Raises: DataError without `datasets`, without a network, and for what is not there.
+    """
+    loaded = _ask_hub("load_dataset", name, subset, revision, split=split)
+    place = f"{name}{f'/{subset}' if subset else ''} {split}"
+    named = {
+        column: feature.names
+        for column, feature in loaded.features.items()
+        if known_labels and set(getattr(feature, "names", None) or ["\0"]) <= known_labels
+    }
+    rows = [Row(place, i, _with_names(dict(values), named)) for i, values in enumerate(loaded, 1)]
+    return Table(place, tuple(loaded.column_names), rows)
+
+
+def _with_names(values: dict[str, Any], named: dict[str, list[str]]) -> dict[str, Any]:
+    for column, names in named.items():
+        if isinstance(values[column], int) and 0 <= values[column] < len(names):
+            values[column] = names[values[column]]
+    return values
+
+
+def _ask_hub(function: str, name: str, subset: str | None, revision: str | None, **more: str) -> Any:
+    try:
+        import datasets
+    except ImportError:
+        raise DataError(
+            f"task.path: {name!r} is no file or folder here; reading it from the Hub needs datasets: "
+            f"pip install 'lora-rank-studies[hub]'"
+        ) from None
+    datasets.disable_progress_bars()
+    try:
+        return getattr(datasets, function)(name, subset, revision=revision, **more)
+    except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise DataError(
+            f"task.path: the data set {name!r} cannot be had from the Hub ({reason}); a folder with its files takes "
+            f"its place: task.path=FOLDER"
+        ) from None
+
+
+def split_rows(
+    rows: int, shares: Mapping[str, float], *, seed: int, contiguous: bool = False, limit: int | None = None
+) -> dict[str, list[int]]:
+    """Places of the rows of each split, in order: `shares` of all go to those splits, the rest is for training.
+
+    Shuffled by the seed, which is not the run's; contiguous: training first, then each share in turn. With a
+    `limit`, training keeps that many of its rows, drawn by the same seed; the other splits do not depend on it.
+    Raises: DataError for a split without a row.
+    """
+    order = torch.arange(rows) if contiguous else torch.randperm(rows, generator=stream(seed, "split"))
+    sizes = {split: round(share * rows) for split, share in shares.items()}
+    kept = rows - sum(sizes.values())
+    for split, size in {"train": kept, **sizes}.items():
+        if size < 1:
+            raise DataError(f"{split} has none of {rows} rows: give it a larger share, or the data more rows")
+    found, after = {}, kept
+    for split, size in sizes.items():
+        found[split] = sorted(order[after : after + size].tolist())
+        after += size
+    train = order[:kept]
+    if limit is not None and limit < kept:
+        train = train[torch.randperm(kept, generator=stream(seed, "limit"))[:limit]] if contiguous else train[:limit]
+    return {"train": sorted(train.tolist()), **found}

@@ -7,6 +7,7 @@ import shutil
 import traceback
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -124,3 +125,11 @@ class RunDirectory:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         if isinstance(error, Exception) and self.path.exists() and not self.finished:
             write_atomically(self.path / "error.txt", "".join(traceback.format_exception(error)))
+
+
+def note_test_read(runs_dir: Path, *, data: str, study: str, run: str) -> None:
+    """Append one read of a test split; `data` is the split's sha256."""
+    runs_dir.mkdir(parents=True, exist_ok=True)
+    row = {"time": datetime.now(UTC).isoformat(timespec="seconds"), "data": data, "study": study, "run": run}
+    with (runs_dir / "test_reads.jsonl").open("a", encoding="utf-8") as file:
+        file.write(json.dumps(row) + "\n")

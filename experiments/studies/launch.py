@@ -1,13 +1,12 @@
 """One start of a study: what is faulty is said before any compute; then workers train until all has ended."""
 
-import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from datetime import timedelta
-from importlib import import_module
 from pathlib import Path
+from typing import Protocol
 
 from experiments.models.weights import fingerprint
 from experiments.studies.collect import Collection
@@ -39,7 +38,18 @@ TURN_SECONDS = 0.3
 REFRESH_SECONDS = 1.0
 REFRESH_SHARE = 0.05  # of one core, for a study whose board is long
 MIRROR_SECONDS = 1.0  # between two looks
-CONCLUSION = "analysis.study_results.conclusion"  # with pandas and figures: imported only where there is an end
+
+
+class Conclusion(Protocol):
+    """What a study says, written down: the lines for the terminal and the files."""
+
+    @property
+    def files(self) -> tuple[Path, ...]: ...
+
+    def lines(self) -> list[str]: ...
+
+
+Conclude = Callable[[Study, StudyState, Path], Conclusion]  # from the study, its state and the runs folder
 
 
 @dataclass(frozen=True)
@@ -61,8 +71,17 @@ class LaunchOptions:
     wandb_trials: bool = False
 
 
-def launch(options: LaunchOptions, display: Display | None = None, prestarted: list[Process] | None = None) -> int:
-    """Do what was asked; 0: all has ended well, 1: a trial failed or something is missing. See `prestarted.py` for those.
+def launch(
+    options: LaunchOptions,
+    display: Display | None = None,
+    *,
+    conclude: Conclude,
+    prestarted: list[Process] | None = None,
+) -> int:
+    """Do what was asked; returns 0 when all has ended well, 1 when a trial failed or something is missing.
+
+    `conclude` writes down what the study says once there is something to say; `prestarted` are worker processes that
+    wait for their spec.
 
     Raises: ConfigError, ValueError, OSError, QueueError, WorkerError for what the user has to mend; Interrupted.
     """
@@ -80,8 +99,8 @@ def launch(options: LaunchOptions, display: Display | None = None, prestarted: l
     if options.plan:
         plan_study(study, view, workers=options.workers, pack=options.pack)
         return 0
-    start = Launch(options, study, address, view, prestarted or [])
-    return start.collect() if options.collect else start.conduct()
+    this = Launch(options, study, address, view, conclude=conclude, prestarted=prestarted or [])
+    return this.collect() if options.collect else this.train()
 
 
 def show_status(study: Study, address: Address, view: StudyView) -> int:
@@ -102,10 +121,18 @@ class Launch:
     """A study that is started, or started again, on this machine."""
 
     def __init__(
-        self, options: LaunchOptions, study: Study, address: Address, view: StudyView, prestarted: list[Process]
+        self,
+        options: LaunchOptions,
+        study: Study,
+        address: Address,
+        view: StudyView,
+        *,
+        conclude: Conclude,
+        prestarted: list[Process],
     ) -> None:
-        """Raises: whatever is faulty about the request, the machine, the storage or the folder."""
-        self.options, self.study, self.view, self.prestarted = options, study, view, prestarted
+        """Raises: whatever is faulty about the options, the machine, the storage or the folder."""
+        self.options, self.study, self.view = options, study, view
+        self.conclude, self.prestarted = conclude, prestarted
         self.address, self.runs_dir = address, options.runs_dir.resolve()
         mode = options.wandb or study.arms[0].config.wandb.mode
         study_mode(mode)
@@ -127,7 +154,7 @@ class Launch:
             study, self.runs_dir, mode=mode, planned=planned, every_trial=options.wandb_trials
         )
 
-    def conduct(self) -> int:
+    def train(self) -> int:
         """Train what the study wants and has not; then write down what it says."""
         if self.options.retry_failed:
             study_state = snapshot(self.study, self.queue)
@@ -179,7 +206,6 @@ class Launch:
             )
             stack.enter_context(self.view.live())
             pool.start(workers)
-            threading.Thread(target=import_module, args=(CONCLUSION,), daemon=True).start()  # while nothing is to do
             self._watch(pool, interruption)
 
     def _watch(self, pool: WorkerPool, interruption: Interruption) -> None:
@@ -230,18 +256,11 @@ class Launch:
             self.view.display.say(headline(status))
         else:
             self.view.table(status)
-        _write_results(self.study, study_state, self.runs_dir, self.view)
+        conclusion = self.conclude(self.study, study_state, self.runs_dir)
+        for line in conclusion.lines():
+            self.view.display.say(line)
+        self.view.display.say(f"written: {', '.join(str(file) for file in conclusion.files)}")
         return _exit_code(status)
-
-
-def _write_results(study: Study, study_state: StudyState, runs_dir: Path, view: StudyView) -> None:
-    """What the study says, on disk and on the screen."""
-    from analysis.study_results.conclusion import conclude  # see CONCLUSION
-
-    concluded = conclude(study, study_state, runs_dir)
-    for line in concluded.lines():
-        view.display.say(line)
-    view.display.say(f"written: {', '.join(str(file) for file in concluded.files)}")
 
 
 def _make_writable(folder: Path) -> None:

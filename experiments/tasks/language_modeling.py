@@ -14,9 +14,8 @@ from experiments.data.batching import evaluation_order, padded_length, training_
 from experiments.data.encoding import encode_lines, encode_stream
 from experiments.data.passages import Layout, Passage, passages_sha256, read_passages, read_plain
 from experiments.data.reading import DataError, Malformed, refuse_malformed
-from experiments.data.sources import whole
+from experiments.data.sources import read_splits, whole
 from experiments.data.tables import Form
-from experiments.data.tables_of_splits import read_splits
 from experiments.data.tokens import Tokens, cached_tokens
 from experiments.models.architecture import one_trial_reason
 from experiments.models.weights import Report, silent

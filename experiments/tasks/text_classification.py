@@ -15,8 +15,8 @@ from experiments.data.encoding import encode_texts
 from experiments.data.examples import Columns, Labelled, read_examples
 from experiments.data.presets import PRESETS
 from experiments.data.reading import DataError
+from experiments.data.sources import read_splits
 from experiments.data.tables import Form
-from experiments.data.tables_of_splits import read_splits
 from experiments.data.tokens import Tokens, cached_tokens
 from experiments.models.architecture import one_trial_reason
 from experiments.models.first_row import compute_first_row_only

@@ -8,9 +8,8 @@ from typing import Any
 
 from experiments.config.schema import RunConfig
 from experiments.record.adapter_files import load_update, save_update
-from experiments.record.ledger import note_test_read
 from experiments.record.run_description import RunDescription
-from experiments.record.run_dir import RunDirectory
+from experiments.record.run_dir import RunDirectory, note_test_read
 from experiments.record.run_logger import RunLogger
 from experiments.record.starting_point import StartingPoint
 from experiments.terminal import Display

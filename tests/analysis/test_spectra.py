@@ -25,7 +25,7 @@ from lora_variants.frozen_model.layer_names import Place, places, short_names
 from lora_variants.interface.layer import Factors, Triplets
 from lora_variants.interface.warm_start import Update, as_dense, rank_of, shape_of
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 SPECTRA = ROOT / "analysis" / "spectra.py"
 DATA = Path(os.environ.get("LORA_STUDY_DATA", ROOT.parent / "shared" / "data"))
 MNLI = next(

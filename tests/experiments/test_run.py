@@ -25,7 +25,7 @@ from experiments.runner import execute
 from experiments.terminal import Display
 from lora_variants import VARIANTS
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 QUICK = ["--set", "steps=12", "--set", "evaluate_every=5", "--set", "task.evaluation_rows=64"]
 PLANTED = ["--config", str(ROOT / "configs" / "planted.yaml"), *QUICK]
 

@@ -12,7 +12,7 @@ from experiments.studies.spec.study import load_study
 from lora_variants import VARIANTS, VariantEntry
 from tests.tiny_studies import study_file
 
-CONFIGS = Path(__file__).resolve().parents[1] / "configs"
+CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 FACTOR = 0.75
 FILE = f'''
 """Fixed: LoRA whose scaling is a number of its own, the same at any rank."""

@@ -13,7 +13,7 @@ from lora_variants import VARIANTS
 from lora_variants.interface.pack import Pack
 from lora_variants.interface.variant import Variant
 
-EXAMPLE = Path(__file__).resolve().parents[1] / "examples" / "own_model.py"
+EXAMPLE = Path(__file__).resolve().parents[2] / "examples" / "own_model.py"
 every_variant = pytest.mark.parametrize("name", VARIANTS)
 
 
@@ -27,7 +27,7 @@ def test_the_example_runs_with_every_variant(name: str, monkeypatch: pytest.Monk
 
 
 def test_the_readmes_snippet_is_the_example_with_a_name_in_place_of_the_argument() -> None:
-    readme = (EXAMPLE.parents[1] / "README.md").read_text(encoding="utf-8")
+    readme = (EXAMPLE.parents[2] / "README.md").read_text(encoding="utf-8")
     snippet = readme.partition("## Your own model")[2].partition("```python\n")[2].partition("```")[0]
     lines = [line for line in snippet.splitlines() if not line.startswith("name = ")]
     left = iter(EXAMPLE.read_text(encoding="utf-8").splitlines())

@@ -20,7 +20,7 @@ from lora_variants.interface.attach import attach
 from lora_variants.interface.pack import Pack
 from lora_variants.interface.variant import Variant
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 WIDTH = 64
 
 

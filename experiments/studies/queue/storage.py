@@ -129,17 +129,3 @@ class Store(ABC):
 
     @abstractmethod
     def errors(self) -> AbstractContextManager[None]: ...
-
-
-def open_store(address: Address) -> Store:
-    """Raises: QueueError if the storage cannot be reached, read or written."""
-    import optuna
-
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
-    if address.url is None:
-        from experiments.studies.queue.journal_store import JournalStore
-
-        return JournalStore(address)
-    from experiments.studies.queue.postgres_store import PostgresStore
-
-    return PostgresStore(address)

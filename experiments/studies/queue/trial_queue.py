@@ -30,7 +30,7 @@ from experiments.studies.queue.entries import (
 )
 from experiments.studies.queue.listing import Listing, study_named
 from experiments.studies.queue.liveness import Liveness, WorkerSeen
-from experiments.studies.queue.storage import Address, QueueError, Store, open_store
+from experiments.studies.queue.storage import Address, QueueError, Store
 
 FORMAT = 1
 GRACE_SECONDS = 120.0
@@ -248,3 +248,17 @@ class TrialQueue(Listing):
         if given_back:
             self.add([NewTrial(entry.key, entry.params, entry.given) for entry in given_back])
         return given_back
+
+
+def open_store(address: Address) -> Store:
+    """Raises: QueueError if the storage cannot be reached, read or written."""
+    import optuna
+
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    if address.url is None:
+        from experiments.studies.queue.journal_store import JournalStore
+
+        return JournalStore(address)
+    from experiments.studies.queue.postgres_store import PostgresStore
+
+    return PostgresStore(address)

@@ -24,7 +24,7 @@ from analysis.stats.singular_values import (
     summary,
 )
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[3]
 SHAPE = (64, 48)
 CONTINUOUS = [stable_rank, participation_ratio, entropy_rank_energy, entropy_rank_sigma, nuclear_ratio]
 EVERY = [*CONTINUOUS, lambda sigma: hard_rank(sigma, SHAPE), lambda sigma: energy_rank(sigma, 0.9)]

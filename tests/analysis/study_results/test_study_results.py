@@ -124,7 +124,7 @@ def test_a_record_that_is_other_than_the_queue_says_is_told(planted: Planted, tm
 
 @pytest.mark.parametrize("metric", ["bytes.yaml", "digits.yaml"])  # lower is better, higher is better
 def test_the_verdicts_are_those_of_the_comparisons_on_the_test_scores(tmp_path: Path, metric: str) -> None:
-    configs = Path(__file__).resolve().parents[1] / "configs"
+    configs = Path(__file__).resolve().parents[3] / "configs"
     study = study_of(tmp_path, config=str(configs / metric), protocol={"margin": 0.004, "fixed_learning_rates": [1e-4]})
     conclusion = concluded(tmp_path, study)
     words = set()

@@ -34,7 +34,7 @@ from experiments.benchmarking.timing import time_rounds
 from experiments.benchmarking.workload import Workload, build_workload, in_place
 from experiments.terminal import Display
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[3]
 CPU = torch.device("cpu")
 TINY = Case(width=16, layers=2, heads=2, batch_size=2, length=8, rank=3)
 KINDS = [

@@ -7,7 +7,7 @@ import pytest
 from experiments.config.errors import ConfigError
 from experiments.config.loading import load, parse_yaml, resolve, yaml_text
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[3]
 BYTES = ROOT / "configs" / "bytes.yaml"
 
 

@@ -13,7 +13,7 @@ from experiments.studies.spec.study import Study, load_study
 from lora_variants import VARIANTS
 from tests.tiny_studies import start, study_file
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[3]
 PLANTED = ROOT / "configs" / "planted.yaml"
 ADAPTERS = ("lora", "rslora", "adalora", "lora_plus")
 WITHOUT_RANK = ("head", "full", "full_all")

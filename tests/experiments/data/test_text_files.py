@@ -8,9 +8,8 @@ import pytest
 
 from experiments.data.examples import Columns, Labelled, read_examples
 from experiments.data.reading import DataError
-from experiments.data.sources import Location
+from experiments.data.sources import Location, read_splits
 from experiments.data.tables import Form, Table, read_table
-from experiments.data.tables_of_splits import read_splits
 
 TWO = Columns(("text",), "label", ("no", "yes"))
 
@@ -209,13 +208,13 @@ def test_a_data_set_of_the_hub_needs_datasets_and_says_how_to_get_it(monkeypatch
 def test_a_data_set_read_with_datasets_names_its_labels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     datasets = pytest.importorskip("datasets", reason="the extra 'hub' is not installed")
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
-    from experiments.data.hub import read_split, split_names
+    from experiments.data.sources import hub_split_names, read_hub_split
 
     features = datasets.Features(text=datasets.Value("string"), label=datasets.ClassLabel(names=["no", "yes"]))
     made = datasets.Dataset.from_dict({"text": ["a", "b"], "label": [1, 0]}, features=features)
     folder = tmp_path / "data"
     folder.mkdir()
     made.to_parquet(folder / "train.parquet")
-    assert split_names(str(folder), None, None) == ("train",)
+    assert hub_split_names(str(folder), None, None) == ("train",)
     for known, labels in (({"no", "yes"}, ["yes", "no"]), ({"0", "1"}, [1, 0])):
-        assert [row.values["label"] for row in read_split(str(folder), None, None, "train", known).rows] == labels
+        assert [row.values["label"] for row in read_hub_split(str(folder), None, None, "train", known).rows] == labels

@@ -23,7 +23,7 @@ from experiments.terminal import Display
 from experiments.training.checkpoint import Checkpoints, Holder
 from experiments.training.interruption import Interrupted
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[3]
 PLANTED = ROOT / "configs" / "planted.yaml"
 QUICK = ("steps=12", "task.evaluation_rows=64", "wandb.mode=disabled", "checkpoint_every=4")
 ADAPTERS = ("lora", "rslora", "lora_plus", "adalora")

@@ -25,7 +25,7 @@ from experiments.record.wandb_logger import WandbLogger
 from experiments.record.wandb_mode import is_silent, remember_silence, wanted_mode
 
 KEY = "0123456789abcdef" * 2 + "01234567"
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[3]
 # The mirror sets these for its whole process; the tests set them first, so that they end with each test.
 QUIETED = ("WANDB_SILENT", "WANDB_ERROR_REPORTING")
 CONFIG = {

@@ -25,7 +25,7 @@ from experiments.studies.workers.worker import Worker
 from experiments.training.context import TrainingContext
 from experiments.training.interruption import Interrupted, Interruption
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[3]
 RANKS = (0, 1, 4, 1)  # of the planted updates
 BUDGET = 6
 TREE: dict[str, Any] = {

@@ -22,7 +22,7 @@ from lora_variants import VARIANTS
 from lora_variants.interface.attach import attach
 from lora_variants.interface.pack import Pack
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[3]
 BYTES = ROOT / "configs" / "bytes.yaml"
 SHIPPED = sorted((ROOT / "configs" / "studies").glob("*.yaml"))
 LORA = {"variant": "lora", "rank": [4, 8]}

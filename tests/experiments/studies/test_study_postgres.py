@@ -16,18 +16,18 @@ from test_search_study import outcome as search_outcome
 from test_search_study import study_in as search_in
 from test_search_study import worker_on as search_worker
 from test_worker import outcome, study_in, worker_on
-from tests.test_trial_queue_postgres import database
 
 from experiments.studies.queue.entries import ENDED
 from experiments.studies.queue.storage import ADDRESS_VARIABLE, Address
 from experiments.studies.queue.trial_queue import TrialQueue
+from tests.experiments.studies.test_trial_queue_postgres import database
 from tests.postgres_server import Server, postgres_server
 
 __all__ = ["postgres_server"]
 
 pytestmark = pytest.mark.slow
 GRACE = 3.0
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[3]
 
 
 @contextmanager

@@ -22,7 +22,7 @@ from experiments.studies.queue.trial_queue import TrialQueue
 from tests.queue_contract import STUDY, Clock, QueueContract, everything, one_claim, trials
 from tests.queue_processes import ProcessContract
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[3]
 SECRET = "s3cret"
 
 

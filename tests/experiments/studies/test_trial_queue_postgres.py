@@ -16,7 +16,6 @@ from experiments.studies.queue.storage import (
     QueueError,
     Store,
     TurnLostError,
-    open_store,
     read_address,
     storage_address,
 )

@@ -18,7 +18,7 @@ from experiments.studies.spec.arms import Arm
 from experiments.studies.spec.study import load_study
 from experiments.studies.spec.study_config import ProtocolConfig
 
-BYTES = Path(__file__).resolve().parents[1] / "configs" / "bytes.yaml"
+BYTES = Path(__file__).resolve().parents[3] / "configs" / "bytes.yaml"
 CONFIG = load(BYTES)  # lora, centre 5e-3
 ARM = Arm("lora r=16", "0123456789ab", {"variant": "lora", "rank": 16}, CONFIG)
 Outcome = Callable[[PlannedTrial], TrialResult]

@@ -21,7 +21,7 @@ from experiments.training.interruption import Interruption
 from experiments.training.pack import train_pack
 from experiments.training.trial import TrialRun
 
-PLANTED = Path(__file__).resolve().parents[1] / "configs" / "planted.yaml"
+PLANTED = Path(__file__).resolve().parents[3] / "configs" / "planted.yaml"
 TREE: dict[str, Any] = {
     "name": "tiny",
     "config": str(PLANTED),

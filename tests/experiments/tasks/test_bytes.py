@@ -14,7 +14,7 @@ from experiments.tasks.bytes import Bytes, BytesConfig
 from experiments.terminal import Display
 from experiments.user_cache import cache_folder
 
-CONFIG = Path(__file__).resolve().parents[1] / "configs" / "bytes.yaml"
+CONFIG = Path(__file__).resolve().parents[3] / "configs" / "bytes.yaml"
 SHORT = Recipe(steps=2)
 
 

@@ -14,7 +14,7 @@ from experiments.terminal import Display
 from experiments.training.context import attached, load_task
 from experiments.training.evaluation import evaluate
 
-CONFIG = Path(__file__).resolve().parents[1] / "configs" / "digits.yaml"
+CONFIG = Path(__file__).resolve().parents[3] / "configs" / "digits.yaml"
 
 
 def test_the_splits_share_no_image_and_hold_the_new_digits_only() -> None:

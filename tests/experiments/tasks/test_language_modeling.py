@@ -14,9 +14,8 @@ import torch
 from experiments.config.loading import load, yaml_text
 from experiments.data.passages import Layout, read_passages
 from experiments.data.reading import DataError
-from experiments.data.sources import Location
+from experiments.data.sources import Location, read_splits
 from experiments.data.tables import Form, read_table
-from experiments.data.tables_of_splits import read_splits
 from experiments.runner import execute
 from experiments.tasks.language_modeling import LanguageModeling, LanguageModelingConfig
 from experiments.terminal import Display

@@ -11,7 +11,7 @@ from experiments.training.context import attached, load_task, shared_hyperparame
 from experiments.training.evaluation import evaluate
 from lora_variants.interface.layer import Factors
 
-CONFIG = Path(__file__).resolve().parents[1] / "configs" / "planted.yaml"
+CONFIG = Path(__file__).resolve().parents[3] / "configs" / "planted.yaml"
 
 
 def trained(*settings: str, variant: str = "lora") -> tuple[dict[str, float], float]:

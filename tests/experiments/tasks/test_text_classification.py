@@ -20,7 +20,7 @@ from experiments.training.evaluation import evaluate
 from tests.text_data import SENTENCES, write_labelled, write_model
 from tests.tiny_transformers import saved
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[3]
 
 
 @pytest.fixture(scope="module")

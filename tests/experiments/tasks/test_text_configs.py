@@ -14,7 +14,7 @@ from experiments.terminal import Display
 from experiments.training.context import attached, load_task
 from tests.tiny_transformers import settings
 
-CONFIGS = Path(__file__).resolve().parents[1] / "configs"
+CONFIGS = Path(__file__).resolve().parents[3] / "configs"
 ARCHITECTURES = {
     "trec": "bert",
     "sst2": "bert",

@@ -14,7 +14,7 @@ from wandb_reading import read_offline_run
 
 from experiments.record.run_dir import RunDirectory
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[3]
 STEPS, EVERY = 400, 25
 COMMAND = [
     sys.executable, str(ROOT / "experiments" / "run.py"), "--config", str(ROOT / "configs" / "planted.yaml"),

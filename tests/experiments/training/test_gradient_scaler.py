@@ -24,7 +24,7 @@ from experiments.training.loop import Outcome, SharedHyperparameters, TrialHyper
 from experiments.training.optimizer import AdamW, schedule_factor
 from lora_variants.interface.variant import Variant
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[3]
 STEPS, ROWS, SEEDS = 16, 8, (3, 4)
 OVERFLOWS = (
     1e4  # times a loss of about one: its gradient is beyond float16 at the first scale, not at a sixteenth of it

@@ -18,7 +18,7 @@ from experiments.training.interruption import Interrupted, Interruption
 from experiments.training.pack import train_pack
 from experiments.training.trial import RunOptions, TrialRun
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[3]
 DIVERGES = 1e30
 NO_RUNGS = Rungs()
 
