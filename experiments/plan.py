@@ -8,9 +8,9 @@ from experiments.config.schema import RunConfig
 from experiments.record.starting_point import read_start
 from experiments.terminal import Display
 from experiments.training.context import attached, load_task
-from lora_variants import RankWarning
 from lora_variants.frozen_model.target_names import patterns_of
 from lora_variants.interface.attach import outside_heads
+from lora_variants.interface.ranks import RankWarning
 
 
 def show_plan(config: RunConfig, display: Display) -> None:

@@ -11,7 +11,7 @@ from experiments.record.starting_point import read_start
 from experiments.terminal import Display
 from experiments.training.context import TrainingContext
 from experiments.training.interruption import Interruption
-from experiments.training.pack import train_pack
+from experiments.training.loop import train_pack
 from experiments.training.trial import RunOptions, TrialRun, score_on_test
 
 

@@ -2,9 +2,4 @@
 
 from lora_variants.registry import VARIANTS, VariantEntry
 
-
-class RankWarning(UserWarning):
-    """A rank so high that an adapter has at least as many parameters as the matrix it adapts."""
-
-
-__all__ = ["VARIANTS", "RankWarning", "VariantEntry"]
+__all__ = ["VARIANTS", "VariantEntry"]

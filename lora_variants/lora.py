@@ -16,7 +16,8 @@ from torch import Tensor, nn
 
 from lora_variants.frozen_model.linear_map import LinearMap
 from lora_variants.interface.config import AdapterConfig, Config
-from lora_variants.interface.layer import FactoredLayer, Factors, Trained, padded_rank
+from lora_variants.interface.factored_layer import FactoredLayer
+from lora_variants.interface.layer import Factors, Trained, padded_rank
 from lora_variants.interface.ranks import ranks_by_layer, warn_of_high_ranks
 from lora_variants.interface.variant import Variant
 from lora_variants.interface.warm_start import Update, as_factors, rank_of

@@ -12,10 +12,12 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from experiments.tasks.task import Batch, Split, Task, TaskConfig
-from experiments.training.loop import Outcome, SharedHyperparameters, Training, TrialHyperparameters
-from lora_variants import VARIANTS, RankWarning
+from experiments.training.hyperparameters import SharedHyperparameters, TrialHyperparameters
+from experiments.training.loop import Outcome, Training
+from lora_variants import VARIANTS
 from lora_variants.interface.attach import attach
 from lora_variants.interface.pack import Pack
+from lora_variants.interface.ranks import RankWarning
 from lora_variants.interface.rng import stream
 from lora_variants.interface.variant import Variant
 

@@ -23,11 +23,12 @@ from experiments.benchmarking.implementations import (
 from experiments.benchmarking.workload import Workload, build_workload, in_place, logits_of, random_batch, with_rank
 from experiments.models.first_row import compute_first_row_only
 from experiments.tasks.task import Batch, Split, Task
-from experiments.training.loop import SharedHyperparameters, Training, TrialHyperparameters, compute_gradients
-from lora_variants import RankWarning
+from experiments.training.hyperparameters import SharedHyperparameters, TrialHyperparameters
+from experiments.training.loop import Training, compute_gradients
 from lora_variants.interface.attach import attach
 from lora_variants.interface.layer import AdaptedLayer, rank_bucket
 from lora_variants.interface.pack import Pack
+from lora_variants.interface.ranks import RankWarning
 from lora_variants.lora import LoRA, LoRAConfig
 
 CLIPPING = "PEFT, clipping"

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from experiments.benchmarking.implementations import wrapped_by_peft
 from experiments.benchmarking.workload import BLOCKS
-from experiments.models.byte_transformer import ByteTransformer
+from experiments.models.transformer import ByteTransformer
 from experiments.tasks.bytes import Bytes, BytesConfig
 from experiments.tasks.task import Split
 from experiments.training.optimizer import schedule_factor

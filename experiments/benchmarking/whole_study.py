@@ -18,7 +18,7 @@ from experiments.config.loading import parse_yaml, resolve, yaml_text
 from experiments.record.run_dir import RunDirectory
 from experiments.tasks.bytes import Bytes, BytesConfig
 from experiments.tasks.task import Split
-from experiments.training.context import trial_hyperparameters
+from experiments.training.hyperparameters import trial_hyperparameters
 
 ROOT = Path(__file__).resolve().parents[2]
 OURS, ONE_PROCESS, A_PROCESS_A_TRIAL = "ours", "PEFT, one process", "PEFT, a process a trial"

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from experiments.benchmarking.cases import Case
-from experiments.models.byte_transformer import VOCABULARY, ByteTransformer
+from experiments.models.transformer import VOCABULARY, ByteTransformer
 from experiments.training.evaluation import autocast
 
 WORDS, CLASSES = 1000, 2

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from experiments.models.byte_transformer import ByteTransformer
+from experiments.models.transformer import ByteTransformer
 from experiments.models.weights import Report, cached
 from lora_variants.interface.rng import stream
 

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from experiments.models.transformer_blocks import Block, through
+from experiments.models.transformer import Block, through
 from experiments.models.weights import Report, cached
 from lora_variants.interface.rng import stream
 

@@ -23,7 +23,7 @@ from experiments.studies.workers.packing import Packing, groups_of
 from experiments.tasks.task import Batch, Split, Task
 from experiments.training.context import TrainingContext, attached_pack
 from experiments.training.evaluation import split_rows
-from lora_variants import RankWarning
+from lora_variants.interface.ranks import RankWarning
 from lora_variants.interface.variant import Variant
 
 TIMED_BATCHES = 2  # of a split: few beside a trial
@@ -206,9 +206,9 @@ class _RowCosts:
             self.overhead = max(self.overhead, (time.process_time() - since) / trials)
             try:
                 part = _Part(context.task)
-                split_rows(variant, cast(Task, part), "validation", arm.config.training.precision)
+                split_rows(variant.model, variant.pack, cast(Task, part), "validation", arm.config.training.precision)
                 part.rows, since = 0, _now(context)
-                split_rows(variant, cast(Task, part), "validation", arm.config.training.precision)
+                split_rows(variant.model, variant.pack, cast(Task, part), "validation", arm.config.training.precision)
                 self.by_size[trials] = (_now(context) - since) / trials / part.rows
             finally:
                 variant.detach()

@@ -16,7 +16,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from experiments.models.byte_pretraining import Recipe, pretrained, random_windows
-from experiments.models.byte_transformer import ByteTransformer
+from experiments.models.transformer import ByteTransformer
 from experiments.models.weights import Report, silent
 from experiments.tasks.task import Batch, Split, Task, TaskConfig
 from lora_variants.interface.rng import stream

@@ -13,36 +13,11 @@ from experiments.record.starting_point import StartingPoint
 from experiments.tasks.registry import TASKS
 from experiments.tasks.task import Task
 from experiments.training.device import choose_device, refuse_precision
-from experiments.training.loop import SharedHyperparameters, TrialHyperparameters
-from lora_variants import VARIANTS, RankWarning
+from lora_variants import VARIANTS
 from lora_variants.interface.attach import attach
 from lora_variants.interface.pack import Pack
+from lora_variants.interface.ranks import RankWarning
 from lora_variants.interface.variant import Variant
-
-
-def trial_hyperparameters(config: RunConfig) -> TrialHyperparameters:
-    """What the configuration says of one trial of a pack."""
-    training = config.training
-    return TrialHyperparameters(
-        seed=config.seed,
-        learning_rate=config.learning_rate,
-        weight_decay=training.weight_decay,
-        max_grad_norm=training.max_grad_norm,
-        lr_schedule=training.lr_schedule,
-        warmup_steps=round(training.warmup_ratio * training.steps),
-    )
-
-
-def shared_hyperparameters(config: RunConfig) -> SharedHyperparameters:
-    """What the configuration says of all trials of a pack."""
-    training = config.training
-    return SharedHyperparameters(
-        steps=training.steps,
-        batch_size=training.batch_size,
-        gradient_accumulation_steps=training.gradient_accumulation_steps,
-        evaluate_every=training.evaluate_every,
-        precision=training.precision,
-    )
 
 
 def load_task(config: RunConfig) -> Task:

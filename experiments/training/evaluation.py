@@ -5,10 +5,30 @@ from contextlib import AbstractContextManager, nullcontext
 
 import torch
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
 
-from experiments.tasks.task import Batch, Split, Task
+from experiments.tasks.task import Split, Task
+from experiments.training.batches import stack
+from lora_variants.interface.pack import Pack
 from lora_variants.interface.variant import Variant
+
+FinalScores = tuple[dict[str, float], dict[str, float] | None]  # on validation, and on the base's own domain
+
+
+def final_scores(variant: Variant, task: Task, precision: str) -> list[FinalScores]:
+    """What each trial of a pack scores at its end; the second is None where there are no data of the base's domain."""
+    validation = evaluate(variant, task, "validation", precision)
+    forgetting = _forgetting(variant, task, precision) if task.has_forgetting_split else [None] * len(validation)
+    return list(zip(validation, forgetting, strict=True))
+
+
+def _forgetting(variant: Variant, task: Task, precision: str) -> list[dict[str, float] | None]:
+    """The loss on text of the base's own domain: of the untouched base, of the adapted model, and the difference."""
+    with variant.disabled():
+        before = evaluate(variant, task, "forgetting", precision)
+    after = evaluate(variant, task, "forgetting", precision)
+    losses = [(b["loss"], a["loss"]) for b, a in zip(before, after, strict=True)]
+    return [{"before": b, "after": a, "change": a - b} for b, a in losses]
 
 
 def evaluate(variant: Variant, task: Task, split: Split, precision: str) -> list[dict[str, float]]:
@@ -19,19 +39,24 @@ def evaluate(variant: Variant, task: Task, split: Split, precision: str) -> list
     found: list[dict[str, float]] = [{} for _ in range(variant.pack.trials)]
     for mode, holds in variant.evaluation_modes().items():
         with holds:
-            rows, counts = split_rows(variant, task, split, precision)
+            rows, counts = split_rows(variant.model, variant.pack, task, split, precision)
         for k, metrics in enumerate(found):
             of_trial = task.split_metrics({name: values[k] for name, values in rows.items()}, counts[k])
             metrics |= {f"{mode}/{name}" if mode else name: value for name, value in of_trial.items()}
     return found
 
 
+def evaluate_plain(model: nn.Module, task: Task, split: Split, precision: str) -> dict[str, float]:
+    """The task's metrics of a model without adapters on a whole split."""
+    rows, counts = split_rows(model, Pack(seeds=(0,), total_steps=(0,)), task, split, precision)
+    return task.split_metrics({name: values[0] for name, values in rows.items()}, counts[0])
+
+
 @torch.no_grad()
 def split_rows(
-    variant: Variant, task: Task, split: Split, precision: str
+    model: nn.Module, pack: Pack, task: Task, split: Split, precision: str
 ) -> tuple[dict[str, Float[Tensor, "trials rows"]], Float[Tensor, "trials rows"]]:
     """Each of the task's quantities for every row of a split, and the rows' counts, in float64."""
-    pack, model = variant.pack, variant.model
     device = next(model.parameters()).device
     model.eval()
     found: dict[str, list[Tensor]] = {}
@@ -45,11 +70,6 @@ def split_rows(
             found.setdefault(name, []).append(rows.cpu().double().view(pack.trials, -1))
         counts.append(task.row_counts(everyone).cpu().double().view(pack.trials, -1))
     return {name: torch.cat(parts, dim=1) for name, parts in found.items()}, torch.cat(counts, dim=1)
-
-
-def stack(batches: Sequence[Batch], device: torch.device) -> Batch:
-    """The rows of all trials, trial-major, where the model is."""
-    return {key: torch.cat([batch[key] for batch in batches]).to(device) for key in batches[0]}
 
 
 def autocast(device: torch.device, precision: str) -> AbstractContextManager[None]:

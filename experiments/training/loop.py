@@ -8,41 +8,32 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
-from typing import Protocol
+from typing import TYPE_CHECKING, NoReturn
 
 import torch
 from jaxtyping import Float
-from torch import Tensor, nn
+from torch import Tensor
 
 from experiments.tasks.task import Batch, Task
-from experiments.training.evaluation import autocast, by_split, evaluate, stack
+from experiments.training.batches import micro_batches, opening_batches, stack
+from experiments.training.evaluation import autocast, by_split, evaluate, final_scores
 from experiments.training.gradient_scaler import GradientScaler
+from experiments.training.hyperparameters import (
+    SharedHyperparameters,
+    TrialHyperparameters,
+    shared_hyperparameters,
+    trial_hyperparameters,
+)
+from experiments.training.interruption import Interrupted, Interruption
 from experiments.training.optimizer import AdamW, schedule_factor
 from lora_variants.interface.pack import Pack
 from lora_variants.interface.variant import Variant
 
+if TYPE_CHECKING:
+    from experiments.training.context import TrainingContext
+    from experiments.training.trial import RunningTrial, TrialRun
 
-@dataclass(frozen=True)
-class TrialHyperparameters:
-    """What may differ between the trials of one pack, besides the variant's own knobs."""
-
-    seed: int
-    learning_rate: float
-    weight_decay: float = 0.0
-    max_grad_norm: float | None = 1.0
-    lr_schedule: str = "linear"
-    warmup_steps: int = 0
-
-
-@dataclass(frozen=True)
-class SharedHyperparameters:
-    """What the trials of one pack share."""
-
-    steps: int
-    batch_size: int
-    gradient_accumulation_steps: int = 1
-    evaluate_every: int = 0
-    precision: str = "float32"
+OnStep = Callable[[int], None]
 
 
 @dataclass
@@ -53,22 +44,58 @@ class Outcome:
     failure: str | None = None
 
 
-class RunningTrial(Protocol):
-    """What the loop tells a trial of its pack, and what it asks it."""
+def train_pack(
+    context: "TrainingContext",
+    trials: Sequence["TrialRun"],
+    *,
+    interruption: Interruption,
+    on_step: OnStep = lambda trials: None,
+) -> "list[TrialRun]":
+    """Train a pack until a trial of it ends, and close those that ended; returns the others, ready for another pack.
 
-    @property
-    def ended(self) -> bool:
-        """Whether there is nothing more to train: the pack stops here, and the others go on in another one."""
+    A single run is a pack of one. Every trial brings its state into a pack: what it is does not depend on its
+    neighbours. `on_step(n)` is called after every step of n trials.
+    Raises: Interrupted after a checkpoint of every trial, where somebody asked to stop.
+    """
+    configs, since, before = [trial.config for trial in trials], time.perf_counter(), _training_seconds(trials)
+    variant = context.attached(configs, [trial.start for trial in trials])
 
-    @property
-    def at_rung(self) -> bool:
-        """Whether the trial must be scored on validation before it goes on."""
+    def after_step() -> None:
+        on_step(len(trials))
+        if interruption.asked and not any(trial.ended for trial in trials):
+            _stop(trials)
 
-    def report(self, row: dict[str, float], seconds: float) -> None:
-        """Take note of a step that the trial did; `seconds` is its share of the pack's time."""
+    try:
+        own, shared = [*map(trial_hyperparameters, configs)], shared_hyperparameters(configs[0])
+        training = Training(variant, context.task, own, shared)
+        for slot, trial in enumerate(trials):
+            trial.load_into(training, slot)
+        training.train_until_one_ends(trials, after_step=after_step)
+        ended, others = ([trial for trial in trials if trial.ended is so] for so in (True, False))
+        trained = [trial for trial in ended if trial.has_score]
+        scores = final_scores(variant, context.task, shared.precision) if trained else []
+        overhead = time.perf_counter() - since - (_training_seconds(trials) - before)
+        for trial in trials:
+            trial.overhead += overhead / len(trials)
+        for trial in trained:
+            trial.conclude(*scores[trial.slot])
+        for trial in others:
+            trial.unload()
+    finally:
+        variant.detach()
+    for trial in ended:
+        trial.close()
+    return others
 
-    def score(self, scores: dict[str, float]) -> None:
-        """Take note of what the trial scores on validation at this step."""
+
+def _training_seconds(trials: Sequence["TrialRun"]) -> float:
+    return sum(trial.seconds for trial in trials)
+
+
+def _stop(trials: Sequence["TrialRun"]) -> NoReturn:
+    for trial in trials:
+        trial.keep(now=True)
+    raise Interrupted(f"stopped after step {trials[0].step}, with a checkpoint; the same command goes on from there")
 
 
 class Training:
@@ -82,13 +109,13 @@ class Training:
     ) -> None:
         self.variant, self.task, self.trials, self.shared = variant, task, tuple(trials), shared
         self.outcomes = [Outcome() for _ in trials]
-        variant.prepare(_stacked(task, trials, shared, variant.model))
+        variant.prepare(opening_batches(task, trials, shared, variant.model))
         self.groups = variant.parameter_groups(_per_trial(trials, "learning_rate"), _per_trial(trials, "weight_decay"))
         self.optimizer = AdamW(self.groups, trials=len(trials))
         self.scaler = GradientScaler(self.groups, trials=len(trials)) if shared.precision == "float16" else None
         self._batches: list[Iterator[Batch]] = []
 
-    def train_until_one_ends(self, trials: Sequence[RunningTrial], *, after_step: Callable[[], None]) -> None:
+    def train_until_one_ends(self, trials: Sequence["RunningTrial"], *, after_step: Callable[[], None]) -> None:
         """Train the pack until a trial of it ends; every trial hears of each step that it did.
 
         `trials` are in the order of the pack's slots. `after_step` is called when all of them have heard of the step.
@@ -126,7 +153,9 @@ class Training:
         ]
         if any(pack.running):
             self.optimizer.clip_gradients(norms, [trial.max_grad_norm for trial in self.trials])
-            move(self.variant, self.optimizer, factors)
+            with self.variant.optimizer_step():
+                self.optimizer.step(torch.tensor(factors, dtype=torch.float64), torch.tensor(pack.moving))
+            self.optimizer.zero_gradients()
         columns = {
             "train/task_loss": losses.tolist(),
             "train/penalty": penalties.tolist(),
@@ -147,7 +176,7 @@ class Training:
         scores = by_split("validation", evaluate(self.variant, self.task, "validation", self.shared.precision))
         return [row if wanted else {} for row, wanted in zip(scores, due, strict=True)]
 
-    def _score_at_rungs(self, trials: Sequence[RunningTrial]) -> None:
+    def _score_at_rungs(self, trials: Sequence["RunningTrial"]) -> None:
         """A checkpoint of this step is older than its score: a trial that goes on from it may be at its rung."""
         due = [trial.at_rung for trial in trials]
         if any(due):
@@ -217,31 +246,6 @@ def settle(
         outcome.steps_executed += outcome.failure is None
     pack.running = (running & going_on).tolist()
     pack.moving = (running & finite).tolist()
-
-
-def move(variant: Variant, optimizer: AdamW, factors: Sequence[float]) -> None:
-    """One step of the trials that move; it counts for all that run."""
-    pack = variant.pack
-    variant.before_step()
-    optimizer.step(torch.tensor(factors, dtype=torch.float64), torch.tensor(pack.moving))
-    pack.steps = [done + runs for done, runs in zip(pack.steps, pack.running, strict=True)]
-    variant.after_step()
-    optimizer.zero_gradients()
-
-
-def micro_batches(batches: Sequence[Batch], parts: int) -> Iterator[list[Batch]]:
-    """The same rows in `parts` equal parts, each with rows of every trial."""
-    for part in range(parts):
-        yield [{key: rows.chunk(parts)[part] for key, rows in batch.items()} for batch in batches]
-
-
-def _stacked(
-    task: Task, trials: Sequence[TrialHyperparameters], shared: SharedHyperparameters, model: nn.Module
-) -> Iterator[Batch]:
-    """The batches that training starts with, read apart from it."""
-    device = next(model.parameters()).device
-    for batches in zip(*(task.training_batches(trial.seed, shared.batch_size) for trial in trials), strict=True):
-        yield stack(batches, device)
 
 
 def sums_by_trial(rows: Float[Tensor, " rows"], trials: int) -> Float[Tensor, " trials"]:

@@ -4,7 +4,7 @@ import copy
 import math
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from experiments.config.schema import RunConfig
 from experiments.record.adapter_files import load_update, save_update
@@ -17,11 +17,8 @@ from experiments.training.checkpoint import Checkpoints
 from experiments.training.context import TrainingContext
 from experiments.training.device import peak_bytes
 from experiments.training.early_stopping import Rungs
-from experiments.training.evaluation import by_split, evaluate
+from experiments.training.evaluation import by_split, evaluate_plain
 from experiments.training.loop import Training
-from lora_variants import VARIANTS
-from lora_variants.interface.attach import attach
-from lora_variants.interface.pack import Pack
 
 
 @dataclass(frozen=True)
@@ -35,6 +32,24 @@ class RunOptions:
     runs_dir: Path
     wandb_mode: str
     rungs: Rungs = field(default_factory=Rungs)
+
+
+class RunningTrial(Protocol):
+    """What the loop tells a trial of its pack, and what it asks it."""
+
+    @property
+    def ended(self) -> bool:
+        """Whether there is nothing more to train: the pack stops here, and the others go on in another one."""
+
+    @property
+    def at_rung(self) -> bool:
+        """Whether the trial must be scored on validation before it goes on."""
+
+    def report(self, row: dict[str, float], seconds: float) -> None:
+        """Take note of a step that the trial did; `seconds` is its share of the pack's time."""
+
+    def score(self, scores: dict[str, float]) -> None:
+        """Take note of what the trial scores on validation at this step."""
 
 
 class TrialRun:
@@ -100,6 +115,11 @@ class TrialRun:
         return self.options.rungs.stops_at(self.reached) if self.options.rungs.thresholds else None
 
     @property
+    def has_score(self) -> bool:
+        """Whether a trial that ended has trained to its end."""
+        return self.failure is None and self.stopped is None
+
+    @property
     def ended(self) -> bool:
         """Whether there is nothing more to train: all steps are done, nothing trains, the trial failed or stopped."""
         over = self.step >= self.training.shared.steps or self.stopped is not None
@@ -127,8 +147,6 @@ class TrialRun:
 
     def conclude(self, scores: dict[str, float], forgetting: dict[str, float] | None) -> None:
         """Write down what was learned and what it scored, while the pack stands; `close` comes after it."""
-        if self.failure is not None or self.stopped is not None:
-            return
         if not all(math.isfinite(value) for value in scores.values()):
             self.training.outcomes[self.slot].failure = f"not finite on the validation split: {scores}"
             return
@@ -169,13 +187,9 @@ def score_on_test(
     config: RunConfig, context: TrainingContext, folder: RunDirectory, runs_dir: Path, *, name: str
 ) -> dict[str, float]:
     """The score on the test split of what is on disk, now or later the same; the read goes into the ledger."""
-    task = context.task
     note_test_read(runs_dir, data=context.data_sha256["test"], study=config.study, run=name)
     base = copy.deepcopy(context.base)
     if next(base.parameters()).dtype.itemsize < 4:
         base.float()  # in a narrow W0 + ΔW most of ΔW would be rounded away
     load_update(base, folder.path)
-    plain = VARIANTS["head"].load()
-    pack = Pack(seeds=(config.seed,), total_steps=(0,))
-    tuned = attach(plain, base, targets=config.targets, pack=pack, configs=[plain.config_class(name="head")])
-    return evaluate(tuned, task, "test", config.training.precision)[0]
+    return evaluate_plain(base, context.task, "test", config.training.precision)

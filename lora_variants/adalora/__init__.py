@@ -1,1 +1,1 @@
-"""AdaLoRA, a method of several files; `adalora.py` has the formula, the schedule and the departures."""
+"""AdaLoRA in several files; `adalora.py` has the formula, the schedule and the departures from the paper."""

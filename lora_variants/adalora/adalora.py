@@ -24,143 +24,23 @@ Departures from the paper:
   rank equal to the rank nothing is pruned: the paper's SVD-LoRA.
 """
 
-import math
-from collections.abc import Mapping, Sequence
-from typing import ClassVar, Literal
+from collections.abc import Mapping
+from typing import ClassVar
 
 import torch
-from jaxtyping import Bool, Float
-from pydantic import Field, model_validator
-from torch import Tensor, nn
+from jaxtyping import Float
+from torch import Tensor
 
 from lora_variants.adalora.budget import budget, highest_triplets, smooth
+from lora_variants.adalora.config import AdaLoRAConfig, last_pruning
+from lora_variants.adalora.layer import AdaLoRALayer
 from lora_variants.adalora.orthogonality import distance_from_orthonormal
+from lora_variants.adalora.peft_layout import adalora_adapter, adalora_schedule
 from lora_variants.frozen_model.linear_map import LinearMap
-from lora_variants.interface.config import AdapterConfig, Config
-from lora_variants.interface.layer import FactoredLayer, Factors, Trained, Triplets, padded_rank
-from lora_variants.interface.peft_layouts import PeftAdapter, adalora_adapter, adalora_schedule
-from lora_variants.interface.warm_start import Update, as_triplets
+from lora_variants.interface.config import Config
+from lora_variants.interface.factored_layer import FactoredLayer
+from lora_variants.interface.peft_layouts import PeftAdapter
 from lora_variants.lora import LoRA
-
-INITIAL_OVER_TARGET = 1.5  # section 4: the initial budget is 1.5 times the final one
-INIT_DEVIATION = 0.02  # the authors' code; the paper says "Gaussian"
-
-
-class AdaLoRAConfig(AdapterConfig):
-    """The knobs of AdaLoRA; `rank` is the average rank that is left at the end."""
-
-    learning_rate_factor: ClassVar[float | None] = 1.0
-
-    name: Literal["adalora"] = Field("adalora", description="which variant")
-    initial_rank: int | None = Field(
-        None,
-        ge=1,
-        description="rank of each layer at the start; default ceil(1.5 rank), at most min(d_out, d_in)",
-    )
-    initial_fraction: float = Field(0.1, ge=0, lt=1, description="t_i / T: share of steps before pruning starts")
-    final_fraction: float = Field(0.4, ge=0, lt=1, description="t_f / T: share of steps with the final ranks")
-    prune_every: int = Field(5, ge=1, description="ΔT: steps between two prunings")
-    beta1: float = Field(0.85, ge=0, lt=1, description="smoothing of the sensitivity, eq. 9")
-    beta2: float = Field(0.85, ge=0, lt=1, description="smoothing of the uncertainty, eq. 10")
-    orthogonality: float = Field(0.1, ge=0, description="γ: weight of the orthogonality penalty, eq. 4")
-    orthogonality_norm: Literal["frobenius", "squared_sum"] = Field(
-        "frobenius", description="mean of Frobenius norms (authors' code) or sum of their squares (eq. 4)"
-    )
-    sensitivity_at: Literal["before_step", "after_step"] = Field(
-        "before_step",
-        description="weights in |w ∇L|: before the step (algorithm 1) or after it (authors' code)",
-    )
-
-    @model_validator(mode="after")
-    def _consistent(self) -> "AdaLoRAConfig":
-        if self.initial_fraction + self.final_fraction > 1:
-            raise ValueError(
-                f"initial_fraction + final_fraction must be at most 1 to leave steps for pruning; "
-                f"got {self.initial_fraction:g} + {self.final_fraction:g}"
-            )
-        highest = self.rank if isinstance(self.rank, int) else max(self.rank.values())
-        if self.initial_rank is not None and self.initial_rank < highest:
-            raise ValueError(f"initial_rank {self.initial_rank} is below rank {highest}; pruning cannot add triplets")
-        return self
-
-    def initial_rank_at(self, rank: int, base: LinearMap) -> int:
-        """The rank at the start of a layer whose target is `rank`."""
-        if rank == 0:
-            return 0
-        wanted = self.initial_rank or math.ceil(INITIAL_OVER_TARGET * rank)
-        return min(wanted, base.d_out, base.d_in)
-
-
-def last_pruning(total: int, config: AdaLoRAConfig) -> int:
-    """T - t_f, the step after which the triplets left are final; 1 where the final phase is the whole run."""
-    return max(1, total - round(config.final_fraction * total))
-
-
-class AdaLoRALayer(FactoredLayer):
-    """P (trials, d_out, r), Λ (trials, r), Q (trials, r, d_in), r the initial rank; `alive` (trials, r)."""
-
-    trained: ClassVar[dict[str, Trained]] = {
-        "P": Trained("B", rank_axis=1),
-        "Lambda": Trained("other", rank_axis=0),
-        "Q": Trained("A", rank_axis=0),
-    }
-    state: ClassVar[dict[str, Trained]] = {"alive": Trained("other", rank_axis=0)} | {
-        f"{key}_{moment}": tensor for key, tensor in trained.items() for moment in ("sensitivity", "uncertainty")
-    }
-
-    def create_factors(self, configs: Sequence[AdaLoRAConfig]) -> None:
-        initial_ranks = [config.initial_rank_at(r, self.base) for config, r in zip(configs, self.ranks, strict=True)]
-        self.initial_ranks = tuple(initial_ranks)
-        padded = padded_rank(initial_ranks, configs)
-        self.P = nn.Parameter(self.new_tensor(self.base.d_out, padded))
-        self.Lambda = nn.Parameter(self.new_tensor(padded))
-        self.Q = nn.Parameter(self.new_tensor(padded, self.base.d_in))
-        for key in self.trained:
-            for moment in ("sensitivity", "uncertainty"):
-                self.register_buffer(f"{key}_{moment}", torch.zeros_like(getattr(self, key).detach()))
-        within = torch.arange(padded) < torch.tensor(initial_ranks)[:, None]
-        self.alive: Bool[Tensor, "trials r"]
-        self.within: Float[Tensor, "trials r"]
-        self.register_buffer("alive", within.to(self.P.device))
-        self.register_buffer("within", within.to(self.P))
-        for trial in range(self.pack.trials):
-            for key in ("P", "Q"):
-                self.draw(key, trial, law="gaussian", deviation=INIT_DEVIATION)
-
-    def unpadded(self, trial: int) -> int:
-        return self.initial_ranks[trial]
-
-    def factors(self) -> tuple[Tensor, Tensor, Tensor]:
-        return self.P, (self.scale[:, None] * self.Lambda).unsqueeze(2), self.Q
-
-    @torch.no_grad()
-    def triplets(self, trial: int) -> Triplets:
-        """The triplets that make ΔW of a trial, pruned ones left out."""
-        used = self.alive[trial] | (self.Lambda[trial] != 0)  # between two prunings a pruned Λ moves again
-        scale = float(self.scale[trial])
-        return Triplets(self.P[trial][:, used], self.Lambda[trial, used], self.Q[trial, used], scale)
-
-    def delta(self, trial: int) -> Factors:
-        return self.triplets(trial).folded()
-
-    @torch.no_grad()
-    def start_from(self, trial: int, update: Update) -> None:
-        """The first triplets become the update's; the others keep their fresh P and Q, with Λ = 0. All are alive."""
-        parts, found = self.parts(trial), as_triplets(update)
-        k = len(found.Lambda)
-        parts["P"][:, :k], parts["Q"][:k] = found.P.to(self.P), found.Q.to(self.Q)
-        parts["Lambda"].zero_()[:k] = self.rescaled(found.Lambda, found.scale, trial)
-
-    def ranks_alive(self) -> list[int]:
-        return [int(count) for count in self.alive.sum(dim=1)]
-
-    def scores(self, trial: int) -> Float[Tensor, " r"]:
-        """The score of each triplet of a trial, padding left out (eq. 8)."""
-        s = {
-            key: getattr(self, f"{key}_sensitivity")[trial] * getattr(self, f"{key}_uncertainty")[trial]
-            for key in self.trained
-        }
-        return (s["Lambda"] + s["P"].mean(dim=0) + s["Q"].mean(dim=1))[: self.initial_ranks[trial]]
 
 
 class AdaLoRA(LoRA):

@@ -2,7 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import Any, ClassVar, Literal, NamedTuple
+from typing import ClassVar, Literal, NamedTuple
 
 import torch
 from jaxtyping import Float
@@ -10,7 +10,6 @@ from torch import Tensor, nn
 
 from lora_variants.frozen_model.linear_map import LinearMap
 from lora_variants.interface.config import AdapterConfig
-from lora_variants.interface.kernels import factored_linear
 from lora_variants.interface.pack import Pack
 from lora_variants.interface.rng import stream
 
@@ -172,66 +171,6 @@ class AdaptedLayer(TrialLayer, ABC):
             draws = torch.rand(x.shape[1:], generator=generator, device=x.device)
             masks[trial] = (draws >= p).to(x.dtype) / (1 - p)
         return masks
-
-
-class FactoredLayer(AdaptedLayer):
-    """An update of two factors with weights between them: ΔW x = left (weights ∘ (right x)), in this order.
-
-    The scale s is part of the weights. A d_out x d_in tensor is made only where that is the cheaper way, and never
-    one of gradients.
-    """
-
-    def __init__(
-        self,
-        name: str,
-        base: LinearMap,
-        ranks: Sequence[int],
-        pack: Pack,
-        *,
-        scales: Sequence[float],
-        configs: Sequence[AdapterConfig],
-    ) -> None:
-        super().__init__(name, base, ranks, pack)
-        self.dropout = tuple(config.dropout for config in configs)
-        self.scale: Float[Tensor, " trials"]
-        self.register_buffer("scale", self.new_tensor().copy_(torch.tensor(scales, dtype=torch.float64)))
-        self.create_factors(configs)
-
-    @abstractmethod
-    def create_factors(self, configs: Sequence[Any]) -> None:
-        """Called once, by the constructor: make the layer's tensors as each trial's configuration wants them."""
-
-    @abstractmethod
-    def factors(self) -> tuple[Float[Tensor, "trials d_out r"], Tensor, Float[Tensor, "trials r d_in"]]:
-        """Left, weights and right; the weights are (trials, r, 1), or (trials, 1, 1) where all are the scale."""
-
-    def adapted(self, x: Float[Tensor, "*rows d_in"]) -> Float[Tensor, "*rows d_out"]:
-        left, weights, right = self.factors()
-        base: Any = self._modules["base"]  # past nn.Module's slow look-up
-        mask = self.dropout_mask(self.pack.by_trial(x)) if self.training and any(self.dropout) else None
-        weight = base.base_weight()
-        if base.is_product and (weight.dtype == right.dtype or torch.is_autocast_enabled(x.device.type)):
-            self.pack.refuse_other_rows(x)
-            if mask is None or all(self.dropout):
-                return factored_linear(x, weight, base.base_bias(), left, weights, right, mask)
-            parts = (t.split(1) for t in (left, weights, right, mask))  # without dropout a trial goes its own way
-            chunks = zip(x.chunk(self.pack.trials), *parts, self.dropout, strict=True)
-            bias = base.base_bias()
-            return torch.cat(
-                [factored_linear(x, weight, bias, B, w, A, m if p else None) for x, B, w, A, m, p in chunks]
-            )
-        wide = self.pack.by_trial(x).to(right.dtype)  # a narrow base, or one of its own kind: the update apart, float32
-        h = torch.bmm(wide if mask is None else wide * mask, right.mT) * weights.mT
-        y = base(x)
-        return y + torch.bmm(h, left.mT).reshape(y.shape).to(y.dtype)
-
-    def scales(self) -> list[float]:
-        return self.scale.tolist()
-
-    def rescaled(self, tensor: Tensor, scale: float, trial: int) -> Tensor:
-        """What with this layer's scale is what `tensor` is with `scale`; the same numbers where the two are equal."""
-        theirs = float(torch.tensor(scale, dtype=self.scale.dtype))  # our own is rounded to this type too
-        return (tensor.double() * (theirs / float(self.scale[trial]))).to(self.scale)
 
 
 class HeadLayer(TrialLayer):

@@ -1,4 +1,4 @@
-"""What was learned, in the layouts of PEFT's adapters: plain LoRA, and AdaLoRA with its triplets.
+"""What was learned, in the layout of PEFT's LoRA, and what other layouts of PEFT are made with.
 
 Slices of a fused projection become one adapter of the whole of it, with zeros for the frozen rows.
 """
@@ -31,7 +31,7 @@ class PeftAdapter:
 
 def lora_adapter(factors: Mapping[str, Factors], owners: Mapping[str, nn.Module]) -> PeftAdapter:
     """Plain LoRA with a rank and an alpha for every module; `owners` are the modules by the names of the updates."""
-    modules = {path: _whole_factors(parts, d_out) for path, parts, d_out in _by_module(factors, owners)}
+    modules = {path: _whole_factors(parts, d_out) for path, parts, d_out in by_module(factors, owners)}
     modules = {path: update for path, update in modules.items() if len(update.right)}
     tensors = {f"{path}.lora_A.weight": update.right for path, update in modules.items()}
     tensors |= {f"{path}.lora_B.weight": update.left for path, update in modules.items()}
@@ -49,51 +49,7 @@ def lora_adapter(factors: Mapping[str, Factors], owners: Mapping[str, nn.Module]
     return PeftAdapter(tuple(modules), tensors, config)
 
 
-def adalora_adapter(
-    triplets: Mapping[str, Triplets],
-    owners: Mapping[str, nn.Module],
-    *,
-    initial_ranks: Mapping[str, int],
-    total_rank: int,
-    schedule: Mapping[str, Any],
-) -> PeftAdapter:
-    """PEFT's AdaLoRA: one alpha for all modules, so what scales differ by goes into lora_E.
-
-    The scale is lora_alpha / (init_r + 1e-5), init_r the largest rank at the start; `rank_pattern` says how much
-    of it each module has left. `total_rank` is the sum of the ranks that pruning aims at.
-    """
-    by_module = _by_module(triplets, owners)
-    modules = {path: _whole_triplets(parts, d_out) for path, parts, d_out in by_module}
-    modules = {path: update for path, update in modules.items() if len(update.Lambda)}
-    init_r = max(sum(initial_ranks[name] for name in parts) for _, parts, _ in by_module)
-    scale = next(iter(modules.values())).scale
-    tensors = {f"{path}.lora_A": update.Q for path, update in modules.items()}
-    tensors |= {f"{path}.lora_B": update.P for path, update in modules.items()}
-    tensors |= {f"{path}.lora_E": update.Lambda[:, None] * (update.scale / scale) for path, update in modules.items()}
-    left = {path: len(update.Lambda) for path, update in modules.items()}
-    config = {
-        "peft_type": "ADALORA",
-        "init_r": init_r,
-        "target_r": max(1, round(total_rank / len(modules))),
-        "lora_alpha": scale * (init_r + 1e-5),
-        "rank_pattern": {f"{path}.lora_E": [i < rank for i in range(init_r)] for path, rank in left.items()},
-        **schedule,
-    }
-    return PeftAdapter(tuple(modules), tensors, config)
-
-
-def adalora_schedule(config: Any, steps: int, *, last: int) -> dict[str, Any]:
-    """A run's schedule in PEFT's words; the shortest it accepts where nothing is pruned between start and end.
-
-    `config` is an AdaLoRAConfig, `last` the step of the last pruning.
-    """
-    first = round(config.initial_fraction * steps)
-    total, first, last = (steps, first, last) if first < last <= steps else (1, 0, 1)
-    knobs = {"beta1": config.beta1, "beta2": config.beta2, "orth_reg_weight": config.orthogonality}
-    return {"total_step": total, "tinit": first, "tfinal": total - last, "deltaT": config.prune_every, **knobs}
-
-
-def _by_module(updates: Mapping[str, T], owners: Mapping[str, nn.Module]) -> list[tuple[str, dict[str, T], int]]:
+def by_module(updates: Mapping[str, T], owners: Mapping[str, nn.Module]) -> list[tuple[str, dict[str, T], int]]:
     """(path, its updates by name, its d_out) of every module; slices of a fused projection are in one."""
     found: dict[str, dict[str, T]] = defaultdict(dict)
     for name, update in updates.items():
@@ -106,21 +62,11 @@ def _whole_factors(parts: Mapping[str, Factors], d_out: int) -> Factors:
     first = next(iter(parts.values()))
     if len(parts) == 1 and len(first.left) == d_out:
         return first
-    left = _in_rows({name: update.left * update.scale for name, update in parts.items()}, d_out)
+    left = in_rows({name: update.left * update.scale for name, update in parts.items()}, d_out)
     return Factors(left, torch.cat([update.right for update in parts.values()]), 1.0)
 
 
-def _whole_triplets(parts: Mapping[str, Triplets], d_out: int) -> Triplets:
-    """One set of triplets for a module."""
-    first = next(iter(parts.values()))
-    if len(parts) == 1 and len(first.P) == d_out:
-        return first
-    values = torch.cat([update.Lambda * update.scale for update in parts.values()])
-    P = _in_rows({name: update.P for name, update in parts.items()}, d_out)
-    return Triplets(P, values, torch.cat([update.Q for update in parts.values()]), 1.0)
-
-
-def _in_rows(lefts: Mapping[str, Tensor], d_out: int) -> Tensor:
+def in_rows(lefts: Mapping[str, Tensor], d_out: int) -> Tensor:
     """The left factors of slices side by side, each in the rows that it owns, zeros in the others."""
     widths = [left.shape[1] for left in lefts.values()]
     whole = next(iter(lefts.values())).new_zeros(d_out, sum(widths))

@@ -3,8 +3,11 @@
 import warnings
 from collections.abc import Mapping
 
-from lora_variants import RankWarning
 from lora_variants.frozen_model.linear_map import matches, names_of
+
+
+class RankWarning(UserWarning):
+    """A rank so high that an adapter has at least as many parameters as the matrix it adapts."""
 
 
 def ranks_by_layer(rank: int | Mapping[str, int], shapes: Mapping[str, tuple[int, int]]) -> dict[str, int]:

@@ -16,10 +16,12 @@ from torch import Tensor, nn
 from transformers import BertConfig, BertForSequenceClassification
 
 from experiments.tasks.task import Batch, Split, Task, TaskConfig
-from experiments.training.loop import SharedHyperparameters, TrialHyperparameters
+from experiments.training.hyperparameters import SharedHyperparameters, TrialHyperparameters
 from experiments.training.optimizer import AdamW
-from lora_variants.adalora.adalora import AdaLoRA, AdaLoRAConfig, AdaLoRALayer, last_pruning
+from lora_variants.adalora.adalora import AdaLoRA
 from lora_variants.adalora.budget import budget, highest_triplets, smooth
+from lora_variants.adalora.config import AdaLoRAConfig, last_pruning
+from lora_variants.adalora.layer import AdaLoRALayer
 from lora_variants.adalora.orthogonality import distance_from_orthonormal
 from lora_variants.frozen_model.linear_map import LinearMap
 from lora_variants.interface.attach import attach

@@ -24,7 +24,8 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from experiments.tasks.task import Batch
-from experiments.training.loop import SharedHyperparameters, TrialHyperparameters, compute_gradients
+from experiments.training.hyperparameters import SharedHyperparameters, TrialHyperparameters
+from experiments.training.loop import compute_gradients
 from lora_variants import VARIANTS
 from lora_variants.frozen_model.attention import Attention
 from lora_variants.interface.layer import TrialLayer
@@ -327,7 +328,7 @@ def test_no_dense_update_is_made_in_forward_backward_or_penalty(name: str, trial
 
 
 def tokens_model(**options: Any) -> tuple[Any, Any]:
-    from experiments.models.byte_transformer import ByteTransformer
+    from experiments.models.transformer import ByteTransformer
 
     torch.manual_seed(0)
     return ByteTransformer(width=32, depth=2, heads=2, context=16), NextByte(**options)

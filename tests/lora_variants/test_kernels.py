@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
-from lora_variants.interface.kernels import factored_linear, merging_pays
+from lora_variants.interface.factored_layer import factored_linear, merging_pays
 
 K, D_IN, D_OUT, R = 3, 7, 5, 2
 ROWS = {"thin": 4, "merged": 10}  # of a trial, with which it goes either way

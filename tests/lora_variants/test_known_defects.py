@@ -13,13 +13,15 @@ from torch import Tensor, nn
 
 from experiments.tasks.task import Batch, Split, Task, TaskConfig
 from experiments.training.evaluation import evaluate
-from experiments.training.loop import SharedHyperparameters, TrialHyperparameters
+from experiments.training.hyperparameters import SharedHyperparameters, TrialHyperparameters
 from experiments.training.optimizer import AdamW
-from lora_variants import VARIANTS, RankWarning
-from lora_variants.adalora.adalora import AdaLoRA, AdaLoRAConfig
+from lora_variants import VARIANTS
+from lora_variants.adalora.adalora import AdaLoRA
+from lora_variants.adalora.config import AdaLoRAConfig
 from lora_variants.interface.attach import attach
 from lora_variants.interface.layer import Factors
 from lora_variants.interface.pack import Pack
+from lora_variants.interface.ranks import RankWarning
 from lora_variants.interface.rng import stream
 from lora_variants.interface.variant import Variant
 

@@ -11,9 +11,10 @@ import torch.nn.functional as F
 from models import ALONE, KINDS, PACKED, Regression, attached, built, inputs, knobs, train, trained, variant_on
 from torch import Tensor, nn
 
-from experiments.models.byte_transformer import ByteTransformer
+from experiments.models.transformer import ByteTransformer
 from experiments.tasks.task import Batch, Task
-from experiments.training.loop import Outcome, SharedHyperparameters, TrialHyperparameters, sums_by_trial
+from experiments.training.hyperparameters import SharedHyperparameters, TrialHyperparameters
+from experiments.training.loop import Outcome, sums_by_trial
 from lora_variants.interface.layer import rank_bucket
 from lora_variants.interface.rng import stream
 from lora_variants.interface.variant import Variant

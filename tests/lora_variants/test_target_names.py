@@ -11,8 +11,8 @@ from tiny_transformers import tiny
 from torch import nn
 
 from experiments.config.loading import load
-from experiments.models.byte_transformer import ByteTransformer
 from experiments.models.digit_transformer import DigitTransformer
+from experiments.models.transformer import ByteTransformer
 from experiments.plan import show_plan
 from experiments.terminal import Display
 from lora_variants.frozen_model.target_names import ARCHITECTURES, TARGET_NAMES

@@ -14,10 +14,11 @@ from models import ADAPTERS, attached, knobs
 from torch import Tensor, nn
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from lora_variants import VARIANTS, RankWarning
+from lora_variants import VARIANTS
 from lora_variants.frozen_model.linear_map import slice_rows
 from lora_variants.interface.attach import attach
 from lora_variants.interface.pack import Pack
+from lora_variants.interface.ranks import RankWarning
 from lora_variants.interface.variant import Variant
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -8,7 +8,8 @@ import torch
 
 from experiments.config.loading import resolve
 from experiments.config.schema import RunConfig
-from experiments.training.context import TrainingContext, attached_pack, shared_hyperparameters
+from experiments.training.context import TrainingContext, attached_pack
+from experiments.training.hyperparameters import shared_hyperparameters
 from experiments.training.loop import compute_gradients
 
 

@@ -10,8 +10,9 @@ import torch
 
 from experiments.config.schema import RunConfig
 from experiments.studies.spec.arms import Arm
-from experiments.training.context import TrainingContext, attached_pack, shared_hyperparameters, trial_hyperparameters
+from experiments.training.context import TrainingContext, attached_pack
 from experiments.training.device import peak_bytes
+from experiments.training.hyperparameters import shared_hyperparameters, trial_hyperparameters
 from experiments.training.loop import Training
 from lora_variants import VARIANTS
 

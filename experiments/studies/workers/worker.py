@@ -24,7 +24,7 @@ from experiments.terminal import Display
 from experiments.training.checkpoint import CheckpointError
 from experiments.training.context import TrainingContext
 from experiments.training.interruption import Interrupted, Interruption
-from experiments.training.pack import train_pack
+from experiments.training.loop import train_pack
 from experiments.training.trial import RunOptions, TrialRun
 
 MOST_WAITING = 256  # trials in the queue that wait: enough for all workers, few beside a study of thousands
@@ -169,7 +169,10 @@ class Worker:
         self.progress.pack = len(pack)
         try:
             train_pack(
-                self.context, [claimed.trial_run for claimed in pack], interruption=self.interruption, heard=self._heard
+                self.context,
+                [claimed.trial_run for claimed in pack],
+                interruption=self.interruption,
+                on_step=self._count_steps,
             )
         except Interrupted:
             raise
@@ -180,7 +183,7 @@ class Worker:
             if claimed.trial_run.ended:
                 self._end(claimed)
 
-    def _heard(self, trials: int) -> None:
+    def _count_steps(self, trials: int) -> None:
         self.progress.trial_steps += trials
 
     def _end(self, claimed: ClaimedTrial) -> None:

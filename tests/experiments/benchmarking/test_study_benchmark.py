@@ -41,13 +41,13 @@ from experiments.benchmarking.whole_study import (
 )
 from experiments.benchmarking.workload import in_place
 from experiments.config.loading import yaml_text
-from experiments.models.byte_transformer import ByteTransformer
+from experiments.models.transformer import ByteTransformer
 from experiments.studies.protocol.protocol import plan_ahead
 from experiments.studies.spec.study import load_study
 from experiments.tasks.bytes import Bytes, BytesConfig
 from experiments.tasks.task import Batch
 from experiments.training.evaluation import evaluate
-from experiments.training.loop import SharedHyperparameters, TrialHyperparameters
+from experiments.training.hyperparameters import SharedHyperparameters, TrialHyperparameters
 from lora_variants.interface.attach import attach
 from lora_variants.interface.pack import Pack
 from lora_variants.lora import LoRA, LoRAConfig

@@ -18,7 +18,7 @@ from experiments.studies.workers.worker import Worker
 from experiments.terminal import Display
 from experiments.training.early_stopping import Rungs, threshold
 from experiments.training.interruption import Interrupted, Interruption
-from experiments.training.pack import train_pack
+from experiments.training.loop import train_pack
 from experiments.training.trial import RunOptions, TrialRun
 
 RUNGS = (3, 6)  # of 12 steps

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from experiments.config.errors import ConfigError
 from experiments.config.loading import load, yaml_text
-from experiments.models.byte_transformer import ByteTransformer
+from experiments.models.transformer import ByteTransformer
 from experiments.studies.protocol.protocol import plan_ahead
 from experiments.studies.spec.arms import Arm, Expansion, expand
 from experiments.studies.spec.comparisons import comparisons

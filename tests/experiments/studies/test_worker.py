@@ -18,7 +18,7 @@ from experiments.studies.workers.packing import Packing
 from experiments.studies.workers.worker import Worker
 from experiments.training.context import TrainingContext
 from experiments.training.interruption import Interruption
-from experiments.training.pack import train_pack
+from experiments.training.loop import train_pack
 from experiments.training.trial import TrialRun
 
 PLANTED = Path(__file__).resolve().parents[3] / "configs" / "planted.yaml"

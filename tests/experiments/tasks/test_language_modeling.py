@@ -19,8 +19,9 @@ from experiments.data.tables import Form, read_table
 from experiments.runner import execute
 from experiments.tasks.language_modeling import LanguageModeling, LanguageModelingConfig
 from experiments.terminal import Display
-from experiments.training.context import attached, load_task, shared_hyperparameters
+from experiments.training.context import attached, load_task
 from experiments.training.evaluation import evaluate
+from experiments.training.hyperparameters import shared_hyperparameters
 from experiments.training.loop import compute_gradients
 from lora_variants import VARIANTS
 from lora_variants.interface.attach import attach

@@ -7,8 +7,9 @@ import torch
 from models import train
 
 from experiments.config.loading import load
-from experiments.training.context import attached, load_task, shared_hyperparameters, trial_hyperparameters
+from experiments.training.context import attached, load_task
 from experiments.training.evaluation import evaluate
+from experiments.training.hyperparameters import shared_hyperparameters, trial_hyperparameters
 from lora_variants.interface.layer import Factors
 
 CONFIG = Path(__file__).resolve().parents[3] / "configs" / "planted.yaml"

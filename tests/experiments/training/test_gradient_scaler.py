@@ -19,8 +19,9 @@ from experiments.terminal import Display
 from experiments.training import gradient_scaler
 from experiments.training.checkpoint import Checkpoints, Holder
 from experiments.training.gradient_scaler import SMALLEST_SCALE, GradientScaler
+from experiments.training.hyperparameters import SharedHyperparameters, TrialHyperparameters
 from experiments.training.interruption import Interrupted
-from experiments.training.loop import Outcome, SharedHyperparameters, TrialHyperparameters, compute_gradients
+from experiments.training.loop import Outcome, compute_gradients
 from experiments.training.optimizer import AdamW, schedule_factor
 from lora_variants.interface.variant import Variant
 

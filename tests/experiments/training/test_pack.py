@@ -15,7 +15,7 @@ from experiments.terminal import Display
 from experiments.training.context import TrainingContext
 from experiments.training.early_stopping import Rungs
 from experiments.training.interruption import Interrupted, Interruption
-from experiments.training.pack import train_pack
+from experiments.training.loop import train_pack
 from experiments.training.trial import RunOptions, TrialRun
 
 ROOT = Path(__file__).resolve().parents[3]

@@ -15,9 +15,10 @@ from experiments.record.run_dir import RunDirectory
 from experiments.record.starting_point import read_start
 from experiments.tasks.task import Batch, Split, Task, TaskConfig
 from experiments.training.checkpoint import Checkpoints, Holder
+from experiments.training.hyperparameters import SharedHyperparameters, TrialHyperparameters
 from experiments.training.interruption import Interrupted
-from experiments.training.loop import SharedHyperparameters, TrialHyperparameters
-from lora_variants.adalora.adalora import AdaLoRA, AdaLoRAConfig
+from lora_variants.adalora.adalora import AdaLoRA
+from lora_variants.adalora.config import AdaLoRAConfig
 from lora_variants.interface.attach import attach
 from lora_variants.interface.pack import Pack
 from lora_variants.interface.rng import stream

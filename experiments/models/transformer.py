@@ -1,4 +1,4 @@
-"""The transformer blocks that the built-in base models share."""
+"""The built-in transformer: its blocks, which all built-in base models share, and the byte-level base of `bytes`."""
 
 from collections.abc import Iterable
 
@@ -6,6 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
+
+VOCABULARY = 256
 
 
 class Block(nn.Module):
@@ -35,3 +37,22 @@ def through(blocks: Iterable[nn.Module], x: Tensor, *, checkpointing: bool) -> T
     for block in blocks:
         x = checkpoint(block, x, use_reentrant=False) if checkpointing and torch.is_grad_enabled() else block(x)
     return x
+
+
+class ByteTransformer(nn.Module):
+    """Pre-norm, learned positions, no dropout; logits (rows, length, 256) of the next byte."""
+
+    def __init__(self, *, width: int = 64, depth: int = 4, heads: int = 4, context: int = 64) -> None:
+        super().__init__()
+        self.context = context
+        self.checkpointing = False
+        self.embedding = nn.Embedding(VOCABULARY, width)
+        self.position = nn.Embedding(context, width)
+        self.layers = nn.ModuleList(Block(width, heads, causal=True) for _ in range(depth))
+        self.norm = nn.LayerNorm(width)
+        self.unembedding = nn.Linear(width, VOCABULARY)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """tokens (rows, length) of byte values, length at most `context`."""
+        x = self.embedding(tokens) + self.position(torch.arange(tokens.shape[1], device=tokens.device))
+        return self.unembedding(self.norm(through(self.layers, x, checkpointing=self.checkpointing)))
