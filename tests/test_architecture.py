@@ -1,160 +1,223 @@
-"""The layout: imports go one way, a dependency has one owner, importing does nothing, files stay small."""
+"""The layout: imports go one way, nothing is circular, a dependency has one owner, importing does nothing."""
 
 import ast
 import subprocess
 import sys
+import traceback
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
 from functools import cache
+from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import pytest
+from project_paths import PACKAGES, ROOT, SOURCES
 
-ROOT = Path(__file__).resolve().parents[1]
-PACKAGES = ("lora_variants", "experiments", "analysis")
-OWNERS = {
-    "wandb": {"experiments/record/wandb_logger.py", "experiments/record/wandb_mode.py"},
-    "yaml": {"experiments/config/loading.py"},
-    "seaborn": {
-        "analysis/figures/spectra.py",
-        "analysis/figures/style.py",
-        "analysis/figures/benchmark.py",
-        "analysis/figures/scores.py",
-        "analysis/figures/learning_rate.py",
-        "analysis/figures/comparisons.py",
-        "analysis/figures/importance.py",
-        "analysis/figures/pareto.py",
-    },
-    "transformers": {"experiments/models/huggingface.py", "experiments/benchmarking/workload.py"},
-    "huggingface_hub": {"experiments/models/model_files.py"},
-    "datasets": {"experiments/data/hub.py"},
-    "pyarrow": {"experiments/data/tables.py"},
-    "peft": {"experiments/benchmarking/implementations.py"},
-    "loralib": {"experiments/benchmarking/implementations.py"},
-    "optuna": {
-        "experiments/studies/queue/storage.py",
-        "experiments/studies/queue/journal_store.py",
-        "experiments/studies/queue/postgres_store.py",
-        "experiments/studies/queue/entries.py",
-        "experiments/studies/queue/listing.py",
-        "experiments/studies/queue/trial_queue.py",
-        "experiments/studies/search/samplers.py",
-        "experiments/studies/search/importance.py",
-    },
-    "sqlalchemy": {"experiments/studies/queue/storage.py", "experiments/studies/queue/postgres_store.py"},
-    "platformdirs": {"experiments/user_cache.py"},
-    "filelock": {"experiments/record/run_dir.py", "experiments/studies/queue/journal_store.py"},
-    "rich": {
+OWNERS = {  # a file, or a folder with all in it
+    "wandb": ("experiments/record",),
+    "yaml": ("experiments/config/loading.py",),
+    "seaborn": ("analysis/figures",),
+    "transformers": ("experiments/models/huggingface.py", "experiments/benchmarking/workload.py"),
+    "huggingface_hub": ("experiments/models/model_files.py",),
+    "datasets": ("experiments/data/sources.py",),
+    "pyarrow": ("experiments/data/tables.py",),
+    "peft": ("experiments/benchmarking/implementations.py",),
+    "loralib": ("experiments/benchmarking/implementations.py",),
+    "optuna": ("experiments/studies/queue", "experiments/studies/search"),
+    "sqlalchemy": ("experiments/studies/queue",),
+    "platformdirs": ("experiments/user_cache.py",),
+    "filelock": ("experiments/record/run_dir.py", "experiments/studies/queue/journal_store.py"),
+    "rich": (
         "experiments/terminal.py",
         "experiments/benchmarking/terminal.py",
         "experiments/studies/terminal.py",
         "analysis/spectra_tables.py",
         "analysis/spectra.py",
-    },
+    ),
 }
-PURE = {
-    "analysis.stats.singular_values",
-    "analysis.figures.style",
-    "analysis.figures.benchmark",
-    "analysis.stats.comparisons",
-    "analysis.stats.intervals",
-    "analysis.stats.multiplicity",
-    "analysis.stats.paired_tests",
-    "analysis.stats.power",
-    "analysis.figures.registry",
-    "analysis.figures.scores",
-    "analysis.figures.learning_rate",
-    "analysis.figures.comparisons",
-    "analysis.figures.rank_map",
-    "analysis.figures.importance",
-    "analysis.figures.pareto",
-    "analysis.figures.captions",
-    "analysis.figures.axes",
-    "lora_variants.frozen_model.layer_names",
-}  # functions of arrays and tables: anyone may use them
+BELOW = {"lora_variants": (), "experiments": ("lora_variants",), "analysis": ("lora_variants", "experiments")}
+OPEN_TO_ALL = "analysis.stats"  # functions of arrays
+MODULES = {".".join(path.relative_to(ROOT).with_suffix("").parts): path for path in SOURCES}
 
 
-def sources() -> list[Path]:
-    return [path for package in PACKAGES for path in sorted((ROOT / package).rglob("*.py"))]
+@cache
+def tree_of(path: Path) -> ast.Module:
+    return ast.parse(path.read_text(encoding="utf-8"))
+
+
+def is_entry(path: Path) -> bool:
+    """Whether a file is a command: it stands above all packages and may put any two together."""
+    return any(
+        isinstance(node, ast.If) and ast.unparse(node.test) == "__name__ == '__main__'" for node in tree_of(path).body
+    )
+
+
+def imported(nodes: Iterable[ast.AST]) -> set[str]:
+    """The modules that these nodes import."""
+    found = set()
+    for node in nodes:
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            whole = {f"{node.module}.{alias.name}" for alias in node.names}
+            found |= {name if name in MODULES or f"{name}.__init__" in MODULES else node.module for name in whole}
+    return found
 
 
 @cache
 def imports(path: Path) -> set[str]:
-    """Every module that a file imports, at the top or inside functions."""
-    found = set()
-    for node in ast.walk(ast.parse(path.read_text())):
-        if isinstance(node, ast.Import):
-            found |= {alias.name for alias in node.names}
-        elif isinstance(node, ast.ImportFrom) and node.module:
-            found.add(node.module)
-    return found
+    """Every module that a file imports, at the top or inside functions; not those for type checking alone."""
+    apart = {
+        id(inner)
+        for node in ast.walk(tree_of(path))
+        if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"
+        for inner in ast.walk(node)
+    }
+    return imported(node for node in ast.walk(tree_of(path)) if id(node) not in apart)
 
 
-@pytest.mark.parametrize("path", sources(), ids=lambda path: str(path.relative_to(ROOT)))
+@pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(ROOT)))
 def test_imports_go_from_analysis_to_experiments_to_variants_only(path: Path) -> None:
     package = path.relative_to(ROOT).parts[0]
-    allowed = {"lora_variants": (), "experiments": ("lora_variants",), "analysis": ("lora_variants", "experiments")}
-    for module in imports(path) - PURE:
-        top = module.partition(".")[0]
-        assert top not in PACKAGES or top == package or top in allowed[package], f"{path} imports {module}"
-
-
-def test_what_a_run_leaves_on_disk_is_written_without_knowing_how_it_is_trained() -> None:
-    users = {
-        path.name
-        for path in (ROOT / "experiments" / "record").glob("*.py")
-        if any(name.startswith("experiments.training") for name in imports(path))
-    }
-    assert not users
-
-
-def test_functions_of_arrays_import_nothing_of_ours_but_each_other() -> None:
-    for module in PURE:
-        path = ROOT / f"{module.replace('.', '/')}.py"
-        assert not {name for name in imports(path) - PURE if name.partition(".")[0] in PACKAGES}
+    ours = {module for module in imports(path) if module.partition(".")[0] in PACKAGES}
+    if (ROOT / OPEN_TO_ALL.replace(".", "/")) in path.parents:
+        assert not {module for module in ours if not module.startswith(OPEN_TO_ALL)}, path
+    elif not is_entry(path):
+        allowed = {package, *BELOW[package]}
+        assert not {
+            module for module in ours if module.partition(".")[0] not in allowed and not module.startswith(OPEN_TO_ALL)
+        }, path
 
 
 @pytest.mark.parametrize("dependency", OWNERS)
 def test_a_dependency_is_imported_by_its_owner_only(dependency: str) -> None:
-    users = {
-        str(path.relative_to(ROOT))
-        for path in sources()
-        if any(name.partition(".")[0] == dependency for name in imports(path))
-    }
-    assert users <= OWNERS[dependency]
+    users = {path for path in SOURCES if any(name.partition(".")[0] == dependency for name in imports(path))}
+    owners = {ROOT / owner for owner in OWNERS[dependency]}
     assert users
+    assert not {path for path in users if not owners & {path, *path.parents}}
 
 
-def test_there_are_no_import_cycles() -> None:
-    modules = {".".join(path.relative_to(ROOT).with_suffix("").parts): path for path in sources()}
-    graph = {name: {m for m in top_level_imports(path) if m in modules} for name, path in modules.items()}
-    state: dict[str, int] = {}
+def circles(graph: Mapping[str, set[str]]) -> list[tuple[str, ...]]:
+    """A path through each circle that is met first."""
+    found: list[tuple[str, ...]] = []
+    done: set[str] = set()
 
     def visit(name: str, trail: tuple[str, ...]) -> None:
-        assert state.get(name) != 1, f"cycle: {' -> '.join((*trail, name))}"
-        if name not in state:
-            state[name] = 1
-            for other in graph[name]:
+        if name in trail:
+            found.append((*trail[trail.index(name) :], name))
+        elif name not in done:
+            for other in sorted(graph[name]):
                 visit(other, (*trail, name))
-            state[name] = 2
+            done.add(name)
 
     for name in graph:
         visit(name, ())
-
-
-def top_level_imports(path: Path) -> set[str]:
-    """Modules imported when the file is, type checking apart."""
-    found = set()
-    for node in ast.parse(path.read_text()).body:
-        if isinstance(node, ast.Import):
-            found |= {alias.name for alias in node.names}
-        elif isinstance(node, ast.ImportFrom) and node.module:
-            found |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
     return found
+
+
+def our_imports(path: Path) -> set[str]:
+    found = {name if name in MODULES else f"{name}.__init__" for name in imports(path)}
+    return found & MODULES.keys()
+
+
+def test_files_import_each_other_in_no_circle_not_even_inside_functions() -> None:
+    assert circles({name: our_imports(path) for name, path in MODULES.items()}) == []
+
+
+def test_packages_import_each_other_in_no_circle() -> None:
+    """A module that stands in a top folder itself counts alone: commands and what they call stand there."""
+
+    def room(module: str) -> str:
+        folder = module.rpartition(".")[0]
+        return module if folder in PACKAGES else folder
+
+    graph: dict[str, set[str]] = defaultdict(set)
+    for name, path in MODULES.items():
+        graph[room(name)] |= {room(other) for other in our_imports(path)} - {room(name)}
+    assert circles(graph) == []
+
+
+def test_a_circle_would_be_found() -> None:
+    assert circles({"a": {"b"}, "b": {"c"}, "c": {"b"}}) == [("b", "c", "b")]
+
+
+def test_modules_are_imported_by_string_in_the_two_registries_alone() -> None:
+    users = {
+        str(path.relative_to(ROOT))
+        for path in SOURCES
+        if any(
+            getattr(node, "id", getattr(node, "attr", "")) in ("import_module", "__import__")
+            for node in ast.walk(tree_of(path))
+        )
+    }
+    assert users == {"lora_variants/registry.py", "experiments/tasks/registry.py"}
 
 
 def test_the_variants_do_no_input_or_output_and_know_no_clock() -> None:
     forbidden = {"logging", "time", "pathlib", "os", "io", "json", "wandb", "optuna", "transformers", "subprocess"}
-    for path in (ROOT / "lora_variants").glob("*.py"):
+    methods = [path for path in SOURCES if path.relative_to(ROOT).parts[0] == "lora_variants"]
+    assert any(len(path.relative_to(ROOT).parts) > 2 for path in methods)  # sub-packages are looked into
+    for path in methods:
         assert not forbidden & {name.partition(".")[0] for name in imports(path)}, path
+
+
+WAYS = {  # what a reader opens one after the other, each because the one before names it; and the most files allowed
+    "from a run to the formula of ΔW": (3, "experiments.run", "lora_variants.registry", "lora_variants.lora"),
+    "from a run to the product with B": (
+        4,
+        "experiments.run",
+        "lora_variants.registry",
+        "lora_variants.lora",
+        "lora_variants.interface.factored_layer",
+    ),
+    "from a study to a verdict": (
+        6,
+        "experiments.study",
+        "analysis.study_results.conclusion",
+        "analysis.study_results.verdicts",
+        "analysis.stats.comparisons",
+        "analysis.stats.paired_tests",
+    ),
+}
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_the_way_to_what_matters_is_short(way: str) -> None:
+    most, *modules = WAYS[way]
+    assert len(modules) <= most
+    for module, following in pairwise(modules):
+        text = MODULES[module].read_text(encoding="utf-8")
+        assert following in imports(MODULES[module]) or f'"{following}"' in text, f"{module} does not name {following}"
+
+
+def test_seven_files_of_ours_are_between_a_command_and_the_product_with_b(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Asked of the call stack of a real run, at the product."""
+    from experiments.run import main
+    from lora_variants.interface import factored_layer
+
+    stacks: list[list[str]] = []
+    product = factored_layer.factored_linear
+
+    def watched(*operands: Any) -> Any:
+        stacks.append([frame.filename for frame in traceback.extract_stack()])
+        return product(*operands)
+
+    monkeypatch.setattr(factored_layer, "factored_linear", watched)
+    tiny = ["--set", "task.pretraining_steps=1", "--set", "steps=1", "--set", "wandb.mode=disabled"]
+    assert main([*tiny, "--runs-dir", str(tmp_path)]) == 0
+    ours = {str(path): str(path.relative_to(ROOT)) for path in SOURCES}
+    assert list(dict.fromkeys(ours[name] for name in stacks[0] if name in ours)) == [
+        "experiments/run.py",
+        "experiments/runner.py",
+        "experiments/training/loop.py",
+        "experiments/tasks/bytes.py",
+        "experiments/models/transformer.py",
+        "lora_variants/interface/layer.py",
+        "lora_variants/interface/factored_layer.py",
+    ]
 
 
 @pytest.mark.parametrize(
@@ -174,7 +237,7 @@ def test_help_imports_nothing_heavy(script: str) -> None:
 
 
 def test_no_module_has_a_name_that_says_nothing_or_hides_another() -> None:
-    for path in sources():
+    for path in SOURCES:
         assert path.stem not in {"utils", "common", "helpers", "base", "misc"}
     entries = {path.stem for folder in ("experiments", "analysis") for path in (ROOT / folder).glob("*.py")}
-    assert not entries & set(sys.stdlib_module_names)
+    assert not entries & {*sys.stdlib_module_names, *OWNERS, "torch", "numpy", "pandas", "pydantic"}
