@@ -162,10 +162,8 @@ def benchmark_studies(asked: argparse.Namespace, folder: Path) -> None:
     try:
         with progress_bars(display) as report:
             for case in measured.packs_left:
-                of = measure_packs(
-                    case, device, asked.packs, rounds=asked.rounds, processes=asked.processes, report=report
-                )
-                measured.packs.append(of)
+                times = {"rounds": asked.rounds, "processes": asked.processes}
+                measured.packs.append(measure_packs(case, device, asked.packs, **times, report=report))
                 measured.save()
             for study in measured.studies_left:
                 measured.studies.append(measure_study(study, report))

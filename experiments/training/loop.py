@@ -74,9 +74,7 @@ def train_pack(
         ended, others = ([trial for trial in trials if trial.ended is so] for so in (True, False))
         trained = [trial for trial in ended if trial.has_score]
         scores = final_scores(variant, context.task, shared.precision) if trained else []
-        overhead = time.perf_counter() - since - (_training_seconds(trials) - before)
-        for trial in trials:
-            trial.overhead += overhead / len(trials)
+        _share_overhead(trials, time.perf_counter() - since - (_training_seconds(trials) - before))
         for trial in trained:
             trial.conclude(*scores[trial.slot])
         for trial in others:
@@ -86,6 +84,11 @@ def train_pack(
     for trial in ended:
         trial.close()
     return others
+
+
+def _share_overhead(trials: Sequence["TrialRun"], seconds: float) -> None:
+    for trial in trials:
+        trial.overhead += seconds / len(trials)
 
 
 def _training_seconds(trials: Sequence["TrialRun"]) -> float:
