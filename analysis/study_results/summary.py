@@ -32,7 +32,7 @@ def summary_of(
         "trials": {state: states[state] for state in STATES},
         "tuning": {
             "split": "validation",
-            "multipliers": sorted(protocol.tuning.learning_rate_multipliers),
+            "learning_rate_multipliers": sorted(protocol.tuning.learning_rate_multipliers),
             "seeds": protocol.tuning.seeds,
             "arms": [_tuning(study_state, progress) for progress in study_state.arms],
         },

@@ -16,7 +16,10 @@ from experiments.training.hyperparameters import shared_hyperparameters, trial_h
 from experiments.training.loop import Training
 from lora_variants import VARIANTS
 
-OWN_KNOBS = {"learning_rate", "weight_decay", "clip", "schedule", "warmup", "checkpoint_every", "head_learning_rate"}
+OWN_KNOBS = {
+    "learning_rate", "head_learning_rate", "weight_decay", "lr_schedule", "warmup_ratio", "max_grad_norm",
+    "checkpoint_every",
+}  # fmt: skip
 LARGEST_PACK = 32
 PROBE_STEPS = 2  # at least
 PROBE_SECONDS = 0.1  # at least: short steps vary more
