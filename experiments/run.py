@@ -1,4 +1,4 @@
-"""One run: adapt a base model to a task with one variant, score it, and leave a record that reproduces it."""
+"""One run: adapt a base model to a task with one variant, score it, and leave a run directory that reproduces it."""
 
 import argparse
 import io
@@ -25,7 +25,7 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="run.py",
         description=__doc__,
-        epilog=f"variants:\n{variants}\n\nA finished run is never trained again: the same command shows its record.",
+        epilog=f"variants:\n{variants}\n\nA finished run is never trained again: the same command shows its results.",
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
@@ -49,13 +49,15 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     )  # fmt: skip
     parser.add_argument("--test", action="store_true", help="read the test split too; every read goes into a ledger")
     parser.add_argument("--wandb", metavar="MODE", help="auto, online, offline or disabled (default: the file's, auto)")
-    parser.add_argument("--runs-dir", type=Path, default=Path("runs"), help="where records go (default: ./runs)")
+    parser.add_argument(
+        "--runs-dir", type=Path, default=Path("runs"), help="where run directories go (default: ./runs)"
+    )
     parser.add_argument("--plan", action="store_true", help="show the resolved run and its costs; train nothing")
     return parser.parse_args(arguments)
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """0: a score; 1: the run failed; 2: the request is faulty; 130: interrupted."""
+    """0: a score; 1: the run failed; 2: the request is wrong; 130: interrupted."""
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="replace")  # a pipe may not have the letter Δ
     asked = parse_arguments(arguments)
@@ -84,13 +86,13 @@ def main(arguments: list[str] | None = None) -> int:
         print(str(interruption) or "interrupted; the same command goes on from the last checkpoint", file=sys.stderr)
         return 130
     if finished.found:
-        display.say("this run is finished already; its record is shown (move its folder away to train again)")
+        display.say("this run has already finished; showing its results (move its directory away to train it again)")
     display.result(finished.result, str(finished.folder))
     return 0
 
 
 def _load(asked: argparse.Namespace, display: "Display") -> "RunConfig":
-    """The configuration that was asked for; what another variant took over is said, also where there is a fault."""
+    """The configuration that was asked for; what another variant took over is said, also where there is an error."""
     from experiments.config.loading import load
 
     flags = {"variant": asked.variant, "rank": asked.rank, "seed": asked.seed, "start_from": asked.start_from}

@@ -1,10 +1,11 @@
-"""One run from its configuration to its record: build, check, train, score, write down."""
+"""One run from its configuration to its run directory: build, check, train, score, write down."""
 
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from experiments.config.schema import RunConfig
+from experiments.record.earlier_run import find_earlier_run
 from experiments.record.run_description import describe_run
 from experiments.record.run_dir import RunDirectory
 from experiments.record.starting_point import read_start
@@ -21,7 +22,7 @@ class TrainingFailedError(RuntimeError):
 
 @dataclass(frozen=True)
 class Finished:
-    """A finished run: its record, and whether it was there before."""
+    """A finished run: its directory, its result, and whether it was there before."""
 
     folder: Path
     result: dict[str, Any]
@@ -50,6 +51,8 @@ def execute(config: RunConfig, *, runs_dir: Path, test: bool, display: Display) 
         if folder.finished:
             folder.refuse_other(config)
             return Finished(folder.path, _found(config, context, folder, runs_dir, test), found=True)
+        if (earlier := find_earlier_run(config, run)) is not None:
+            display.say(f"{earlier} is this run, written with earlier key names; the run is trained again")
         with folder:
             options = RunOptions(test=test, runs_dir=runs_dir, wandb_mode=config.wandb.mode)
             trial_run = TrialRun(config, context, run, options, display, start=start)
@@ -57,7 +60,7 @@ def execute(config: RunConfig, *, runs_dir: Path, test: bool, display: Display) 
             with trial_run.logger, display.live(), interruption.heeded():
                 train_pack(context, [trial_run], interruption=interruption)
             if trial_run.failure is not None:
-                raise TrainingFailedError(f"{trial_run.failure}\nrecord: {folder.path}")
+                raise TrainingFailedError(f"{trial_run.failure}\nrun directory: {folder.path}")
     return Finished(folder.path, trial_run.result, found=False)
 
 

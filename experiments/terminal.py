@@ -71,7 +71,7 @@ class Display:
         for name, text in _lines(result):
             table.add_row(name, text)
         self.console.print(table)
-        self.say(f"record: {folder}")
+        self.say(f"run directory: {folder}")
 
     def layers(self, rows: Sequence[Mapping[str, str]]) -> None:
         """The adapted layers of a plan: layer, shape, rank, scale, parameters and extra FLOPs of each."""
@@ -93,19 +93,19 @@ def _lines(result: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     yield f"{result['score_name']} (validation)", f"{result['score']:.4f}   ({direction} is better)"
     best = result["best"]
     if best["step"] != result["steps"]:
-        yield "best on the way", f"{best['score']:.4f} at step {best['step']}; the last is the score"
+        yield "best during training", f"{best['score']:.4f} at step {best['step']}; the last is the score"
     if "test" in result:
         yield f"{result['score_name']} (test)", f"{result['test'][result['score_name']]:.4f}"
     for name, value in result["diagnostics"].items():
         yield name.replace("_", " "), f"{value:.6g}"
     yield "trainable parameters", f"{result['trainable_parameters']:,} ({result['trainable_share']:.2%} of the base)"
     if 0 < result["update_parameters"] < result["trainable_parameters"]:
-        yield "parameters left", f"{result['update_parameters']:,} in the update at the end"
+        yield "parameters in final ΔW", f"{result['update_parameters']:,}"
     yield "steps", f"{result['steps']:,} at learning rate {result['learning_rate']:g}"
     if result["resumed_from"]:
         where = ", ".join(map(str, result["resumed_from"]))
         yield "resumed", f"from step {where}; {result['steps_executed']:,} steps executed in all"
-    yield "seconds", f"{result['seconds']['training']:.1f} training, {result['seconds']['overhead']:.1f} besides"
+    yield "seconds", f"{result['seconds']['training']:.1f} training, {result['seconds']['overhead']:.1f} overhead"
     if result["bytes_peak"] is not None:
         yield "peak memory", f"{result['bytes_peak'] / 2**20:,.0f} MiB"
     if result["scales"]:

@@ -12,7 +12,7 @@ PRECISIONS = ("float32", "bfloat16")
 class Case:
     """One model and one batch; `targets` are all linear layers of its blocks, or their queries and values.
 
-    `memory` says whether the memory of a step is measured besides its time. Raises: ValueError for a shape
+    `memory` says whether the memory of a step is measured as well as its time. Raises: ValueError for a shape
     that no model has.
     """
 

@@ -160,7 +160,7 @@ def build_theirs(workloads: Mapping[int, Workload]) -> dict[str, dict[int, Imple
 
 
 def _build_clipping(workload: Workload) -> Implementation:
-    """PEFT's step with what our loop does besides: gradients are clipped, as torch does it."""
+    """PEFT's step with what our loop also does: gradients are clipped, as torch does it."""
     peft = BUILDERS[PEFT](workload)
     parameters = [parameter for pair in peft.factors.values() for parameter in pair]
 

@@ -14,7 +14,7 @@ from typing import Any, Self
 
 from experiments.benchmarking.measurement import Report
 from experiments.benchmarking.peft_trials import PeftTrial, folder_of, order
-from experiments.config.loading import parse_yaml, resolve, yaml_text
+from experiments.config.loading import resolve, yaml_text
 from experiments.record.run_dir import RunDirectory
 from experiments.tasks.bytes import Bytes, BytesConfig
 from experiments.tasks.task import Split
@@ -160,7 +160,7 @@ def ours(folder: Path) -> tuple[list[PeftTrial], dict[Score, float]]:
     scores: dict[Score, float] = {}
     for path in sorted(folder.glob("*/result.json")):
         result = RunDirectory(path.parent).result()
-        config = resolve(parse_yaml((path.parent / "config.yaml").read_text(encoding="utf-8")))
+        config = resolve(RunDirectory(path.parent).config_tree())
         knobs: Any = config.variant
         splits: tuple[Split, ...] = ("validation", "test") if "test" in result else ("validation",)
         own = trial_hyperparameters(config)

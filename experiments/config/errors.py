@@ -1,4 +1,4 @@
-"""What is wrong with a configuration, in words: every fault with its path, the value, the rule and the way out."""
+"""What is wrong with a configuration, in words: every error with its path, the value, the rule and the way out."""
 
 import difflib
 from collections.abc import Iterable, Mapping, Sequence
@@ -7,9 +7,11 @@ from typing import Any, get_args
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
+from experiments.config.retired_keys import new_name
+
 
 class ConfigError(ValueError):
-    """All faults of a configuration, each with its path, the value, the rule and the nearest known key."""
+    """All errors of a configuration, each with its path, the value, the rule and the nearest known key."""
 
     def __init__(self, errors: Sequence[str]) -> None:
         super().__init__("\n".join(errors))
@@ -17,7 +19,7 @@ class ConfigError(ValueError):
 
 
 def explained(schema: type[BaseModel], error: ValidationError, tree: Mapping[str, Any]) -> list[str]:
-    """One line a faulty path: the rules it breaks, the value, and the nearest known key."""
+    """One line for each wrong path: the rules it breaks, the value, and the nearest known key."""
     rules: dict[str, list[str]] = {}
     for detail in error.errors():
         path = _known_path(schema, detail)
@@ -42,6 +44,8 @@ def _rule(schema: type[BaseModel], detail: ErrorDetails, tree: Mapping[str, Any]
     if detail["type"] == "extra_forbidden":
         if key == "rank" and detail["loc"][0] == "variant":
             return f"{variant!r} has no rank: it trains no low-rank factors; leave rank out or choose another variant"
+        if renamed := new_name([str(part) for part in detail["loc"][:-1]], key):
+            return f"{key} is called {renamed}"
         below = [f"{section}.{name}" for section in known for name in fields_of(schema, (*detail["loc"][:-1], section))]
         near = nearest(key, known) or _nearest_last(key, below)
         return f"unknown key{near}; known: {', '.join(known)}"

@@ -1,4 +1,4 @@
-"""From a file and a command line to a configuration: defaults < file < command line, and every fault at once."""
+"""From a file and a command line to a configuration: defaults < file < command line, and every error at once."""
 
 import functools
 import re
@@ -19,13 +19,13 @@ from lora_variants.interface.config import Config
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML in which 3e-4 is a number and a key that stands twice is a fault."""
+    """YAML in which 3e-4 is a number and a duplicate key is an error."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         keys = [self.construct_object(key, deep=True) for key, _ in node.value]
         for key in keys:
             if keys.count(key) > 1:
-                raise yaml.constructor.ConstructorError(None, None, f"the key {key!r} stands twice", node.start_mark)
+                raise yaml.constructor.ConstructorError(None, None, f"duplicate key {key!r}", node.start_mark)
         return super().construct_mapping(node, deep)
 
 
@@ -57,9 +57,9 @@ def load(
     """The configuration of a file with the command line on top; `overrides` are 'key=value' with YAML values.
 
     A `variant` that is not the file's takes over what the file states of the knobs that all adapters share, and none
-    of the other variant's own; `notes` gets a line on what carried over and one on what was dropped, also where a
-    fault is raised.
-    Raises: ConfigError with every fault.
+    of the other variant's own; `notes` gets a line on what carried over and one on what was dropped, also where an
+    error is raised.
+    Raises: ConfigError with every error.
     """
     errors: list[str] = []
     tree = read_tree(path) if path else {}
@@ -82,7 +82,7 @@ def read_tree(path: Path) -> dict[str, Any]:
     except OSError as error:
         raise ConfigError([f"{path}: cannot be read: {error.strerror or error}"]) from None
     except (UnicodeDecodeError, yaml.YAMLError) as error:
-        raise ConfigError([f"{path}: is no YAML: {error}"]) from None
+        raise ConfigError([f"{path}: invalid YAML: {error}"]) from None
     if not isinstance(tree, dict):
         raise ConfigError([f"{path}: a configuration is a map of keys to values, this is a {type(tree).__name__}"])
     return tree
@@ -91,7 +91,7 @@ def read_tree(path: Path) -> dict[str, Any]:
 def resolve(tree: Mapping[str, Any], errors: Sequence[str] = ()) -> RunConfig:
     """Validate a tree against the schema that its task and variant make, and settle the learning rate."""
     found = list(errors)
-    schema = _schema(tree, found)
+    schema = schema_of(tree, found)
     if tree.get("model") is not None and schema.model_fields["task"].is_required() and not _needs_model(schema):
         found.append(f"model: task {name_of(tree['task'])!r} brings its own base model; leave the section out")
         tree = {**tree, "model": None}
@@ -105,8 +105,12 @@ def resolve(tree: Mapping[str, Any], errors: Sequence[str] = ()) -> RunConfig:
     return config
 
 
-def _schema(tree: Mapping[str, Any], errors: list[str]) -> type[RunConfig]:
-    """RunConfig with the sections of the named task and variant; faulty names leave their section unchecked."""
+def schema_of(tree: Mapping[str, Any], errors: list[str] | None = None) -> type[RunConfig]:
+    """RunConfig with the sections of the named task and variant; unknown names leave their section unchecked.
+
+    `errors` gets a line for each such name.
+    """
+    errors = [] if errors is None else errors
     sections: list[type[BaseModel] | None] = []
     for key, table in (("task", TASKS), ("variant", VARIANTS)):
         name = name_of(tree.get(key))
@@ -148,7 +152,7 @@ def _with_own_rate(config: RunConfig, errors: list[str]) -> RunConfig:
 
 
 def _rate_of(variant: Config, rates: Mapping[str, float], errors: list[str]) -> float:
-    """The rate that a map names for a variant, else LoRA's times the variant's factor; a fault where it has neither."""
+    """The rate that a map names for a variant, else LoRA's times the variant's factor; an error where it has neither."""
     name, factor = variant.name, variant.learning_rate_factor
     if name in rates:
         return rates[name]
@@ -163,12 +167,12 @@ def _rate_of(variant: Config, rates: Mapping[str, float], errors: list[str]) -> 
 
 
 def parse_override(override: str, errors: list[str]) -> dict[str, Any]:
-    """{key: value} of one 'key=value' with a YAML value; empty, with a fault, where it is none."""
+    """{key: value} of one 'key=value' with a YAML value; empty, with an error, where it is none."""
     key, equals, text = override.partition("=")
     try:
         value = parse_yaml(text)
     except yaml.YAMLError as error:
-        errors.append(f"{key}: {text!r} is not YAML: {error}")
+        errors.append(f"{key}: {text!r} is invalid YAML: {error}")
         return {}
     if not equals or not key:
         errors.append(f"{override}: a setting is key=value")
@@ -191,11 +195,11 @@ def full_path(tree: Mapping[str, Any], key: str, errors: list[str]) -> list[str]
     """The parts of a key's path in the tree; of one that is not known, the key itself."""
     if "." in key or key in RunConfig.model_fields:
         return key.split(".")
-    schema = _schema(tree, [])
+    schema = schema_of(tree)
     there = [name for name, field in schema.model_fields.items() if field.is_required() or field.default is not None]
     sections = [name for name in there if key in fields_of(schema, (name,))]  # one that may be null takes whole paths
     if len(sections) > 1:
         errors.append(f"{key}: stands for {' and '.join(f'{name}.{key}' for name in sections)}; give the whole path")
-    if not sections and key == "rank":  # so that the fault names the variant that has none
+    if not sections and key == "rank":  # so that the error names the variant that has none
         return ["variant", "rank"]
     return [sections[0], key] if sections else [key]

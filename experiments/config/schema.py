@@ -62,7 +62,8 @@ class TrainingConfig(Section):
     def _divisible(self) -> Self:
         if self.batch_size % self.gradient_accumulation_steps:
             raise ValueError(
-                f"gradient_accumulation_steps {self.gradient_accumulation_steps} does not divide batch_size {self.batch_size}"
+                f"gradient_accumulation_steps {self.gradient_accumulation_steps} does not divide "
+                f"batch_size {self.batch_size}"
             )
         return self
 
@@ -73,7 +74,7 @@ class StartConfig(Section):
     path: str = Field(
         min_length=1,
         description="folder of a finished run or of a PEFT adapter (LoRA, AdaLoRA), or a loralib checkpoint; "
-        "from the current folder, and whole in the record",
+        "relative to the current folder, stored as an absolute path",
     )
     alpha: float | None = Field(
         None, gt=0, description="alpha of a loralib checkpoint, which holds none; of anything else null"
@@ -97,7 +98,7 @@ class WandbConfig(Section):
 class RunConfig(Section):
     """Everything that a run depends on."""
 
-    study: str = Field("single", pattern=r"^\w[\w.-]*$", description="folder and W&B group of the run")
+    study: str = Field("single", pattern=r"^\w[\w.-]*$", description="folder of the run directory, and W&B group")
     task: SerializeAsAny[TaskConfig]
     model: ModelConfig | None = Field(None, description="the base model, of tasks that bring none of their own")
     targets: list[str] = Field(min_length=1, description="patterns of the layers to adapt")

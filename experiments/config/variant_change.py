@@ -29,7 +29,7 @@ def carry_over(tree: Mapping[str, Any], replaced: Mapping[str, Any]) -> list[str
     """
     section, name = tree.get("variant"), name_of(tree.get("variant"))
     if not isinstance(section, dict) or name not in VARIANTS:
-        return []  # which is a fault that is reported elsewhere
+        return []  # which is an error that is reported elsewhere
     config = VARIANTS[name].load().config_class
     shared = config.shared_knobs()
     left = {knob: value for knob, value in replaced.items() if knob not in section and value is not None}

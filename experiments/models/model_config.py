@@ -13,7 +13,7 @@ class ModelConfig(BaseModel):
 
     source: Literal["huggingface"] = Field("huggingface", description="where the model comes from")
     name: str = Field(
-        min_length=1, description="name on the Hugging Face Hub, or a folder; a folder is whole in the record"
+        min_length=1, description="name on the Hugging Face Hub, or a folder; a folder is stored as an absolute path"
     )
     revision: str | None = Field(None, description="branch, tag or commit on the Hub; null: its main branch")
     dtype: Literal["float32", "bfloat16", "float16"] = Field(

@@ -1,4 +1,4 @@
-"""The folder that a run leaves behind: written as it goes, finished when `result.json` is there."""
+"""The directory of a run: written as it goes, finished when `result.json` is there."""
 
 import json
 import math
@@ -15,11 +15,12 @@ from typing import Any, Self
 from filelock import FileLock, Timeout
 
 from experiments.config.loading import parse_yaml, resolve, yaml_text
+from experiments.config.retired_keys import rename_retired
 from experiments.config.schema import RunConfig
 
 
 class RecordError(ValueError):
-    """A run folder that is not what it should be."""
+    """A run directory that is not what it should be."""
 
 
 def write_atomically(path: Path, text: str) -> None:
@@ -37,7 +38,7 @@ def as_json(tree: Mapping[str, Any]) -> str:
 
 
 def run_dir_name(config: RunConfig, *, rank_total: int | None, config_hash: str) -> str:
-    """'<variant>-r<rank>-lr<rate>-s<seed>-<identity>'; mixed ranks read 'rmix-<total>', no rank is left out."""
+    """'<variant>-r<rank>-lr<rate>-s<seed>-<config hash>'; mixed ranks read 'rmix-<total>', no rank is left out."""
     rank = getattr(config.variant, "rank", None)
     ranks = f"rmix-{rank_total}" if isinstance(rank, dict) else f"r{rank}"
     parts = [config.variant.name, *([] if rank is None else [ranks]), f"lr{config.learning_rate:g}", f"s{config.seed}"]
@@ -45,7 +46,7 @@ def run_dir_name(config: RunConfig, *, rank_total: int | None, config_hash: str)
 
 
 class RunDirectory:
-    """One run on disk. As a context manager it records a crash in `error.txt`."""
+    """One run on disk. As a context manager it writes the traceback of a crash to `error.txt`."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -99,9 +100,9 @@ class RunDirectory:
         """Say why there is no result."""
         write_atomically(self.path / "error.txt", reason.rstrip() + "\n")
 
-    def stop(self, reason: str) -> None:
+    def prune(self, reason: str) -> None:
         """Say why the run was not trained to its end."""
-        write_atomically(self.path / "stopped.txt", reason.rstrip() + "\n")
+        write_atomically(self.path / "pruned.txt", reason.rstrip() + "\n")
 
     def scores(self, name: str) -> dict[int, float]:
         """By step, a score on the validation split on the way."""
@@ -109,12 +110,20 @@ class RunDirectory:
         return {int(row["step"]): row[wanted] for row in self.history() if wanted in row}
 
     def result(self) -> dict[str, Any]:
-        found: dict[str, Any] = json.loads((self.path / "result.json").read_text(encoding="utf-8"))
+        """The scores and facts of the finished run, under the names that keys have now."""
+        return rename_retired(json.loads((self.path / "result.json").read_text(encoding="utf-8")))
+
+    def config_tree(self) -> dict[str, Any]:
+        """The resolved configuration of the run, under the names that keys have now."""
+        return rename_retired(parse_yaml((self.path / "config.yaml").read_text(encoding="utf-8")))
+
+    def environment(self) -> dict[str, Any]:
+        found: dict[str, Any] = json.loads((self.path / "environment.json").read_text(encoding="utf-8"))
         return found
 
     def refuse_other(self, config: RunConfig) -> None:
         """Raise if the finished run here has another configuration than the one asked for."""
-        there = resolve(parse_yaml((self.path / "config.yaml").read_text(encoding="utf-8"))).hashed_config()
+        there = resolve(self.config_tree()).hashed_config()
         differ = [key for key, value in config.hashed_config().items() if there.get(key) != value]
         if differ:
             raise RecordError(f"{self.path} holds a run whose {', '.join(differ)} differ; move the folder away")

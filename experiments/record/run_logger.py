@@ -130,7 +130,7 @@ class RunLogger:
         }
 
     def finish(self, result: Mapping[str, Any], files: Sequence[Path]) -> None:
-        """Close the W&B run with what the record says."""
+        """Close the W&B run with the result."""
         self.mirror.finish(
             summary=flat(result),
             spectra=lambda: read_spectra(self.folder.path),

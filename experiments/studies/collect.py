@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from experiments.config.errors import ConfigError
-from experiments.config.loading import parse_yaml, resolve
+from experiments.config.loading import resolve
 from experiments.config.schema import RunConfig
 from experiments.record.run_description import hash_run
 from experiments.record.run_dir import RecordError, RunDirectory
@@ -67,7 +67,7 @@ class Collection:
     def wants(self, path: Path) -> bool:
         """Whether a finished record is one that a trial of the study would leave."""
         try:
-            config = resolve(parse_yaml((path / "config.yaml").read_text(encoding="utf-8")))
+            config = resolve(RunDirectory(path).config_tree())
         except (OSError, ConfigError):
             return False
         if config.seed not in self.seeds or _apart(config) not in self.arms:

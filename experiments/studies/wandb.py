@@ -5,7 +5,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from experiments.config.loading import parse_yaml
 from experiments.record.adapter_spectra import read_spectra
 from experiments.record.run_dir import RecordError, RunDirectory
 from experiments.record.run_logger import flat
@@ -73,7 +72,7 @@ class StudyWandbLogger:
             return
 
     def _copy_locked(self, trial: PlannedTrial, record: RunDirectory, entry: Entry) -> None:
-        config = parse_yaml((record.path / "config.yaml").read_text(encoding="utf-8"))
+        config = record.config_tree()
         run = trial.arm.config
         mirror = self._opened(
             record.path.name, config, record.path, run.variant.name, [run.task.name, run.variant.name, trial.stage]

@@ -44,7 +44,7 @@ class Task(ABC):
         """What the data are, by content: split or source -> hash."""
 
     def data_facts(self) -> dict[str, Any]:
-        """What the record says of the data besides their hashes: rows, what was left out, what was cut."""
+        """What `result.json` says of the data: rows, what was left out, what was cut."""
         return {}
 
     @property
@@ -57,7 +57,7 @@ class Task(ABC):
         """The base model with arbitrary weights: enough to plan with."""
 
     def base_facts(self) -> dict[str, str]:
-        """What the record says of the base model besides the fingerprint of its weights."""
+        """What `environment.json` says of the base model, next to the fingerprint of its weights."""
         return {}
 
     def head_names(self, model: nn.Module) -> tuple[str, ...]:

@@ -78,4 +78,4 @@ def test_a_new_variant_trains_and_leaves_a_record(tmp_path: Path, capsys: pytest
     assert losses[-1] < losses[0]
     assert (path / "adapter_model.safetensors").exists()
     assert main(command) == 0
-    assert "finished already" in capsys.readouterr().out
+    assert "already finished" in capsys.readouterr().out

@@ -32,7 +32,7 @@ from experiments.studies.queue.listing import Listing, study_named
 from experiments.studies.queue.liveness import Liveness, WorkerSeen
 from experiments.studies.queue.storage import Address, QueueError, Store
 
-FORMAT = 1
+FORMAT = 2  # of the facts that trials have, and of what workers agree on
 GRACE_SECONDS = 120.0
 
 
@@ -69,7 +69,7 @@ class TrialQueue(Listing):
 
         `worker`: the name of this process, which no other has; one is made by default.
 
-        Raises: QueueError also if the study has another direction, or was made by another program.
+        Raises: QueueError also if the study has another direction, or was made by another program or an earlier version.
         """
         store = open_store(address)
         wanted = StudyDirection[direction.upper()]
@@ -86,18 +86,37 @@ class TrialQueue(Listing):
                 "give yours another name or another storage"
             )
         queue = cls(store, study, study_id, grace=grace, worker=worker)
+        queue.refuse_earlier_format()
         queue.entries()
         queue.record_or_check({"format": FORMAT})
         return queue
 
     @classmethod
     def find(cls, address: Address, study: str) -> Self | None:
-        """The queue of that name, to read from, or None; neither a study nor a journal is made."""
+        """The queue of that name, to read from, or None; neither a study nor a journal is made.
+
+        Raises: QueueError also if the study was made by an earlier version.
+        """
         if address.journal is not None and not address.journal.exists():
             return None
         store = open_store(address)
         study_id = study_named(store, study)
-        return None if study_id is None else cls(store, study, study_id, grace=GRACE_SECONDS)
+        if study_id is None:
+            return None
+        queue = cls(store, study, study_id, grace=GRACE_SECONDS)
+        queue.refuse_earlier_format()
+        return queue
+
+    def refuse_earlier_format(self) -> None:
+        """Raises: QueueError for a study whose keys and facts have the names that an earlier version gave them."""
+        written = self.facts().get("format", FORMAT)
+        if written < FORMAT:
+            way_out = "" if self.store.address.journal is None else ", or move its journal away"
+            raise QueueError(
+                f"study {self.study!r} in {self.store.address} was written by an earlier version (format {written}, "
+                f"this one has {FORMAT}), whose keys and facts of trials have other names; "
+                f"give the study another name{way_out}"
+            )
 
     @property
     def worker(self) -> str:

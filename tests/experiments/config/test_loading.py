@@ -6,6 +6,7 @@ import pytest
 
 from experiments.config.errors import ConfigError
 from experiments.config.loading import load, parse_yaml, resolve, yaml_text
+from experiments.config.retired_keys import RETIRED_KEYS, rename_retired
 
 ROOT = Path(__file__).resolve().parents[3]
 BYTES = ROOT / "configs" / "bytes.yaml"
@@ -125,13 +126,33 @@ def test_a_knob_of_several_sections_asks_for_its_path() -> None:
     assert "name: stands for task.name and variant.name; give the whole path" in errors("name=x")
 
 
+def test_an_earlier_key_is_answered_with_its_new_name_however_it_is_given(tmp_path: Path) -> None:
+    for earlier, now in RETIRED_KEYS["training"].items():
+        found = errors(f"{earlier}=1", f"training.{earlier}=1")
+        assert sorted(found) == sorted(
+            f"{path}: {earlier} is called {now}" for path in (f"training.{earlier}", earlier)
+        )
+    path = tmp_path / "c.yaml"
+    path.write_text(BYTES.read_text().replace("  batch_size:", "  rows:"))
+    assert errors(path=path) == ("training.rows: rows is called batch_size",)
+
+
+def test_a_tree_of_earlier_keys_becomes_one_of_new_keys() -> None:
+    earlier = {"task": {"rows": 1}, "training": {"rows": 2, "steps": 3}, "seconds": {"besides": 4.0}, "rows": 5}
+    now = {"task": {"rows": 1}, "training": {"batch_size": 2, "steps": 3}, "seconds": {"overhead": 4.0}, "rows": 5}
+    assert rename_retired(earlier) == now
+    assert rename_retired(now) == now
+    study = {"protocol": {"tuning": {"multipliers": [1, 2]}, "multipliers": 3}}
+    assert rename_retired(study)["protocol"] == {"tuning": {"learning_rate_multipliers": [1, 2]}, "multipliers": 3}
+
+
 def test_a_missing_file_a_list_and_a_doubled_key_are_faults(tmp_path: Path) -> None:
     assert "cannot be read" in errors(path=tmp_path / "nowhere.yaml")[0]
     path = tmp_path / "c.yaml"
     path.write_text("- a\n")
     assert "a configuration is a map" in errors(path=path)[0]
     path.write_text("seed: 1\nseed: 2\n")
-    assert "stands twice" in errors(path=path)[0]
+    assert "duplicate key 'seed'" in errors(path=path)[0]
 
 
 def test_identity_changes_with_what_the_result_depends_on_and_not_with_wandb() -> None:

@@ -67,6 +67,25 @@ def test_a_knob_that_is_a_list_needs_a_list_of_lists(tmp_path: Path) -> None:
     assert fault.endswith("needs a list of lists")
 
 
+def test_earlier_keys_are_answered_with_their_new_names(tmp_path: Path) -> None:
+    found = errors(
+        tmp_path,
+        "schedule=cosine",
+        set={"training.rows": 8},
+        arms=[{"variant": "lora", "clip": 1.0}],
+        protocol={"margin": 0.1, "tuning": {"multipliers": [1, 2]}},
+    )
+    assert [message.rpartition(": ")[2] for message in found] == [
+        "multipliers is called learning_rate_multipliers",
+        "rows is called batch_size",
+        "schedule is called lr_schedule",
+        "clip is called max_grad_norm",
+    ]
+    assert errors(tmp_path, "protocol.tuning.multipliers=[1]")[0].endswith(
+        ": multipliers is called learning_rate_multipliers"
+    )
+
+
 def test_a_rank_in_a_grid_is_left_out_for_variants_without_one_and_their_points_are_one_arm(tmp_path: Path) -> None:
     found = study(tmp_path, arms=[{"variant": ["lora", "full", "head"], "rank": [1, 2]}])
     assert labels(found.arms) == ["lora r=1", "lora r=2", "full", "head"]

@@ -50,6 +50,17 @@ def journal(tmp_path: Path) -> Path:
     return path
 
 
+def test_a_study_of_an_earlier_format_is_refused_with_the_reason(journal: Path) -> None:
+    text = journal.read_text()
+    assert '"format":2' in text
+    journal.write_text(text.replace('"format":2', '"format":1'))
+    written = journal.read_bytes()
+    for start in (open_journal, lambda path: TrialQueue.find(Address(journal=path), STUDY)):
+        with pytest.raises(QueueError, match=r"written by an earlier version \(format 1.*move its journal away"):
+            start(journal)
+    assert journal.read_bytes() == written
+
+
 def test_a_line_that_a_crash_cut_short_is_cut_off(journal: Path) -> None:
     before = open_journal(journal)
     whole = journal.read_bytes()

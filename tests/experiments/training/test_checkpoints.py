@@ -137,5 +137,5 @@ def test_a_failed_run_may_be_started_again_and_fails_again(tmp_path: Path) -> No
 
 def test_how_often_a_checkpoint_is_written_is_not_part_of_what_a_run_is(tmp_path: Path) -> None:
     run(tmp_path, "--wandb", "disabled")
-    assert "finished already" in run(tmp_path, "--wandb", "disabled", "--set", "checkpoint_every=0")
+    assert "already finished" in run(tmp_path, "--wandb", "disabled", "--set", "checkpoint_every=0")
     assert record(tmp_path).result()["resumed_from"] == []

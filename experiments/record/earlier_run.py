@@ -1,0 +1,29 @@
+"""A run that was finished before keys were renamed: its hash is another one, so it is not found by its name."""
+
+from pathlib import Path
+
+from experiments.config.errors import ConfigError
+from experiments.config.loading import resolve
+from experiments.config.schema import RunConfig
+from experiments.record.run_description import RunDescription
+from experiments.record.run_dir import RunDirectory
+
+CONTENT = ("base_sha256", "data_sha256", "start_sha256")  # of environment.json: the hash covers it too
+
+
+def find_earlier_run(config: RunConfig, run: RunDescription) -> Path | None:
+    """The finished directory beside that of `run` which is the same run, written with earlier keys; None without one."""
+    stem = run.name.rpartition("-")[0]
+    siblings = (path for path in sorted(run.run_dir.path.parent.glob("*")) if path.name.rpartition("-")[0] == stem)
+    return next((path for path in siblings if _is_same(RunDirectory(path), config, run)), None)
+
+
+def _is_same(earlier: RunDirectory, config: RunConfig, run: RunDescription) -> bool:
+    if not earlier.finished:
+        return False
+    try:
+        environment = earlier.environment()
+        same_config = resolve(earlier.config_tree()).hashed_config() == config.hashed_config()
+    except (OSError, ConfigError):
+        return False
+    return same_config and all(environment.get(name) == run.environment[name] for name in CONTENT)
