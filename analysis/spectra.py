@@ -59,7 +59,7 @@ def report_spectra(runs: Sequence[Path], out: Path) -> list[Path]:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Exit code: 0, or 2 with a message on stderr where the input or the output folder is at fault."""
+    """Exit code: 0, or 2 with a message on stderr where the input or the output folder is wrong."""
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="replace")  # a pipe may not have the letter σ
     given = parser().parse_args(arguments)

@@ -26,8 +26,8 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="study.py",
         description=__doc__,
-        epilog=f"studies in configs/studies:\n{studies}\n\nThe same command goes on where it was stopped or "
-        "killed, and repeats nothing that is done.",
+        epilog=f"studies in configs/studies:\n{studies}\n\nThe same command goes on where it was "
+        "interrupted or killed, and repeats nothing that is done.",
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
@@ -37,7 +37,9 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
         help="protocol.* of the study, or any knob of its runs, e.g. training.steps=100",
     )  # fmt: skip
     parser.add_argument("--workers", type=_count, default=1, metavar="N", help="processes on this machine (default: 1)")
-    parser.add_argument("--runs-dir", type=Path, default=Path("runs"), help="where records go (default: ./runs)")
+    parser.add_argument(
+        "--runs-dir", type=Path, default=Path("runs"), help="where run directories go (default: ./runs)"
+    )
     parser.add_argument(
         "--storage", metavar="ADDRESS",
         help="the queue: a file, or postgresql+psycopg://user@host/database for several machines "
@@ -46,7 +48,7 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--plan", action="store_true", help="show arms, trials, packs and the time it takes; train nothing"
     )
-    parser.add_argument("--status", action="store_true", help="show how the study stands; start nothing")
+    parser.add_argument("--status", action="store_true", help="show the status of the study; start nothing")
     parser.add_argument(
         "--pack", type=_count, metavar="K", help="most trials to train together; 1: each alone (default: measured)"
     )
@@ -56,7 +58,7 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     )
     parser.add_argument(
         "--collect", type=Path, nargs="+", default=[], metavar="FOLDER",
-        help="take the study's records from the runs folders of other machines; train nothing",
+        help="take the study's run directories from the runs folders of other machines; train nothing",
     )  # fmt: skip
     parser.add_argument(
         "--wandb", metavar="MODE", help="auto (offline), online, offline or disabled (default: the file's)"
@@ -83,7 +85,7 @@ def _question(path: Path) -> str:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """0: done; 1: a trial failed, or not all is done; 2: the request is faulty; 130: interrupted."""
+    """0: done; 1: a trial failed, or not all is done; 2: the request is wrong; 130: interrupted."""
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="replace")  # a pipe may not have the letter Δ
     asked = parse_arguments(arguments)
@@ -122,9 +124,9 @@ def _conclude(study: "Study", study_state: "StudyState", runs_dir: Path) -> "Con
 
 def work() -> int:
     """What the processes that a study starts do."""
-    from experiments.studies.workers.worker_process import main as work_by_order
+    from experiments.studies.workers.worker_process import main as work_by_spec
 
-    return work_by_order()
+    return work_by_spec()
 
 
 if __name__ == "__main__":

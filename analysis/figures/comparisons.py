@@ -23,7 +23,7 @@ def comparison_figure(comparisons: pd.DataFrame) -> Figure:
     """A row for each comparison, a panel for each setting: difference with interval, at the right the verdict.
 
     The band is the margin. A comparison without a verdict is hollow, with its reason for a verdict. `comparisons` has
-    the columns setting, arm, reference, value, low, high, n, verdict, kept_out, score, higher_is_better, margin, alpha,
+    the columns setting, arm, reference, value, low, high, n, verdict, excluded, score, higher_is_better, margin, alpha,
     tests.
     """
     settings = list(dict.fromkeys(comparisons["setting"]))

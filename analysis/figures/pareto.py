@@ -1,4 +1,4 @@
-"""What parameters buy: the score of every run against its parameters, the front, and what each arm ended with."""
+"""What parameters buy: the score of every run against its parameters, the Pareto front, and what arms ended with."""
 
 import matplotlib as mpl
 import numpy as np
@@ -27,13 +27,13 @@ Looks = dict[str, tuple[Colour, str]]
 
 
 def front_figure(pareto_front: pd.DataFrame) -> Figure:
-    """Score against parameters: grey runs, the uniform ones in a colour of their own, the front, and means of arms.
+    """Score against parameters: grey runs, the uniform ones in a colour of their own, the Pareto front, and arm means.
 
     The front goes on at its height to the largest run. At the right the means of arms once more, side by side and with
     their intervals: at one budget they have nearly the same parameters. Runs far worse than most lie beyond the frame.
-    `pareto_front` has the columns arm, kind, parameters, value, low, high, n, score, higher_is_better, budget; kind 'run' are
-    all finished runs, 'uniform' those of them that have one rank everywhere, 'front' those that no other beats with as
-    few parameters, 'chosen' the mean of an arm's n confirmation runs with its interval.
+    `pareto_front` has the columns arm, kind, parameters, value, low, high, n, score, higher_is_better, budget; kind
+    'run' are all finished runs, 'uniform' those of them that have one rank everywhere, 'pareto_front' those that no
+    other beats with as few parameters, 'chosen' the mean of an arm's n confirmation runs with its interval.
     """
     chosen = pareto_front[pareto_front["kind"] == "chosen"]
     looks = _looks(pareto_front)
@@ -81,7 +81,7 @@ def _draw_runs(axes: Axes, pareto_front: pd.DataFrame) -> None:
 
 
 def _draw_pareto_front(axes: Axes, pareto_front: pd.DataFrame) -> None:
-    steps = pareto_front[pareto_front["kind"] == "front"].sort_values("parameters")
+    steps = pareto_front[pareto_front["kind"] == "pareto_front"].sort_values("parameters")
     if len(steps):
         largest = pareto_front.loc[pareto_front["kind"] != "chosen", "parameters"].max()
         x, y = [*steps["parameters"], largest], [*steps["value"], steps["value"].iloc[-1]]
@@ -153,10 +153,10 @@ def _put_legend(figure: Figure, pareto_front: pd.DataFrame) -> None:
     marks = {
         "run": Line2D([], [], linestyle="", marker=".", color=RUN, markersize=5, markeredgewidth=0),
         "uniform": Line2D([], [], linestyle="", marker="s", color=colour, markersize=3, markeredgewidth=0),
-        "front": Line2D([], [], marker=".", color=PARETO_FRONT, linewidth=1.0, markersize=4, markeredgewidth=0),
+        "pareto_front": Line2D([], [], marker=".", color=PARETO_FRONT, linewidth=1.0, markersize=4, markeredgewidth=0),
         "budget": Line2D([], [], color=BUDGET, linestyle=":", linewidth=1.0),
     }
-    words = {"uniform": "run of the uniform allocation"}
+    words = {"uniform": "run of the uniform allocation", "pareto_front": "Pareto front"}
     there = {*pareto_front["kind"], *(["budget"] if pareto_front["budget"].notna().any() else [])}
     handles = {words.get(kind, kind): mark for kind, mark in marks.items() if kind in there}
     figure.legend(handles.values(), handles, loc="outside upper center", ncols=len(handles), frameon=False)
@@ -168,7 +168,9 @@ def _caption(pareto_front: pd.DataFrame) -> list[str]:
     intervals = " with 95 % t-intervals (bars, at the right)" if chosen["low"].notna().any() else ""
     return [
         f"dots: {len(runs)} finished run{'s' * (len(runs) != 1)} of all stages" if len(runs) else "",
-        "front: no other run is as good with as few parameters" if (pareto_front["kind"] == "front").any() else "",
+        "Pareto front: no other run is as good with as few parameters"
+        if (pareto_front["kind"] == "pareto_front").any()
+        else "",
         f"named markers: means of n = {numbers(chosen['n'].tolist())} confirmation seeds{intervals}"
         if len(chosen)
         else "",

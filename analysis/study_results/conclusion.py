@@ -43,7 +43,7 @@ class Conclusion:
 
 
 def conclude(study: Study, study_state: StudyState, runs_dir: Path) -> Conclusion:
-    """`study.parquet`, `figures/` and `summary.json` are in the study's folder, and are those of the board.
+    """`study.parquet`, `figures/` and `summary.json` are in the study's folder, and are those of `study_state`.
 
     Of a study that is not over they say what there is, and what is missing.
     """
@@ -102,5 +102,7 @@ def _warnings(
         found.append(f"{excluded} of {planned} comparisons have no verdict; they count in their family all the same")
     missing = int((table["note"] == ELSEWHERE).sum())
     if missing:
-        found.append(f"{missing} records are not in this runs folder; --collect FOLDER brings them from another")
+        found.append(
+            f"{missing} run directories are not in this runs folder; --collect FOLDER brings them from another"
+        )
     return found + [str(note) for note in table["note"].dropna().unique() if note != ELSEWHERE]

@@ -41,7 +41,7 @@ def figure_tables(
 
 
 def lines_of(arms: Sequence[Arm]) -> dict[str, str]:
-    """Identity of an arm -> the line that it is a point of: arms that differ in rank alone share one.
+    """Config hash of an arm -> the line that it is a point of: arms that differ in rank alone share one.
 
     It is named by the variant and by the keys that tell it from other lines of the variant; one of a single arm has
     that arm's label.

@@ -18,7 +18,7 @@ from experiments.studies.spec.study import Study
 
 @dataclass(frozen=True)
 class Finding:
-    """One arm's search; scores are those on validation, None while they are to come."""
+    """One arm's search; scores are those on validation, None while they are pending."""
 
     progress: ArmProgress
     chosen: PlannedTrial | None  # of the evaluation, on its first seed

@@ -1,4 +1,4 @@
-"""The results of a study as one tidy table: a row a trial, read from the records that its trials left."""
+"""The results of a study as one tidy table: a row a trial, read from the run directories that its trials left."""
 
 import os
 from collections.abc import Mapping, Sequence
@@ -35,7 +35,7 @@ OUTCOME = {
     "folder": "string",
 }
 CIRCUMSTANCES = {"seconds": "float64", "steps_executed": "Int64", "resumed": "boolean", "note": "string"}
-ELSEWHERE = "no record here: another runs folder has it; --collect FOLDER brings it"
+ELSEWHERE = "no run directory here: another runs folder has it; --collect FOLDER brings it"
 SETTINGS_APART = ", "
 
 
@@ -45,7 +45,7 @@ def results_table(study: Study, study_state: StudyState, runs_dir: Path) -> pd.D
     Columns: `ARM`, every key of the arms (a key with the name of another column is 'arm.<key>'; values of several
     kinds are text), `OUTCOME`, and what machines, packs and interruptions may change: `CIRCUMSTANCES`. score and loss
     are of validation, test_score is there in the evaluation only, seconds are those of training. They are those of
-    the records below `<runs_dir>/<study>`; of a record that is not there, the queue's, with a note.
+    the run directories below `<runs_dir>/<study>`; of one that is not there, the queue's, with a note.
     """
     keys = _keys(study.arms)
     rows = [
@@ -56,7 +56,7 @@ def results_table(study: Study, study_state: StudyState, runs_dir: Path) -> pd.D
     table = pd.DataFrame(rows, columns=[*ARM, *keys.values(), *OUTCOME, *CIRCUMSTANCES])
     kinds = {column: _kind([arm.keys[key] for arm in study.arms if key in arm.keys]) for key, column in keys.items()}
     for column in (column for column, kind in kinds.items() if kind == "string"):
-        table[column] = [None if _missing(value) else _in_words(value) for value in table[column]]
+        table[column] = [None if _missing(value) else _describe_value(value) for value in table[column]]
     return table.astype(ARM | kinds | OUTCOME | CIRCUMSTANCES)
 
 
@@ -86,7 +86,7 @@ def _missing(value: object) -> bool:
     return value is None or (isinstance(value, float) and value != value)
 
 
-def _in_words(value: object) -> str:
+def _describe_value(value: object) -> str:
     return describe({"": value}).removeprefix("=")
 
 
@@ -120,17 +120,17 @@ def _outcome(trial: PlannedTrial, study_state: StudyState, folder: Path) -> dict
     if state == "pruned":
         return ended | {name: entry.facts[name] for name in ("steps", "steps_executed", "seconds")}
     of_queue = {"score": entry.score, "loss": entry.facts.get("loss"), "test_score": entry.facts.get("test")}
-    record = RunDirectory(folder / str(ended["folder"]))
-    if not record.finished:
+    run_dir = RunDirectory(folder / str(ended["folder"]))
+    if not run_dir.finished:
         return ended | of_queue | {"note": ELSEWHERE}
-    result = record.result()
-    found = _of_record(result, test=trial.stage == "evaluation")
+    result = run_dir.result()
+    found = _of_run(result, test=trial.stage == "evaluation")
     differ = [name for name, value in of_queue.items() if found[name] != value]
-    told = "; ".join(f"its record has {name} {found[name]}, the queue {of_queue[name]}" for name in differ)
+    told = "; ".join(f"result.json has {name} {found[name]}, the queue {of_queue[name]}" for name in differ)
     return ended | found | {"note": told or None}
 
 
-def _of_record(result: Mapping[str, Any], *, test: bool) -> dict[str, Any]:
+def _of_run(result: Mapping[str, Any], *, test: bool) -> dict[str, Any]:
     return {
         "score": result["score"],
         "loss": result["validation"].get("loss"),

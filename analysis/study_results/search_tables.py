@@ -105,7 +105,7 @@ def _point(study: Study, learning_rate: float, knobs: Mapping[str, Any]) -> dict
 
 
 def _by_parameters(study: Study, table: pd.DataFrame, evaluated: Sequence[Evaluated]) -> list[dict[str, Any]]:
-    """Every finished run whose record is here, the uniform ones once more, the front of all, and what was confirmed."""
+    """Every finished run that is here, the uniform ones once more, the Pareto front, and what was confirmed."""
     assert study.config.search is not None
     budget = {"budget": study.config.search.budget.parameters}
     here = table[(table["state"] == "done") & table["update_parameters"].notna()]
@@ -134,7 +134,7 @@ def _pareto_front(runs: Sequence[dict[str, Any]], *, higher_is_better: bool) -> 
     sign, pareto_front = (-1 if higher_is_better else 1), list[dict[str, Any]]()
     for row in sorted(runs, key=lambda row: (row["parameters"], sign * row["value"])):
         if not pareto_front or sign * row["value"] < sign * pareto_front[-1]["value"]:
-            pareto_front.append({**row, "kind": "front"})
+            pareto_front.append({**row, "kind": "pareto_front"})
     return pareto_front
 
 

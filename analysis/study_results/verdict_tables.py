@@ -53,8 +53,8 @@ def verdict_table(study: Study, setting: str, family: Sequence[Judged]) -> TextT
     return TextTable(
         title=f"verdicts on {study.score_name} of the test split, {_at(setting)} ({better} is better; margin "
         f"± {study.protocol.margin:g}; Holm over {tests} at {study.protocol.alpha:g}; {confidence} % t-intervals, "
-        "each by itself)",
-        columns=("arm", "reference", "difference", "interval", "verdict", "detectable", "seeds to settle", "note"),
+        "each by itself; MDE: minimum detectable difference)",
+        columns=("arm", "reference", "difference", "interval", "verdict", "MDE", "seeds to settle", "note"),
         rows=tuple(map(_verdict_row, family)),
         words=frozenset({"arm", "reference", "verdict", "note"}),
     )

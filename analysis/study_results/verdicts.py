@@ -1,9 +1,9 @@
 """What the evaluation of a study says: the scores of each arm in each setting, and the verdicts between arms.
 
-Verdicts are on the scores of the test split, seed by seed. An arm gets none in a setting while a run of it there is to
-come (whoever stops when the word pleases finds more words than there are), when one failed (the seeds that finished
-are not a fair sample), and in the tuned setting when it is not tuned. Its comparisons stay in the family: what was
-planned decides how strict every test is.
+Verdicts are on the scores of the test split, seed by seed. An arm gets none in a setting while a run of it there is
+pending (optional stopping inflates false positives), when one failed (the seeds that finished are not a fair sample),
+and in the tuned setting when it is not tuned. Its comparisons stay in the family: what was planned decides how strict
+every test is.
 """
 
 from collections.abc import Hashable, Mapping
@@ -43,7 +43,7 @@ class Evaluated:
 class Judged:
     """A comparison of the family of a setting; `found.verdict` is no verdict where `excluded` says why there is none.
 
-    An arm that is kept out for what its scores cannot say for themselves (not tuned, few seeds) still has a difference.
+    An arm that is excluded for what its scores cannot say for themselves (not tuned, few seeds) still has a difference.
     """
 
     setting: str
@@ -121,7 +121,7 @@ def _reason(progress: ArmProgress, setting: str, *, failed: int, pending: int, s
     if failed:
         return f"{failed} of {seeds} evaluation runs failed"
     if pending:
-        return f"{pending} of {seeds} evaluation runs to come"
+        return f"{pending} of {seeds} evaluation runs pending"
     return f"a verdict needs {SEEDS_FOR_VERDICTS} seeds, there are {seeds}" if seeds < SEEDS_FOR_VERDICTS else None
 
 

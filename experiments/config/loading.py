@@ -152,7 +152,7 @@ def _with_own_rate(config: RunConfig, errors: list[str]) -> RunConfig:
 
 
 def _rate_of(variant: Config, rates: Mapping[str, float], errors: list[str]) -> float:
-    """The rate that a map names for a variant, else LoRA's times the variant's factor; an error where it has neither."""
+    """The rate that a map names for a variant, else LoRA's times the variant's factor; an error without either."""
     name, factor = variant.name, variant.learning_rate_factor
     if name in rates:
         return rates[name]

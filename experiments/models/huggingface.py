@@ -100,7 +100,7 @@ def build_model(config: ModelConfig, kind: Kind, *, labels: int, pad_token_id: i
 
 
 def content_of(config: ModelConfig) -> dict[str, str]:
-    """What `environment.json` says of the base, next to the fingerprint of its weights: its architecture and its commit."""
+    """What `environment.json` says of the base next to its weights' fingerprint: its architecture and its commit."""
     folder = model_folder(config, weights=False)
     commit = commit_of(config, folder)
     kind = {"model_type": str(raw_settings(config, folder).get("model_type"))}

@@ -12,7 +12,7 @@ CONTENT = ("base_sha256", "data_sha256", "start_sha256")  # of environment.json:
 
 
 def find_earlier_run(config: RunConfig, run: RunDescription) -> Path | None:
-    """The finished directory beside that of `run` which is the same run, written with earlier keys; None without one."""
+    """The finished directory next to that of `run` that is the same run written with earlier keys; None without one."""
     stem = run.name.rpartition("-")[0]
     siblings = (path for path in sorted(run.run_dir.path.parent.glob("*")) if path.name.rpartition("-")[0] == stem)
     return next((path for path in siblings if _is_same(RunDirectory(path), config, run)), None)

@@ -1,4 +1,4 @@
-"""Records of a study that lie in the runs folders of several machines, brought together in one."""
+"""Run directories of a study that lie in the runs folders of several machines, brought together in one."""
 
 import shutil
 from collections.abc import Mapping, Sequence
@@ -21,7 +21,7 @@ COMPARED = ("score", "validation", "test", "learning_rate", "seed")
 
 @dataclass(frozen=True)
 class Collected:
-    """How many records came, were here before, and belong to nothing that the study wants."""
+    """How many run directories came, were here before, and belong to nothing that the study wants."""
 
     new: int
     known: int
@@ -29,7 +29,7 @@ class Collected:
 
     def __str__(self) -> str:
         return (
-            f"collected {self.new} records; {self.known} were here already, {self.foreign} belong to no trial "
+            f"collected {self.new} run directories; {self.known} were here already, {self.foreign} belong to no trial "
             "of this study and stay where they are"
         )
 
@@ -44,9 +44,9 @@ class Collection:
         self.seeds = {*protocol.tuning.seeds, *protocol.evaluation.seeds}
 
     def take(self, folders: Sequence[Path]) -> Collected:
-        """Every finished record of the study below `<folder>/<study>` is in this runs folder, with its ledger's lines.
+        """Every finished run of the study below `<folder>/<study>` is in this runs folder, with its ledger's lines.
 
-        Raises: RecordError for a folder without this study, and for two records of one name that differ.
+        Raises: RecordError for a folder without this study, and for two run directories of one name that differ.
         """
         new = known = foreign = 0
         for folder in folders:
@@ -65,7 +65,7 @@ class Collection:
         return Collected(new, known, foreign)
 
     def wants(self, path: Path) -> bool:
-        """Whether a finished record is one that a trial of the study would leave."""
+        """Whether a finished run is one that a trial of the study would leave."""
         try:
             config = resolve(RunDirectory(path).config_tree())
         except (OSError, ConfigError):
@@ -77,21 +77,21 @@ class Collection:
         return path.name.endswith(f"-{config_hash}")
 
     def _take(self, path: Path) -> bool:
-        """False where the record is here already."""
-        record = RunDirectory(self.runs_dir / self.study.name / path.name)
-        if record.finished:
-            if _content(path) != _content(record.path):
+        """False where the run directory is here already."""
+        run_dir = RunDirectory(self.runs_dir / self.study.name / path.name)
+        if run_dir.finished:
+            if _content(path) != _content(run_dir.path):
                 raise RecordError(
-                    f"{path} and {record.path} are records of one run and differ in what they learned or scored; "
+                    f"{path} and {run_dir.path} are of one run and differ in what they learned or scored; "
                     "machines may round differently: keep one of them, and move the other away"
                 )
             return False
-        partial = record.path.with_name(f".{path.name}.collected")
+        partial = run_dir.path.with_name(f".{path.name}.collected")
         shutil.rmtree(partial, ignore_errors=True)
         shutil.copytree(path, partial)
-        with record.locked():
-            shutil.rmtree(record.path, ignore_errors=True)
-            partial.replace(record.path)
+        with run_dir.locked():
+            shutil.rmtree(run_dir.path, ignore_errors=True)
+            partial.replace(run_dir.path)
         return True
 
 
@@ -103,7 +103,7 @@ def _apart(config: RunConfig) -> dict[str, Any]:
 
 
 def _content(path: Path) -> Mapping[str, Any]:
-    """What may not differ between two records of one run."""
+    """What may not differ between two directories of one run."""
     result = RunDirectory(path).result()
     files = {str(file.relative_to(path)): file.read_bytes() for file in sorted(path.rglob("*.safetensors"))}
     return files | {name: result.get(name) for name in COMPARED}

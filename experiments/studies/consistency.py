@@ -1,4 +1,4 @@
-"""What every worker and every later start of a study have in common, settled in its queue by the first."""
+"""Invariants of a study (weights, data, versions, protocol): recorded by the first launch, checked by later ones."""
 
 import platform
 import secrets
@@ -21,7 +21,7 @@ from experiments.training.context import TrainingContext
 
 TOKEN = ".token"
 FROZEN = "frozen-"
-NAMED = 3  # arms of one fault
+NAMED = 3  # arms of one error
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class Change:
     def __str__(self) -> str:
         return (
             f"the study's file has changed: {self.new} trials are new, {self.done} are done already, "
-            f"{self.unwanted} are no longer wanted (their records stay)"
+            f"{self.unwanted} are no longer wanted (their run directories stay)"
         )
 
 
@@ -129,14 +129,14 @@ def check_runs_dir(study: Study, queue: TrialQueue, runs_dir: Path, *, separate:
     here = token.read_text(encoding="utf-8").strip() if token.exists() else None
     if here != settled and not separate:
         raise QueueError(
-            f"study {study.name!r} in {queue.store.address} keeps its records in a folder of "
+            f"study {study.name!r} in {queue.store.address} keeps its run directories in a folder of "
             f"{str(settled).partition(' of ')[2]}, and {token.parent} is another one; give --runs-dir a folder that "
-            "all machines share, or --separate-runs, and bring the records together at the end with --collect"
+            "all machines share, or --separate-runs, and bring them together at the end with --collect"
         )
 
 
 def check_protocol(study: Study, queue: TrialQueue, study_state: StudyState) -> Change | None:
-    """What the file says now is settled; what changed since the last start, if anything.
+    """Record what the file says now; returns what changed since the last launch, if anything.
 
     Raises: QueueError for a change of what was frozen by the first evaluation, or while others work by the other file.
     """

@@ -1,4 +1,4 @@
-"""One start of a study: what is faulty is said before any compute; then workers train until all has ended."""
+"""One start of a study: errors are reported before any compute; then workers train until all has ended."""
 
 import time
 from collections.abc import Callable, Sequence
@@ -36,8 +36,8 @@ from experiments.training.interruption import Interrupted, Interruption
 
 TURN_SECONDS = 0.3
 REFRESH_SECONDS = 1.0
-REFRESH_SHARE = 0.05  # of one core, for a study whose board is long
-MIRROR_SECONDS = 1.0  # between two looks
+REFRESH_SHARE = 0.05  # of one core, for a study with many trials
+MIRROR_SECONDS = 1.0  # between two snapshots
 
 
 class Conclusion(Protocol):
@@ -104,7 +104,7 @@ def launch(
 
 
 def show_status(study: Study, address: Address, view: StudyView) -> int:
-    """Print how the study stands; nothing is written, and nobody who trains notices."""
+    """Print the status of the study; nothing is written, and nobody who trains notices."""
     queue = TrialQueue.find(address, study.name)
     if queue is None:
         view.table(status_of(study, untouched(study)))
@@ -113,7 +113,7 @@ def show_status(study: Study, address: Address, view: StudyView) -> int:
     workers = awake(queue.workers(), within=timedelta(minutes=5))
     status = status_of(study, snapshot(study, queue), workers)
     view.table(status)
-    view.display.say(f"{status.workers} workers gave signs of life in the last 5 minutes")
+    view.display.say(f"{status.workers} workers had a heartbeat in the last 5 minutes")
     return _exit_code(status)
 
 
@@ -130,7 +130,7 @@ class Launch:
         conclude: Conclude,
         prestarted: list[Process],
     ) -> None:
-        """Raises: whatever is faulty about the options, the machine, the storage or the folder."""
+        """Raises: whatever is wrong with the options, the machine, the storage or the folder."""
         self.options, self.study, self.view = options, study, view
         self.conclude, self.prestarted = conclude, prestarted
         self.address, self.runs_dir = address, options.runs_dir.resolve()
@@ -168,7 +168,7 @@ class Launch:
         return self._conclude()
 
     def collect(self) -> int:
-        """Bring the records of other machines here; then write down what the study says."""
+        """Bring the run directories of other machines here; then write down what the study says."""
         base_sha256 = self.queue.facts().get("base_sha256") or self._prepare_base()
         collection = Collection(self.study, self.context, base_sha256, self.runs_dir)
         self.view.display.say(str(collection.take(self.options.collect)))
@@ -211,7 +211,7 @@ class Launch:
     def _watch(self, pool: WorkerPool, interruption: Interruption) -> None:
         """Until no worker is left.
 
-        Raises: Interrupted when they were stopped; WorkerError.
+        Raises: Interrupted when they were interrupted; WorkerError.
         """
         refreshed_at, pause = 0.0, 0.0
         while pool.workers:
@@ -226,11 +226,11 @@ class Launch:
                 pool.ask_to_stop()
             time.sleep(TURN_SECONDS)
         if not snapshot(self.study, self.queue).complete:
-            how = "stopped" if pool.stopping else "the workers were stopped"
+            how = "interrupted" if pool.stopping else "the workers were interrupted"
             raise Interrupted(f"{how}, with checkpoints; the same command goes on from there")
 
     def _refresh(self) -> None:
-        """Show how the study stands, and copy what has ended."""
+        """Show the status of the study, and copy what has ended."""
         self.queue.requeue_dead()
         study_state = snapshot(self.study, self.queue)
         heard = [worker for worker in self.queue.workers() if worker.stale_seconds < GRACE_SECONDS]
@@ -264,7 +264,7 @@ class Launch:
 
 
 def _make_writable(folder: Path) -> None:
-    """Raises: OSError where records cannot be written."""
+    """Raises: OSError where run directories cannot be written."""
     probe = folder / ".writable"
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -272,7 +272,7 @@ def _make_writable(folder: Path) -> None:
         probe.unlink()
     except OSError as error:
         raise OSError(
-            f"{folder}: records cannot be written there: {error.strerror or error}; choose another --runs-dir"
+            f"{folder}: run directories cannot be written there: {error.strerror or error}; choose another --runs-dir"
         ) from None
 
 

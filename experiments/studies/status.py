@@ -1,4 +1,4 @@
-"""How a study stands, in the numbers that a display shows: per arm and in all."""
+"""The status of a study, in the numbers that a display shows: per arm and in all."""
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -39,7 +39,7 @@ class StudyStatus:
     score_name: str
     arms: tuple[ArmStatus, ...]
     counts: Mapping[str, int]  # of the trials planned, by state
-    failures: tuple[tuple[str, str], ...]  # (trial in words, reason)
+    failures: tuple[tuple[str, str], ...]  # (description of the trial, reason)
     workers: int
     steps_per_second: float | None  # trial-steps of all workers
     seconds_left: float | None
@@ -51,13 +51,13 @@ class StudyStatus:
 
 
 def untouched(study: Study) -> StudyState:
-    """The board of a study that nobody has started."""
+    """The state of a study that nobody has started."""
     arms = progress_of_arms(study, {}, {})
     return StudyState(arms, {trial.key: trial for arm in arms for trial in arm.wanted}, {})
 
 
 def status_of(study: Study, study_state: StudyState, workers: Sequence[WorkerSeen] = ()) -> StudyStatus:
-    """How the study stands by a look at its queue and the last signs of its workers."""
+    """The status of the study by a snapshot of its queue and the last heartbeats of its workers."""
     counts = Counter(dict.fromkeys(STATES, 0))
     counts.update(study_state.state(key) for key in study_state.wanted)
     counts["waiting"] += sum(sum(_yet_unknown(study, arm)) for arm in study_state.arms)
@@ -87,7 +87,7 @@ def describe_trial(trial: PlannedTrial) -> str:
 
 
 def awake(workers: Sequence[WorkerSeen], *, within: timedelta) -> list[WorkerSeen]:
-    """Those whose last sign, by their own clock, is not older: a machine that was switched off does not say that."""
+    """Those whose last heartbeat, by their own clock, is not older: a machine that is switched off does not leave."""
     earliest = datetime.now(UTC) - within
     return [worker for worker in workers if datetime.fromisoformat(worker.last_seen_at) >= earliest]
 
@@ -141,7 +141,7 @@ def _best(trials: Iterable[PlannedTrial], entries: Mapping[str, Entry], *, highe
 
 
 def _speed(workers: Sequence[WorkerSeen]) -> float | None:
-    """Trial-steps per second since each began, all that is not a step included; None before the first signs."""
+    """Trial-steps per second since each began, all that is not a step included; None before the first heartbeats."""
     said = [worker.progress for worker in workers if worker.progress.get("trial_steps")]
     return sum(progress["trial_steps"] / max(progress["seconds"], 1e-3) for progress in said) or None
 

@@ -55,7 +55,7 @@ class StudyView:
             self.display.say(headline(status))
 
     def table(self, status: StudyStatus) -> None:
-        """The whole standing, once."""
+        """The whole status, once."""
         self.display.console.print(Group(headline(status), _arms(status, status.arms), *_failures(status)))
 
     def _picture(self, status: StudyStatus) -> RenderableType:
@@ -80,8 +80,8 @@ class StudyView:
 def headline(status: StudyStatus) -> str:
     """'study rank: 30 of 342 trials done, 8 running, 304 waiting, 0 failed; 350 trial-steps/s, 2 min left'."""
     counts = status.counts
-    stopped = ["pruned"] if counts["pruned"] else []
-    states = ", ".join(f"{counts[state]} {state}" for state in (*stopped, "running", "waiting", "failed"))
+    pruned = ["pruned"] if counts["pruned"] else []
+    states = ", ".join(f"{counts[state]} {state}" for state in (*pruned, "running", "waiting", "failed"))
     text = f"study {status.name}: {counts['done']} of {status.planned} trials done, {states}"
     if status.steps_per_second and not status.complete:
         text += f"; {status.steps_per_second:,.0f} trial-steps/s"
@@ -123,7 +123,7 @@ def _failures(status: StudyStatus) -> list[RenderableType]:
 
 
 def _settled_since(before: StudyStatus | None, now: StudyStatus) -> list[ArmStatus]:
-    """Arms whose learning rate was chosen, or that were completed, since a look before."""
+    """Arms whose learning rate was chosen, or that were completed, since the status before."""
     if before is None:
         return []
     of_before = {arm.label: arm for arm in before.arms}

@@ -1,4 +1,4 @@
-"""Copies of a study in Weights & Biases, made from the records of its trials when they have ended."""
+"""Copies of a study in Weights & Biases, made from the run directories of its trials when they have ended."""
 
 import time
 from collections.abc import Mapping
@@ -62,37 +62,37 @@ class StudyWandbLogger:
         self._note(mirror)
 
     def _copy(self, trial: PlannedTrial, entry: Entry) -> None:
-        record = RunDirectory(self.folder / str(entry.facts["folder"]))
-        if not record.path.exists() or (record.path / "wandb").exists():
+        run_dir = RunDirectory(self.folder / str(entry.facts["folder"]))
+        if not run_dir.path.exists() or (run_dir.path / "wandb").exists():
             return
         try:
-            with record.locked():  # so that another start on this folder does not copy it too
-                self._copy_locked(trial, record, entry)
+            with run_dir.locked():  # so that another start on this folder does not copy it too
+                self._copy_locked(trial, run_dir, entry)
         except RecordError:
             return
 
-    def _copy_locked(self, trial: PlannedTrial, record: RunDirectory, entry: Entry) -> None:
-        config = record.config_tree()
+    def _copy_locked(self, trial: PlannedTrial, run_dir: RunDirectory, entry: Entry) -> None:
+        config = run_dir.config_tree()
         run = trial.arm.config
         mirror = self._opened(
-            record.path.name, config, record.path, run.variant.name, [run.task.name, run.variant.name, trial.stage]
+            run_dir.path.name, config, run_dir.path, run.variant.name, [run.task.name, run.variant.name, trial.stage]
         )
-        for row in record.history():
+        for row in run_dir.history():
             mirror.log(int(row.pop("step")), row)
-        if record.finished:
-            result = record.result()
-            files = [*sorted(record.path.glob("*.safetensors")), *record.path.glob("adapter_config.json")]
+        if run_dir.finished:
+            result = run_dir.result()
+            files = [*sorted(run_dir.path.glob("*.safetensors")), *run_dir.path.glob("adapter_config.json")]
             mirror.finish(
                 summary=flat(result),
-                spectra=lambda: read_spectra(record.path),
+                spectra=lambda: read_spectra(run_dir.path),
                 ranks=result["ranks"],
                 files=files,
                 failed=False,
             )
         else:
-            stopped = entry.state == "pruned"
-            summary = {"pruned": entry.facts["steps"]} if stopped else {"failure": str(entry.facts.get("failure"))}
-            mirror.finish(summary=summary, spectra=dict, ranks={}, files=[], failed=not stopped)
+            pruned = entry.state == "pruned"
+            summary = {"pruned": entry.facts["steps"]} if pruned else {"failure": str(entry.facts.get("failure"))}
+            mirror.finish(summary=summary, spectra=dict, ranks={}, files=[], failed=not pruned)
         self._note(mirror)
 
     def _opened(

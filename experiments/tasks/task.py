@@ -110,6 +110,4 @@ class Task(ABC):
 
     def use_checkpointing(self, model: nn.Module) -> None:
         """Have the base model compute activations again in backward instead of keeping them."""
-        raise ValueError(
-            f"training.gradient_checkpointing: the base model of task {self.config.name!r} has no gradient checkpointing"
-        )
+        raise ValueError(f"training.gradient_checkpointing: the base model of task {self.config.name!r} has none")

@@ -1,1 +1,1 @@
-"""Trials in training: packs over one frozen base; each trial has an optimizer, a run directory and an end of its own."""
+"""Trials in training: packs over one frozen base; each trial has its own optimizer, run directory and end."""

@@ -1,4 +1,4 @@
-"""Where a trial may be stopped early: rungs, and the score that it must have reached at each to go on."""
+"""Where a trial may be pruned: rungs, and the score that it must have reached at each to go on."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -9,14 +9,14 @@ from dataclasses import dataclass, field
 class Rungs:
     """`thresholds`: step -> the worst score on validation with which a trial goes on; None: it goes on with any.
 
-    The bars are settled before the trial begins, so that whether it stops depends on nothing but itself.
+    The thresholds are settled before the trial begins, so whether it is pruned depends on nothing but itself.
     """
 
     thresholds: Mapping[int, float | None] = field(default_factory=dict)
     higher_is_better: bool = False
 
-    def stops_at(self, scores: Mapping[int, float]) -> int | None:
-        """The first rung whose bar a trial with these scores misses; one that is not finite misses any bar."""
+    def prunes_at(self, scores: Mapping[int, float]) -> int | None:
+        """The first rung whose threshold a trial with these scores misses; a score that is not finite misses any."""
         for step, threshold in sorted(self.thresholds.items()):
             if threshold is not None and step in scores:
                 reached = scores[step] >= threshold if self.higher_is_better else scores[step] <= threshold

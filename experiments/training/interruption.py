@@ -10,7 +10,7 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 class Interrupted(KeyboardInterrupt):
-    """The work stopped where it was asked to, after a step was finished and a checkpoint written."""
+    """The work was interrupted as asked, after a step was finished and a checkpoint written."""
 
 
 class Interruption:

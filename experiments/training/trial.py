@@ -1,4 +1,4 @@
-"""One trial on its way to a result: its configuration, its folder, and its state while it moves between packs."""
+"""One trial on its way to a result: its configuration, run directory, and state while it moves between packs."""
 
 import copy
 import math
@@ -23,9 +23,9 @@ from experiments.training.loop import Training
 
 @dataclass(frozen=True)
 class RunOptions:
-    """What is asked for besides training: the test score, the ledger's folder, the W&B mirror while it trains.
+    """What a run does beyond training: the test score, the ledger's folder, the W&B mirror while it trains.
 
-    `rungs`: where the trial is scored on the way, and may be stopped.
+    `rungs`: the steps at which the trial is evaluated and may be pruned.
     """
 
     test: bool
@@ -53,7 +53,7 @@ class RunningTrial(Protocol):
 
 
 class TrialRun:
-    """A trial in its folder: it begins or goes on when made, and has a seat in one pack after another."""
+    """One trial's run: starts or resumes on construction, then moves between packs."""
 
     def __init__(
         self,
@@ -79,7 +79,7 @@ class TrialRun:
         self.logger = RunLogger(config, context.task, folder, display, wandb_mode=options.wandb_mode)
 
     def load_into(self, training: Training, slot: int) -> None:
-        """Take a slot of a pack, with the state that the trial has."""
+        """Take a slot of a pack and put the trial's state into it."""
         self.training, self.slot, self.checkpoints.trial = training, slot, slot
         self.logger.load_into(training.variant, slot)
         if training.trains:
@@ -106,23 +106,23 @@ class TrialRun:
 
     @property
     def at_rung(self) -> bool:
-        """Whether the trial is to be scored on validation before it goes on."""
+        """Whether the trial must be evaluated on validation before it trains on."""
         return self.failure is None and self.step in self.options.rungs.thresholds and self.step not in self.reached
 
     @property
-    def stopped(self) -> int | None:
-        """The rung that the trial has not passed."""
-        return self.options.rungs.stops_at(self.reached) if self.options.rungs.thresholds else None
+    def pruned(self) -> int | None:
+        """The step of the rung that the trial has missed; None for a trial that has missed none."""
+        return self.options.rungs.prunes_at(self.reached) if self.options.rungs.thresholds else None
 
     @property
     def has_score(self) -> bool:
         """Whether a trial that ended has trained to its end."""
-        return self.failure is None and self.stopped is None
+        return self.failure is None and self.pruned is None
 
     @property
     def ended(self) -> bool:
-        """Whether there is nothing more to train: all steps are done, nothing trains, the trial failed or stopped."""
-        over = self.step >= self.training.shared.steps or self.stopped is not None
+        """Whether there is nothing more to train: all steps are done, nothing trains, it failed or was pruned."""
+        over = self.step >= self.training.shared.steps or self.pruned is not None
         return not self.training.trains or self.failure is not None or over
 
     def report(self, row: dict[str, float], seconds: float) -> None:
@@ -167,12 +167,12 @@ class TrialRun:
             self.folder.fail(self.failure)
             self.logger.abandon(self.failure)
             return
-        if self.stopped is not None:
-            self.folder.stop(
-                f"stopped at step {self.stopped}: {self.reached} misses {dict(self.options.rungs.thresholds)}"
+        if self.pruned is not None:
+            self.folder.prune(
+                f"pruned at step {self.pruned}: {self.reached} misses {dict(self.options.rungs.thresholds)}"
             )
             self.checkpoints.remove()
-            self.logger.abandon("stopped early")
+            self.logger.abandon("pruned")
             return
         if self.options.test:
             self.result["test"] = score_on_test(

@@ -3,7 +3,7 @@
 Every rate of the grid is tried with every tuning seed, on validation. The best rate has the best mean score
 among those at which no seed failed (a failure is never a score); ties go to the lower mean loss, then to the smaller
 rate. A best rate at an end of the grid extends the grid once on that side, by two points with the ratio of its last
-two; still at an end, the arm is `not tuned`: it is evaluated, and kept out of verdicts. A higher rate that failed is
+two; still at an end, the arm is `not tuned`: it is evaluated, and excluded from verdicts. A higher rate that failed is
 an end that was seen, for training diverges there; a lower one is not.
 """
 
@@ -43,7 +43,7 @@ def tuning_of(
     trials = grid_trials(arm, protocol, grid)
     points = _points(trials, results)
     if points is None:
-        return Tuning("open", trials, None, None, (), None, "trials of the grid are to come")
+        return Tuning("open", trials, None, None, (), None, "trials of the grid are pending")
     if _without_effect(points):
         centre = min(points, key=lambda point: abs(math.log(point.multiplier)))
         reason = "the learning rate has no effect: all scores and losses are equal"

@@ -1,4 +1,4 @@
-"""Where a study stands: what its protocol wants, beside what its queue has."""
+"""The state of a study: what its protocol wants, beside what its queue has."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ from experiments.studies.spec.study import Study
 
 @dataclass(frozen=True)
 class StudyState:
-    """One look: the progress of every arm, the trials wanted so far by key, and the queue's entry of each."""
+    """One snapshot: the progress of every arm, the trials wanted so far by key, and the queue's entry of each."""
 
     arms: tuple[ArmProgress, ...]
     wanted: Mapping[str, PlannedTrial]
@@ -25,7 +25,7 @@ class StudyState:
         return all(arm.complete for arm in self.arms)
 
     def state(self, key: str) -> str:
-        """'waiting', 'running', 'done', 'stopped' or 'failed'."""
+        """'waiting', 'running', 'done', 'pruned' or 'failed'."""
         return self.entries[key].state if key in self.entries else "waiting"
 
 

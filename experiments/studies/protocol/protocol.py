@@ -1,7 +1,7 @@
 """The protocol of a study: from the results so far to the trials that are wanted now, arm by arm.
 
-Stage 1 settles what an arm is evaluated with, on validation: a grid of learning rates (`tuning.py`) or, where arms
-are allocations of a budget of ranks, a search (`searching.py`). Stage 2 evaluates it on fresh seeds.
+Stage 1 settles what an arm is evaluated with, on validation: a grid of learning rates (`grid_stage.py`) or, where arms
+are allocations of a budget of ranks, a search (`search_stage.py`). Stage 2 evaluates it on fresh seeds.
 
 Everything here is a function of the study's file and of the results: every worker comes to the same trials. More
 results never make a trial unwanted; a result that is taken back (a failure that is tried again) may move the choice.

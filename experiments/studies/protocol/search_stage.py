@@ -100,7 +100,7 @@ def evaluation_trial(arm: Arm, tuning: Tuning, seed: int) -> PlannedTrial:
 def best_source(
     arm: Arm, tuning: TuningConfig, results: Mapping[str, float | None], *, higher_is_better: bool
 ) -> str | None:
-    """The key of the run whose ranks an arm takes over, given the scores by key; None where none has a score."""
+    """The key of the run that an arm's ranks are derived from, given the scores by key; None where none has a score."""
     assert arm.source is not None
     keys = [
         trial_key(arm.source, "allocation", n, tuning.seeds[0]) for n in range(len(tuning.learning_rate_multipliers))
@@ -112,7 +112,7 @@ def best_source(
 def _sources(
     arm: Arm, tuning: TuningConfig, results: Mapping[str, TrialResult], proposals: Mapping[str, Proposal]
 ) -> Tuning:
-    """The runs that an arm's allocation is taken from; none for most."""
+    """The runs that an arm's allocation is derived from; none for most."""
     if arm.source is None:
         return Tuning("tuned", (), None, None, (), None, "")
     numbers, seed = range(len(tuning.learning_rate_multipliers)), tuning.seeds[0]
@@ -120,7 +120,7 @@ def _sources(
     known = [n for n in numbers if keys[n] in proposals]
     trials = tuple(_trial(arm.source, "allocation", n, seed, proposals[keys[n]]) for n in known)
     if any(key not in results for key in keys):
-        reason = f"the runs of {arm.source.label} that its ranks are taken from are to come"
+        reason = f"the {arm.source.label} runs that its ranks are derived from are pending"
         return _open(trials, reason, tuple(n for n in numbers if n not in known), "allocation")
     failed = all(results[key].failed for key in keys)
     reason = f"every run of {arm.source.label} failed: {results[keys[0]].reason}"

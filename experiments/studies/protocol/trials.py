@@ -24,7 +24,7 @@ class PlannedTrial:
     learning_rate: float | None
     multiplier: float | None  # learning rate over the arm's centre, of rates that the arm was tuned over
     knobs: Mapping[str, Any] = field(default_factory=dict, hash=False)  # of the variant, where a search sets them
-    thresholds: Mapping[int, float | None] = field(default_factory=dict, hash=False)  # by step, where it may be stopped
+    thresholds: Mapping[int, float | None] = field(default_factory=dict, hash=False)  # by step, where it may be pruned
 
     @property
     def config(self) -> RunConfig:
@@ -39,7 +39,7 @@ class PlannedTrial:
 
 @dataclass(frozen=True, slots=True)
 class TrialResult:
-    """How a trial ended: score and loss are those on validation; one that failed or was stopped early has none."""
+    """How a trial ended: score and loss are those on validation; one that failed or was pruned has none."""
 
     failed: bool
     score: float | None = None
@@ -57,7 +57,7 @@ class Tuning:
     multiplier: float | None  # of the chosen rate
     added: tuple[float, ...]  # multipliers by which the grid was extended
     side: Side | None  # where they were added
-    reason: str  # why it stands there, in words
+    reason: str  # why it stands there
     knobs: Mapping[str, Any] = field(default_factory=dict)  # of the evaluation, where a search chose them
     number: int | None = None  # of the chosen point among those of a search
     asks: tuple[int, ...] = ()  # numbers of the trials that are to be proposed now

@@ -35,7 +35,7 @@ class NewTrial:
 class Entry:
     """What the queue knows of one Optuna trial.
 
-    `state`: "stopped" ended early, without a score; "failed" has a reason in facts["failure"]; "returned" was given
+    `state`: "pruned" ended early, without a score; "failed" has a reason in facts["failure"]; "returned" was given
     back or was a twin of another entry, and says nothing about its key. `facts`: those given when it was added, which
     are `given`, and those given when it ended.
     """

@@ -43,7 +43,7 @@ class JournalStore(Store):
             yield
         except Timeout:
             raise QueueError(
-                f"{self.path}: another process has held it for {LOCK_SECONDS:g} seconds; is one stopped? End it"
+                f"{self.path}: another process has held it for {LOCK_SECONDS:g} seconds; is one suspended? End it"
             ) from None
         except OSError as error:
             raise QueueError(

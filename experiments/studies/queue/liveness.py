@@ -1,4 +1,4 @@
-"""Which workers of a study are there: each gives signs of life, each listens to the others by its own clock alone."""
+"""Which workers of a study are alive: each writes heartbeats, each times those of the others by its own clock alone."""
 
 import math
 import os
@@ -19,7 +19,7 @@ PREFIX = "worker:"
 
 @dataclass(frozen=True)
 class WorkerSeen:
-    """`stale_seconds`: for how long this process has seen no sign of life; `last_seen_at`: UTC by the worker's clock."""
+    """`stale_seconds`: since this process saw the last heartbeat; `last_seen_at`: UTC by the worker's clock."""
 
     name: str
     stale_seconds: float
@@ -28,11 +28,11 @@ class WorkerSeen:
 
 
 class StalenessClock:
-    """How long each worker has been silent.
+    """How long each worker has been without a heartbeat.
 
-    A worker counts its signs of life; an observer sees the count change or stand still. No clock of another machine is
-    read. What is added up is the time between two looks, each at most half the grace: an observer that was itself
-    stopped for an hour, with all the others, has not heard an hour of silence.
+    A worker counts its heartbeats; an observer sees the count change or stand still. No clock of another machine is
+    read. What is added up is the time between two updates, each at most half the grace: an observer that was itself
+    suspended for an hour, with all the others, has not missed an hour of heartbeats.
     """
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
@@ -42,7 +42,7 @@ class StalenessClock:
         self.seconds: dict[str, float] = {}
 
     def update(self, counts: Mapping[str, Hashable], grace: Mapping[str, float]) -> dict[str, float]:
-        """Seconds of silence by worker: 0 for one that is new or has given a sign since the last look."""
+        """Seconds without a heartbeat by worker: 0 for one that is new or has written one since the last update."""
         now = self.clock()
         gap, self.last_update = now - self.last_update, now
         self.seconds = {
@@ -56,7 +56,7 @@ class StalenessClock:
 
 
 class Liveness:
-    """The signs of life of this worker and of the others, kept with the study."""
+    """The heartbeats of this worker and of the others, kept with the study."""
 
     def __init__(self, store: Store, study_id: int, grace: float, worker: str | None = None) -> None:
         self.store = store
@@ -69,7 +69,7 @@ class Liveness:
         self.last_beat_at = -math.inf
 
     def beat(self, progress: Mapping[str, Any]) -> None:
-        """A sign of life is not older than a sixth of the grace."""
+        """The written heartbeat is not older than a sixth of the grace."""
         now = time.monotonic()
         if now - self.last_beat_at >= self.grace / BEATS_PER_GRACE:
             self.last_beat_at = now
@@ -84,7 +84,7 @@ class Liveness:
             self.write(self.worker, heartbeat)
 
     def mark_left(self, worker: str) -> None:
-        """It is no longer listed, until it gives another sign."""
+        """It is no longer listed, until its next heartbeat."""
         self.write(worker, {"left": utc_now()})
 
     def write(self, worker: str, heartbeat: Mapping[str, Any]) -> None:
@@ -96,7 +96,7 @@ class Liveness:
         return {worker for worker, heartbeat in self.heartbeats().items() if has_ended(heartbeat.get("process", {}))}
 
     def heartbeats(self) -> dict[str, Mapping[str, Any]]:
-        """The last sign of each worker that has not left."""
+        """The last heartbeat of each worker that has not left."""
         with self.store.use() as storage:
             written = storage.get_study_system_attrs(self.study_id)
         heartbeats = {
@@ -107,7 +107,7 @@ class Liveness:
     def observe(self, others: Collection[str]) -> tuple[list[WorkerSeen], set[str]]:
         """The workers that have not left, and who of them or of `others` is dead.
 
-        Dead is who was silent for longer than the grace it announced, or this worker's if it never said anything.
+        Dead is who had no heartbeat for longer than the grace it announced, or this worker's if it never had one.
         """
         heartbeats = self.heartbeats()
         counts = {name: heartbeats[name]["count"] if name in heartbeats else None for name in {*heartbeats, *others}}

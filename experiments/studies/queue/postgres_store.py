@@ -1,8 +1,8 @@
 """A queue kept in a PostgreSQL database, which several machines reach.
 
-A process that is stopped inside a transaction (SIGSTOP, a lid that is closed) would hold its locks, and so all others,
-for as long as it sleeps. So the server ends its connection, which undoes what it had begun; what it does when it wakes
-up is done once more from the start, and what the others have done meanwhile stands.
+A process that is suspended inside a transaction (SIGSTOP, a closed lid) would hold its locks and block all others.
+So the server drops its connection, which rolls the transaction back; when the process wakes up, it repeats the call
+from the start, and what the others have done meanwhile stands.
 """
 
 import hashlib
@@ -20,7 +20,7 @@ from experiments.studies.queue.storage import Address, QueueError, Store, TurnLo
 
 CONNECT_SECONDS = 10
 LOCK_SECONDS = 300
-ASLEEP_SECONDS = 30  # then the server ends a connection that holds locks and says nothing: its process is stopped
+ASLEEP_SECONDS = 30  # then the server drops a connection that holds locks and is idle: its process is suspended
 
 
 class PostgresStore(Store):
@@ -85,10 +85,10 @@ class PostgresStore(Store):
 
 
 class Repeating:
-    """Optuna's storage, of which a call whose connection was ended under it is made once more.
+    """Optuna's storage. Retries a call once if its connection was dropped.
 
-    Each is one transaction, and none does harm when it is done twice: the entry of an added trial has a twin, a claim
-    has a holder without a name, a result is found to be there.
+    Each call is one transaction and is harmless when repeated: an added trial has a twin entry, a claim has a holder
+    without a name, a result is found to be there.
     """
 
     def __init__(self, storage: BaseStorage) -> None:

@@ -21,7 +21,7 @@ class QueueError(RuntimeError):
 
 
 class TurnLostError(QueueError):
-    """This process was stopped in its turn for so long that others were let in."""
+    """This process was suspended in its turn for so long that others were let in."""
 
 
 @dataclass(frozen=True)
@@ -124,7 +124,7 @@ class Store(ABC):
     def turn(self, study: str) -> AbstractContextManager[None]:
         """Inside, no other process is in its turn of this study; a process that dies loses it.
 
-        Raises: TurnLostError at its end, where a stopped process loses it too and this one has.
+        Raises: TurnLostError at its end, where a suspended process loses it too and this one has.
         """
 
     @abstractmethod

@@ -1,12 +1,13 @@
 """The queue of a study: which trials wait, which worker holds which, and what the finished ones scored.
 
 It is an Optuna study, so optuna-dashboard shows it. Each entry is an Optuna trial that is claimed at most once in its
-life: waiting, running, then done or failed, never back to waiting. A trial that is given back (by its worker, or
-because its worker fell silent) fails without a reason and is added again under a new number. That is the fence:
-a worker that only slept finds its own entry finished, and its result is refused, whatever became of the new one.
+life: waiting, running, then done, pruned or failed, never back to waiting. A trial that is given back (by its
+worker, or because its worker has no heartbeat) fails without a reason and is added again under a new number. That is
+the fence: a worker that only stalled finds its own entry finished, and its result is refused, whatever became of the
+new one.
 
-Taking a running trial back to waiting would be no fence: the sleeper could finish the claim of its successor; and a
-worker that claims again, from a journal, a trial it once held can be told that it won when another was first.
+Taking a running trial back to waiting would be no fence: the stalled worker could finish the claim of its successor;
+and a worker that claims again, from a journal, a trial it once held can be told that it won when another was first.
 Both storages settle who was first: the journal by the order of its lines, PostgreSQL by a lock on the row.
 
 A crash between two steps loses nothing: an entry that failed without a reason says nothing about its key, so the next
@@ -65,11 +66,12 @@ class TrialQueue(Listing):
         grace: float = GRACE_SECONDS,
         worker: str | None = None,
     ) -> Self:
-        """The queue of that name, made if there is none. `grace`: seconds of silence after which this worker is dead.
+        """The queue of that name, made if there is none.
 
+        `grace`: seconds without a heartbeat after which this worker is dead.
         `worker`: the name of this process, which no other has; one is made by default.
 
-        Raises: QueueError also if the study has another direction, or was made by another program or an earlier version.
+        Raises: QueueError also if the study has another direction, or another program or an earlier version made it.
         """
         store = open_store(address)
         wanted = StudyDirection[direction.upper()]
@@ -156,14 +158,14 @@ class TrialQueue(Listing):
     ) -> bool:
         """The trial is done; may be called again after an error. False: another worker has taken it over.
 
-        `reached`: its scores on the way, by step. Raises: QueueError for a score that is not finite.
+        `reached`: its scores during training, by step. Raises: QueueError for a score that is not finite.
         """
         if not math.isfinite(score):
             raise QueueError(f"trial {claim.key!r}: a score is a finite number, not {score}; a run without one failed")
         return self._end(claim, TrialState.COMPLETE, facts, [float(score)], reached)
 
-    def stop(self, claim: Claim, facts: Mapping[str, Any], reached: Mapping[int, float]) -> bool:
-        """The trial has ended early, with these scores on the way; else as `finish`."""
+    def prune(self, claim: Claim, facts: Mapping[str, Any], reached: Mapping[int, float]) -> bool:
+        """The trial was pruned, with these scores at its rungs; else as `finish`."""
         return self._end(claim, TrialState.PRUNED, facts, None, reached)
 
     def fail(self, claim: Claim, reason: str, facts: Mapping[str, Any]) -> bool:
@@ -176,7 +178,7 @@ class TrialQueue(Listing):
         self._give_back(entry for entry in self.entries() if entry.number in numbers and entry.state == "running")
 
     def beat(self, progress: Mapping[str, Any]) -> None:
-        """A sign of life, with what displays show (JSON values). Call it often: six in a grace are written."""
+        """Heartbeat, with what displays show (JSON values). Call it often: six in a grace are written."""
         self._liveness.beat(progress)
 
     def leave(self) -> None:
@@ -190,7 +192,7 @@ class TrialQueue(Listing):
     def requeue_stale(self) -> list[Entry]:
         """Trials whose worker is dead wait again, under new numbers; the entries that it held are returned.
 
-        To be called regularly: silence is what this process has heard of it, at three looks or more.
+        To be called regularly: how stale a worker is, this process knows from its own calls, three or more.
         """
         running = self._running()
         dead = self._liveness.observe({entry.holder for entry in running})[1]
@@ -202,7 +204,7 @@ class TrialQueue(Listing):
     def requeue_dead(self, workers: Collection[str] = ()) -> list[Entry]:
         """At once, trials of these workers, and of all whose process on this machine has ended, wait again.
 
-        `workers` are those that the caller saw end. Unlike `requeue_stale` it does not wait for silence: see `has_ended`.
+        `workers` are those that the caller saw end. Unlike `requeue_stale` it waits for no grace: see `has_ended`.
         """
         dead = {*workers, *self._liveness.ended()}
         lost = self._give_back(entry for entry in self._running() if entry.worker in dead) if dead else []
@@ -214,7 +216,7 @@ class TrialQueue(Listing):
         return [entry for entry in self.entries() if entry.state == "running"]
 
     def _take(self, entry: Entry) -> Claim | None:
-        """The name follows when the trial is won. Who dies in between leaves a holder that never gives a sign."""
+        """The name follows when the trial is won. Who dies in between leaves a holder without a heartbeat."""
         with self.store.use() as storage:
             trial_id = storage.get_trial_id_from_study_id_trial_number(self._study_id, entry.number)
             try:

@@ -156,5 +156,5 @@ def refuse_impossible_searches(study: Study, context: TrainingContext) -> None:
 def _observation(entry: Entry) -> Observation:
     given, reached = entry.given, entry.facts.get("reached", {})
     last = max(reached, key=int, default=None) if entry.state == "pruned" else None
-    stopped = None if last is None else (int(last), float(reached[last]))
-    return Observation(given["point"], entry.score, stopped, given["refused"], given["excess"])
+    pruned = None if last is None else (int(last), float(reached[last]))
+    return Observation(given["point"], entry.score, pruned, given["refused"], given["excess"])

@@ -27,7 +27,7 @@ REMEMBERED = 8  # infeasible attempts before a trial that later questions hear o
 
 @dataclass(frozen=True)
 class Observation:
-    """A point whose trial has ended: with a score, or stopped at a step with what it had `reached` there, or failed.
+    """A point whose trial has ended: with a score, or pruned at a step with what it had `reached` there, or failed.
 
     `refused` are points that exceeded the budget.
     """
@@ -102,8 +102,8 @@ class _Told:
         *,
         replayed: bool,
     ) -> None:
-        stopped = score is None and reached is not None
-        state = TrialState.PRUNED if stopped else TrialState.FAIL if score is None else TrialState.COMPLETE
+        pruned = score is None and reached is not None
+        state = TrialState.PRUNED if pruned else TrialState.FAIL if score is None else TrialState.COMPLETE
         if replayed:
             self.study.sampler = CmaEsSampler(seed=0, warn_independent_sampling=False)
             self.study.enqueue_trial(dict(point))
@@ -115,7 +115,7 @@ class _Told:
             create_trial(
                 state=state,
                 value=score,
-                intermediate_values=dict([reached]) if stopped and reached is not None else {},
+                intermediate_values=dict([reached]) if pruned and reached is not None else {},
                 params=dict(point),
                 distributions=self.distributions,
                 constraints={CONSTRAINT: excess},

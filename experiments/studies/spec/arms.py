@@ -100,7 +100,7 @@ def expand(
 
 
 def _collapsed(resolved: Sequence[tuple[str, Arm]], errors: list[str]) -> tuple[list[Arm], dict[str, list[str]]]:
-    """Each arm once, the one with a label of its own first, and by identity the points that are that arm."""
+    """Each arm once, the one with a label of its own first, and by config hash the points that are that arm."""
     found: dict[str, Arm] = {}
     points: dict[str, list[str]] = defaultdict(list)
     for words, arm in resolved:
@@ -212,7 +212,7 @@ def _canonical(tree: Mapping[str, Any], key: str) -> str:
 
 
 def _config_hash(config: RunConfig, tree: Mapping[str, Any], own: Mapping[str, Any], search: Mapping[str, Any]) -> str:
-    """A run's essence leaves out where things lie; of two arms that differ in that, the given place tells."""
+    """A run's hashed config leaves out where things lie; of two arms that differ in that, the given place tells."""
     hashed_config = config.hashed_config()
     del hashed_config["study"], hashed_config["seed"], hashed_config["training"]["learning_rate"]
     places = {("task", *place.split(".")) for place in config.task.places}
@@ -247,7 +247,7 @@ def _short(arm: Arm) -> str:
 
 
 def _of_points(message: str, points: Sequence[str]) -> str:
-    """A fault with the first point of a grid that has it, and a way out where a list was taken for a grid."""
+    """An error with the first point of a grid that has it, and a way out where a list was taken for a grid."""
     more = f" (and {len(points) - 1} more)" if len(points) > 1 else ""
     hint = "; a knob that is itself a list needs a list of lists" if "should be a valid list" in message else ""
     return f"{points[0]}{more}: {message}{hint}"

@@ -35,7 +35,7 @@ class BudgetConfig(Section):
 
 
 class SpaceConfig(Section):
-    """The knobs that every arm searches besides its allocation: [lowest, highest], on a logarithmic scale."""
+    """The knobs that every arm searches in addition to its allocation: [lowest, highest], on a logarithmic scale."""
 
     learning_rate: Ends | None = Field([0.25, 4.0], description="in units of the arm's own learning rate; null: fixed")
     alpha_per_rank: Ends | None = Field([0.5, 8.0], description="the scaling; null: that of the run configuration")
@@ -53,7 +53,7 @@ class SpaceConfig(Section):
 
 
 class HalvingConfig(Section):
-    """Successive halving: trials of a search that fall behind those of earlier batches are stopped."""
+    """Successive halving: trials of a search that fall behind those of earlier batches are pruned."""
 
     rungs: list[Annotated[float, Field(gt=0, lt=1)]] = Field(
         [0.25, 0.5], min_length=1, description="parts of its steps after which a trial is scored on validation"
@@ -69,7 +69,7 @@ class SearchConfig(Section):
 
     budget: BudgetConfig
     trials: int = Field(48, ge=2, description="trained trials of each arm's search, with the first tuning seed")
-    batch: int = Field(8, ge=1, description="trials that are asked for at once; the next ones know how they ended")
+    batch: int = Field(8, ge=1, description="trials that are proposed at once; the next batch knows their scores")
     sampler: Sampler = Field("tpe", description="what proposes points, unless an arm says otherwise")
     seed: int = Field(0, ge=0, description="seed of the proposals, unless an arm says otherwise (search_seed)")
     space: SpaceConfig = SpaceConfig()  # type: ignore[call-arg]
@@ -77,7 +77,9 @@ class SearchConfig(Section):
                               "share packs")  # fmt: skip
     blocks: int = Field(2, ge=1, description="parts of the model's depth that make groups of layers, by kind of matrix")
     halving: HalvingConfig | None = Field(
-        None, description="null: every trial trains to its end, as those with random ranks always do: they explain"
+        None,
+        description="null disables early stopping; random-rank trials are never stopped, since importances are "
+        "computed on them",
     )
     contenders: int = Field(
         8, ge=1, description="best points of a search that run with each further tuning seed; the worse half leaves "

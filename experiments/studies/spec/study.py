@@ -51,7 +51,7 @@ class Study:
 def load_study(path: Path, overrides: Sequence[str] = ()) -> Study:
     """The study of a file; `overrides` are 'key=value': `protocol.*` of the study, all others of its runs (`set`).
 
-    Raises: ConfigError with every fault of the file, of the command line and of the arms.
+    Raises: ConfigError with every error of the file, of the command line and of the arms.
     """
     errors: list[str] = []
     tree = read_tree(path)
@@ -64,7 +64,7 @@ def load_study(path: Path, overrides: Sequence[str] = ()) -> Study:
     except ValidationError as error:
         errors += explained(StudyConfig, error, tree)
     if config is None and tree.get("search") is not None:
-        raise ConfigError(errors)  # what arms are depends on the search, which may be what is faulty
+        raise ConfigError(errors)  # what arms are depends on the search, which may be what is wrong
     name, search = (config.name, config.search) if config else ("study", None)
     expansion = _expansion(path, tree, study=name, search=search, errors=errors)
     errors += expansion.errors
@@ -122,14 +122,14 @@ def _put(tree: dict[str, Any], key: str, value: Any) -> None:
         section, parts = tree.setdefault("set", {}), [key.removeprefix("set.")]
     for part in parts[:-1]:
         section = section.setdefault(part, {}) if isinstance(section, dict) else {}
-    if isinstance(section, dict):  # else the study's file has a fault there, which is reported
+    if isinstance(section, dict):  # else the study's file has an error there, which is reported
         section[parts[-1]] = value
 
 
 def _expansion(
     path: Path, tree: Mapping[str, Any], *, study: str, search: SearchConfig | None, errors: list[str]
 ) -> Expansion:
-    """The arms of a tree that may have faults elsewhere; without arms where it has them here."""
+    """The arms of a tree that may have errors elsewhere; without arms where it has them here."""
     config, common, entries = tree.get("config"), tree.get("set", {}), tree.get("arms")
     whole = isinstance(config, str) and _is_map(common) and isinstance(entries, list) and all(map(_is_map, entries))
     if not whole:
@@ -152,7 +152,7 @@ def _is_map(value: object) -> bool:
 
 
 def _task(arms: Sequence[Arm], errors: list[str]) -> Task | None:
-    """The task that says what the score is; a fault where arms are scored differently."""
+    """The task that says what the score is; an error where arms are scored differently."""
     tasks = {
         (task.config.name, task.score_name): task
         for arm in arms

@@ -22,7 +22,7 @@ def rounded(rate: float) -> float:
 def _each_once(values: Sequence[float]) -> None:
     twice = [f"{value:g}" for value, count in Counter(map(rounded, values)).items() if count > 1]
     if twice:
-        raise ValueError(f"each value stands once (to six digits); {', '.join(twice)} stands twice or more")
+        raise ValueError(f"duplicate values (to six digits): {', '.join(twice)}; give each once")
 
 
 class TuningConfig(Section):
@@ -102,7 +102,7 @@ class ProtocolConfig(Section):
 
 
 class StudyConfig(Section):
-    """Everything that a study depends on besides the run configuration that its arms vary."""
+    """Everything that a study depends on, apart from the run configuration that its arms vary."""
 
     name: str = Field(pattern=r"^\w[\w.-]*$", description="folder below the runs folder, and W&B group")
     config: str = Field(min_length=1, description="the run configuration that the arms vary, relative to this file")

@@ -1,7 +1,7 @@
-"""The folders of a study's trials: each attempt has its own, and the one that ends takes its place among the records.
+"""The directories of a study's trials: each attempt has its own; the one that ends becomes the trial's run directory.
 
-So a worker that only slept, and whose trial another has taken over, writes into nobody's record; the other goes on
-from its last checkpoint.
+So a stalled worker whose trial was re-claimed cannot overwrite the new owner's results; the new owner resumes from its
+last checkpoint.
 """
 
 import shutil
@@ -12,16 +12,18 @@ from experiments.record.run_dir import RunDirectory
 from experiments.training.checkpoint import CHECKPOINT, PROGRESS
 
 ATTEMPTS = ".attempts"
-PATIENCE_SECONDS = 60.0  # with whoever has the record in hand: it is copied to W&B, or published by another worker
+PATIENCE_SECONDS = (
+    60.0  # with whoever has the run directory locked: it is copied to W&B, or published by another worker
+)
 ADOPTED = (CHECKPOINT, "metrics.jsonl", PROGRESS, "config.yaml", "environment.json")
 
 
-def attempt_at(record: RunDirectory, key: str, number: int) -> RunDirectory:
-    """The folder of attempt `number` at the trial `key`.
+def attempt_at(run_dir: RunDirectory, key: str, number: int) -> RunDirectory:
+    """The directory of attempt `number` at the trial `key`.
 
-    Two trials of one configuration, as searches may ask for, have one record and attempts of their own.
+    Two trials of one configuration, as searches may ask for, have one run directory and attempts of their own.
     """
-    return RunDirectory(record.path.parent / ATTEMPTS / f"{record.path.name}.{key}.{number}")
+    return RunDirectory(run_dir.path.parent / ATTEMPTS / f"{run_dir.path.name}.{key}.{number}")
 
 
 def adopt(attempt: RunDirectory) -> None:
@@ -34,21 +36,21 @@ def adopt(attempt: RunDirectory) -> None:
     try:
         for name in ADOPTED:  # the checkpoint first: the metrics that it speaks of are there by then
             shutil.copyfile(farthest / name, attempt.path / name)
-    except FileNotFoundError:  # its worker slept and has woken up
+    except FileNotFoundError:  # its stalled worker has woken up
         shutil.rmtree(attempt.path)
 
 
-def publish(attempt: RunDirectory, record: RunDirectory) -> bool:
-    """The attempt becomes the trial's record. Of several finished ones the first stays: they are the same.
+def publish(attempt: RunDirectory, run_dir: RunDirectory) -> bool:
+    """The attempt becomes the trial's run directory. Of several finished ones the first stays: they are the same.
 
-    False where it is not there any more: its worker slept, and another has taken the trial over.
+    False where it is not there any more: its worker stalled, and another has re-claimed the trial.
     """
-    with record.locked(patience=PATIENCE_SECONDS):
+    with run_dir.locked(patience=PATIENCE_SECONDS):
         there = attempt.path.exists()
-        if there and not record.finished:
-            if record.path.exists():
-                shutil.rmtree(record.path)
-            attempt.path.replace(record.path)
+        if there and not run_dir.finished:
+            if run_dir.path.exists():
+                shutil.rmtree(run_dir.path)
+            attempt.path.replace(run_dir.path)
         discard(attempt)
     return there
 

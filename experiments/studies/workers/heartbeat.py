@@ -1,4 +1,4 @@
-"""What a worker says of itself while it is at work, from a thread of its own."""
+"""The heartbeat of a worker while it works, from a thread of its own."""
 
 import threading
 import time
@@ -28,7 +28,7 @@ class Progress:
 
 @contextmanager
 def beating(queue: TrialQueue, progress: Progress) -> Iterator[None]:
-    """Signs of life all the while: a step may take longer than the patience of others."""
+    """Heartbeats all the while: a step may take longer than the grace."""
     over = threading.Event()
 
     def beat() -> None:

@@ -170,7 +170,7 @@ def out_of_memory(error: Exception) -> bool:
 
 
 def share(size: int, waiting: int, workers: int) -> int:
-    """How many trials a worker takes so that at the end of a group every worker has some, and none has crumbs."""
+    """How many trials a worker takes. Split the tail evenly so no worker gets a tiny pack."""
     return min(size, max(-(-waiting // max(1, workers)), SMALLEST_SHARE))
 
 

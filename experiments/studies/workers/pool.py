@@ -41,8 +41,8 @@ class WorkerProcess:
 class WorkerPool:
     """As a context manager it leaves no process behind.
 
-    `requeue_dead` hears the names of workers that have ended; `progress` says how far the study is: more is greater. `prestarted`
-    are workers without an order, which are used first.
+    `requeue_dead` gets the names of workers that have ended; `progress` says how far the study is: more is greater.
+    `prestarted` are workers without a spec, which are used first.
     """
 
     def __init__(

@@ -14,14 +14,14 @@ Process = subprocess.Popen[bytes]
 
 
 def new_worker() -> Process:
-    """A worker that waits for its order; the order says how many threads it has and where it writes its log."""
+    """A worker that waits for its spec; the spec says how many threads it has and where it writes its log."""
     environment = os.environ | dict.fromkeys(THREADS, "1")
     return subprocess.Popen([sys.executable, str(ENTRY), "--worker"], env=environment, stdin=subprocess.PIPE)
 
 
 @contextmanager
 def prestarted(count: int) -> Iterator[list[Process]]:
-    """So many workers without an order; whoever gives one an order takes it out. Afterwards none is left."""
+    """So many workers without a spec; whoever gives one a spec takes it out. Afterwards none is left."""
     waiting = [new_worker() for _ in range(count)]
     try:
         yield waiting

@@ -1,4 +1,4 @@
-"""A worker of a study: it claims trials that may share a pack, trains them together, and hands in what they scored."""
+"""A worker of a study: it claims trials that may share a pack, trains them together, and reports their scores."""
 
 import time
 import traceback
@@ -33,11 +33,11 @@ IDLE_SECONDS = 0.5
 
 @dataclass(frozen=True)
 class ClaimedTrial:
-    """A claimed trial, where its record belongs, and the attempt at it."""
+    """A claimed trial, its run directory, and the attempt at it."""
 
     claim: Claim
     trial: PlannedTrial
-    record: RunDirectory
+    run_dir: RunDirectory
     trial_run: TrialRun
 
 
@@ -69,7 +69,7 @@ class Worker:
     def work(self) -> None:
         """Train what waits, pack by pack, until all that the study wants has ended.
 
-        Raises: Interrupted after a checkpoint of every trial; OSError where a record cannot be written; QueueError.
+        Raises: Interrupted after a checkpoint of every trial; OSError where a directory cannot be written; QueueError.
         Whatever is raised, the trials that this worker holds wait again, and lose nothing but steps.
         """
         with beating(self.queue, self.progress):
@@ -84,7 +84,7 @@ class Worker:
     def _next_pack(self) -> bool:
         """Train one pack until a trial of it ends; False when nothing is left for anybody."""
         if self.interruption.asked:
-            raise Interrupted("stopped between two packs; the same command goes on")
+            raise Interrupted("interrupted between two packs; the same command goes on")
         self.queue.requeue_stale()
         study_state = snapshot(self.study, self.queue)
         if self.proposer is not None and self.proposer.enqueue(self.queue, study_state):
@@ -130,14 +130,14 @@ class Worker:
         ]
 
     def _begin(self, claim: Claim, trial: PlannedTrial) -> None:
-        """Take up the attempt at a claimed trial, or hand in its record where there is one."""
+        """Start or resume the attempt at a claimed trial, or report its run where it has finished already."""
         start = self.starts[trial.arm.config_hash]
         rank_total = sum(trial.knobs["rank"].values()) if trial.knobs else self.packing.rank_total(trial.arm)
         run = describe_run(trial.config, self.context, self.runs_dir, rank_total=rank_total, start=start)
-        record = run.run_dir
-        attempt = attempt_at(record, claim.key, claim.number)
-        if record.finished:
-            self.reporter.record_of(claim, trial, record)
+        run_dir = run.run_dir
+        attempt = attempt_at(run_dir, claim.key, claim.number)
+        if run_dir.finished:
+            self.reporter.finished(claim, trial, run_dir)
             discard(attempt)
             return
         adopt(attempt)
@@ -152,9 +152,9 @@ class Worker:
         except OSError:
             if self.queue.holds(claim):
                 raise
-            discard(attempt)  # this worker slept, and who took the trial over has cleared its attempts away
+            discard(attempt)  # this worker stalled, and who re-claimed the trial has cleared its attempts away
             return
-        self.claimed[claim.key] = ClaimedTrial(claim, trial, record, trial_run)
+        self.claimed[claim.key] = ClaimedTrial(claim, trial, run_dir, trial_run)
 
     def _trial_run(self, trial: PlannedTrial, attempt: RunDescription, options: RunOptions) -> TrialRun:
         start = self.starts[trial.arm.config_hash]
@@ -165,7 +165,7 @@ class Worker:
             return TrialRun(trial.config, self.context, attempt, options, Display.silent(), start=start)
 
     def _train(self, pack: Sequence[ClaimedTrial]) -> None:
-        """The pack until a trial ends, and what became of its trials."""
+        """Train the pack until a trial ends, and report what became of its trials."""
         self.progress.pack = len(pack)
         try:
             train_pack(
@@ -187,20 +187,20 @@ class Worker:
         self.progress.trial_steps += trials
 
     def _end(self, claimed: ClaimedTrial) -> None:
-        """Publish a trial that has ended, and hand in what became of it."""
+        """Publish a trial that has ended, and report what became of it."""
         del self.claimed[claimed.claim.key]
         if not self._published(claimed):
             return
         if claimed.trial_run.failure is not None:
-            self.reporter.failed(claimed.claim, claimed.record, claimed.trial_run.failure)
-        elif claimed.trial_run.stopped is not None:
+            self.reporter.failed(claimed.claim, claimed.run_dir, claimed.trial_run.failure)
+        elif claimed.trial_run.pruned is not None:
             trial_run = claimed.trial_run
-            self.reporter.stopped(
-                claimed.claim, claimed.trial, claimed.record, trial_run.reached,
+            self.reporter.pruned(
+                claimed.claim, claimed.trial, claimed.run_dir, trial_run.reached,
                 executed=trial_run.steps_executed, seconds=trial_run.seconds,
             )  # fmt: skip
         else:
-            self.reporter.record_of(claimed.claim, claimed.trial, claimed.record)
+            self.reporter.finished(claimed.claim, claimed.trial, claimed.run_dir)
         self.progress.trials += 1
 
     def _recover(self, pack: Sequence[ClaimedTrial], error: Exception) -> None:
@@ -224,17 +224,17 @@ class Worker:
             self._begin(claimed.claim, claimed.trial)
 
     def _fail(self, claimed: ClaimedTrial, error: Exception) -> None:
-        """Publish a trial that cannot be trained, and hand that in."""
-        with suppress(FileNotFoundError):  # this worker slept
+        """Publish a trial that cannot be trained, and report that."""
+        with suppress(FileNotFoundError):  # this worker stalled
             claimed.trial_run.folder.fail("".join(traceback.format_exception(error)))
         if self._published(claimed):
             reason = f"{type(error).__name__}: {error}" + (" (in a pack of one)" if out_of_memory(error) else "")
-            self.reporter.failed(claimed.claim, claimed.record, reason)
+            self.reporter.failed(claimed.claim, claimed.run_dir, reason)
             self.progress.trials += 1
 
     def _published(self, claimed: ClaimedTrial) -> bool:
-        """Whether the trial's attempt is its record now; not if another worker has taken it over."""
-        if self.queue.holds(claimed.claim) and publish(claimed.trial_run.folder, claimed.record):
+        """Whether the trial's attempt is its run directory now; not if another worker has re-claimed it."""
+        if self.queue.holds(claimed.claim) and publish(claimed.trial_run.folder, claimed.run_dir):
             return True
         discard(claimed.trial_run.folder)
         self.queue.release([claimed.claim])  # it waits again if nobody has it: its folder was deleted

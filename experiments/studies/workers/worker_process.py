@@ -79,7 +79,7 @@ def open_queue(study: Study, address: Address, *, worker: str | None = None) -> 
 
 
 def main() -> int:
-    """0: all that the study wants has ended; 2: what the user can mend; 3: an error; 130: stopped, after a checkpoint.
+    """0: all that the study wants has ended; 2: what the user can mend; 3: an error; 130: interrupted.
 
     Whatever a worker has to tell a person goes to standard error.
     """
@@ -95,7 +95,7 @@ def main() -> int:
         with interruption.heeded():
             _work(spec, interruption)
     except KeyboardInterrupt as stop:
-        print(stop or "stopped", file=sys.stderr)
+        print(stop or "interrupted", file=sys.stderr)
         return STOPPED
     except (ValueError, OSError, QueueError) as error:
         traceback.print_exc()

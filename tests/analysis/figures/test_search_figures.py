@@ -78,7 +78,7 @@ def front_of(
         {"arm": arm, "kind": "run", "parameters": size, "value": score} for arm, size, score in runs
     ]
     rows += [{**row, "kind": "uniform"} for row in rows if row["arm"] == "uniform"]
-    rows += [{"arm": "grouped", "kind": "front", "parameters": size, "value": score} for size, score in front]
+    rows += [{"arm": "grouped", "kind": "pareto_front", "parameters": size, "value": score} for size, score in front]
     rows += [
         {"arm": arm, "kind": "chosen", "parameters": size, "value": mean, "low": low, "high": high, "n": 5}
         for arm, size, mean, low, high in chosen
@@ -462,7 +462,7 @@ def test_the_legend_and_the_caption_name_what_is_there_and_nothing_else() -> Non
     figure = drawn("score_by_parameters", front_of(RUNS, STEPS, CHOSEN))
     [legend] = figure.legends
     words = [text.get_text() for text in legend.get_texts()]
-    assert words == ["run", "run of the uniform allocation", "front", "budget"]
+    assert words == ["run", "run of the uniform allocation", "Pareto front", "budget"]
     assert "5 finished runs" in caption(figure)
     assert "means of n = 5 confirmation seeds with 95 % t-intervals" in caption(figure)
     bare = drawn("score_by_parameters", front_of(RUNS[:1], budget=NAN))

@@ -225,7 +225,7 @@ def test_an_evaluation_that_is_not_over_gives_no_verdict_and_says_what_is_missin
     conclusion = concluded(tmp_path, study_of(tmp_path), outcome)
     reasons = {pair: each["excluded"] for pair, each in family(conclusion).items()}
     assert reasons == {
-        ("rslora r=2", "lora r=2"): "1 of 6 evaluation runs to come",
+        ("rslora r=2", "lora r=2"): "1 of 6 evaluation runs pending",
         ("rslora r=4", "lora r=4"): None,
         ("full", "lora r=2"): "its tuning is not over",
         ("full", "lora r=4"): "its tuning is not over",

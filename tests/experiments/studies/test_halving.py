@@ -50,7 +50,7 @@ def searched(worker: Worker, label: str) -> list[tuple[PlannedTrial, Entry]]:
 def test_the_best_part_passes_a_bar_and_no_more(scores: list[float], keep: float, *, higher: bool) -> None:
     worst = threshold(scores, keep=keep, higher_is_better=higher)
     rungs = Rungs({5: worst}, higher_is_better=higher)
-    passed = [score for score in scores if rungs.stops_at({5: score}) is None]
+    passed = [score for score in scores if rungs.prunes_at({5: score}) is None]
     assert worst in scores
     assert len([score for score in passed if score != worst]) < keep * len(scores) + 1
     assert len(passed) >= keep * len(scores) - 1e-9
@@ -59,8 +59,8 @@ def test_the_best_part_passes_a_bar_and_no_more(scores: list[float], keep: float
 def test_what_is_not_finite_misses_any_bar_and_raises_none() -> None:
     assert threshold([float("nan"), float("inf")], keep=0.5, higher_is_better=False) is None
     assert threshold([float("nan"), 2.0], keep=0.5, higher_is_better=False) == 2.0
-    assert Rungs({1: None, 2: 1.0}).stops_at({1: float("nan")}) is None
-    assert Rungs({1: None, 2: 1.0}).stops_at({1: float("nan"), 2: float("nan")}) == 2
+    assert Rungs({1: None, 2: 1.0}).prunes_at({1: float("nan")}) is None
+    assert Rungs({1: None, 2: 1.0}).prunes_at({1: float("nan"), 2: float("nan")}) == 2
 
 
 def test_a_trial_is_stopped_where_it_misses_the_bar_that_earlier_batches_set(finished: Worker) -> None:
@@ -97,7 +97,7 @@ def test_a_stopped_trial_leaves_what_it_did_and_is_no_score_anywhere(finished: W
         assert not record.finished
         assert max(row["step"] for row in record.history()) == entry.facts["steps"]
         assert record.scores("loss") == {int(k): v for k, v in entry.facts["reached"].items()}
-        assert f"stopped at step {entry.facts['steps']}" in (record.path / "stopped.txt").read_text()
+        assert f"pruned at step {entry.facts['steps']}" in (record.path / "pruned.txt").read_text()
     concluded = conclude(finished.study, board_of(finished), finished.runs_dir)
     rows = concluded.table[concluded.table["state"] == "pruned"]
     assert len(rows) == len(stopped) == concluded.summary["trials"]["pruned"]

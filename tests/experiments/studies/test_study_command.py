@@ -201,7 +201,7 @@ def test_records_of_several_machines_come_together(copy: Path) -> None:
     )
     started = start(file, copy / "runs", collect=[copy / "other"])
     assert started.code == 0
-    assert "collected 7 records; 7 were here already, 1 belong to no trial" in started.said
+    assert "collected 7 run directories; 7 were here already, 1 belong to no trial" in started.said
     assert learned(file, copy / "runs") == whole
     assert sorted(folder.glob("[al]*-s*")) == records
     lines = (copy / "runs" / "test_reads.jsonl").read_text().splitlines()
