@@ -188,7 +188,7 @@ def _device(name: str) -> "torch.device":
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """0: measured; 1: a measurement failed; 2: the request is faulty; 130: interrupted."""
+    """0: measured; 1: a measurement failed; 2: the request is wrong; 130: interrupted."""
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="replace")  # a pipe may not have the letter Δ
     asked = parse_arguments(arguments)

@@ -1,4 +1,4 @@
-"""One concept has one name, and it is the field's own: words that were given up name nothing, and are printed nowhere."""
+"""One concept has one name, and it is the field's own: retired words name nothing, and are printed nowhere."""
 
 import ast
 import re

@@ -1,4 +1,4 @@
-"""What a run is and where it is recorded: its hash, its run directory, and what it runs on."""
+"""What a run is and where it goes: its hash, its run directory, and what it runs on."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass

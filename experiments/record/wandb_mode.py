@@ -84,7 +84,7 @@ def import_wandb() -> Any:
 
 
 def offline_because(reason: str) -> str:
-    return f"W&B records offline: {reason}. `wandb sync` uploads the run later"
+    return f"W&B logs offline: {reason}. `wandb sync` uploads the run later"
 
 
 def in_short(error: Exception) -> str:

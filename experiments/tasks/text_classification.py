@@ -41,7 +41,7 @@ class TextClassificationConfig(TextDataConfig):
         None, min_length=2, description="the labels in the order of their numbers; null: those of the training rows"
     )
     regression: bool | None = Field(None, description="the label is a number to predict")
-    metrics: list[Metric] | None = Field(None, min_length=1, description="what is recorded; the first is the score")
+    metrics: list[Metric] | None = Field(None, min_length=1, description="metrics to log; the first is the score")
     header: bool | None = Field(None, description="csv and tsv: the first row names the columns; null: yes")
     quoted: bool | None = Field(None, description='csv and tsv: "..." holds a field; null: in csv, not in tsv')
     max_length: int = Field(128, ge=8, multiple_of=8, description="most tokens of a text; longer ones are cut")

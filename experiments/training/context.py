@@ -56,7 +56,7 @@ def attached_pack(configs: Sequence[RunConfig], task: Task, model: nn.Module) ->
 class TrainingContext:
     """A task with its base on a device; the rest of a configuration is a trial's own.
 
-    Raises: ValueError for a device or precision that is not to be had, and for faulty data, before W0 is loaded.
+    Raises: ValueError for a device or precision that is not to be had, and for invalid data, before W0 is loaded.
     """
 
     def __init__(self, config: RunConfig) -> None:

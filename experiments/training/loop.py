@@ -98,7 +98,7 @@ def _training_seconds(trials: Sequence["TrialRun"]) -> float:
 def _stop(trials: Sequence["TrialRun"]) -> NoReturn:
     for trial in trials:
         trial.keep(now=True)
-    raise Interrupted(f"stopped after step {trials[0].step}, with a checkpoint; the same command goes on from there")
+    raise Interrupted(f"interrupted after step {trials[0].step}, with a checkpoint; the same command goes on from there")
 
 
 class Training:
@@ -180,7 +180,7 @@ class Training:
         return [row if wanted else {} for row, wanted in zip(scores, due, strict=True)]
 
     def _score_at_rungs(self, trials: Sequence["RunningTrial"]) -> None:
-        """A checkpoint of this step is older than its score: a trial that goes on from it may be at its rung."""
+        """Checkpoints precede rung evaluation, so a resumed trial may need evaluating before it trains."""
         due = [trial.at_rung for trial in trials]
         if any(due):
             scores = evaluate(self.variant, self.task, "validation", self.shared.precision)

@@ -173,7 +173,7 @@ class TrialQueue(Listing):
         return self._end(claim, TrialState.FAIL, {**facts, "failure": reason}, None)
 
     def release(self, claims: Iterable[Claim]) -> None:
-        """They wait again, under new numbers; those that ended or were taken over are left alone."""
+        """They wait again, under new numbers; those that ended or were re-claimed are left alone."""
         numbers = {claim.number for claim in claims}
         self._give_back(entry for entry in self.entries() if entry.number in numbers and entry.state == "running")
 

@@ -32,19 +32,19 @@ class SearchSpace:
         self.budget = Budget.of(unit, amount, self.shapes, highest_rank=search.highest_rank)  # type: ignore[arg-type]
         self.groups = Grouping(search.blocks).of(self.shapes, places(list(self.shapes)))
 
-    def allocation(self, name: str, taken_over: Mapping[str, int] | None = None) -> Allocation:
-        """The allocation of that name; `taken_over` are the ranks of the run that some are made from.
+    def allocation(self, name: str, adalora_ranks: Mapping[str, int] | None = None) -> Allocation:
+        """The allocation of that name; `adalora_ranks` are those of the run that some are derived from.
 
         Raises: ValueError for one that this model does not have.
         """
-        ranks = {name: float((taken_over or {}).get(name, 0)) for name in self.shapes}
+        ranks = {name: float((adalora_ranks or {}).get(name, 0)) for name in self.shapes}
         learned: dict[str, Callable[[], Allocation]] = dict.fromkeys(
             RANK_LEARNERS, lambda: Fixed(self.budget, self.budget.divided(ranks))
         )
         makers: Mapping[str, Callable[[], Allocation]] = learned | {
             "grouped": lambda: Grouped(self.budget, self.groups),
             "priority": lambda: Priority(self.budget),
-            "prior": lambda: Prior(self.budget, self.groups, self._sensitivities(ranks if taken_over else None)),
+            "prior": lambda: Prior(self.budget, self.groups, self._sensitivities(ranks if adalora_ranks else None)),
             "random": lambda: Drawn(self.budget),
             "uniform": lambda: self._evenly(list(self.shapes)),
             "attention": lambda: self._evenly(self._role("attention")),

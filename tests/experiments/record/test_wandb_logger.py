@@ -405,7 +405,7 @@ def test_without_a_usable_key_the_run_is_recorded_offline_with_one_warning_and_a
     assert time.monotonic() - began < 8
     assert mirror.mode == "offline"
     assert mirror.warning is not None
-    assert mirror.warning.startswith("W&B records offline: there is no usable key for https://")
+    assert mirror.warning.startswith("W&B logs offline: there is no usable key for https://")
     assert reason in mirror.warning
     assert len(mirror.warning.splitlines()) == 1
     assert len(record_one_row(mirror, folder).history) == 1
@@ -493,11 +493,11 @@ def test_without_a_network_a_run_with_a_key_starts_offline_within_20_s_and_the_n
     start_took, end_took, said = started_in_another_process(tmp_path / "first")
     assert 9 < start_took < 20
     assert end_took < 5
-    assert said.startswith("offline W&B records offline: https://wandb.invalid gave no answer in 10 s (CommError:")
+    assert said.startswith("offline W&B logs offline: https://wandb.invalid gave no answer in 10 s (CommError:")
     start_took, end_took, said = started_in_another_process(tmp_path / "second")
     assert start_took < 5
     assert end_took < 5
-    assert said.startswith("offline W&B records offline: https://wandb.invalid gave no answer when last asked, less th")
+    assert said.startswith("offline W&B logs offline: https://wandb.invalid gave no answer when last asked, less th")
 
 
 def test_a_host_that_never_answers_is_asked_by_one_process_of_a_study_and_delays_the_end_of_none(
@@ -509,7 +509,7 @@ def test_a_host_that_never_answers_is_asked_by_one_process_of_a_study_and_delays
         _, end_took, said = started_in_another_process(tmp_path / name, start_seconds=1.0, mode="online")
         assert end_took < 10
         assert ("gave no answer when last asked" in said) == asked_before
-        assert said.startswith(f"offline W&B records offline: {silent.url} gave no answer")
+        assert said.startswith(f"offline W&B logs offline: {silent.url} gave no answer")
         if not asked_before:
             connections = len(silent.connections)
             assert connections >= 1
