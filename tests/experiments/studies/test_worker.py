@@ -38,9 +38,9 @@ TREE: dict[str, Any] = {
 }  # fmt: skip
 
 
-def study_in(folder: Path) -> Study:
+def study_in(folder: Path, **changed: Any) -> Study:
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "tiny.yaml").write_text(yaml_text(TREE))
+    (folder / "tiny.yaml").write_text(yaml_text(TREE | changed))
     return load_study(folder / "tiny.yaml")
 
 
@@ -73,6 +73,19 @@ def alone(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Any, ...]
     worker = worker_on(tmp_path_factory.mktemp("alone"), pack=1)
     worker.work()
     return outcome(worker)
+
+
+def test_trials_that_differ_in_what_each_has_for_itself_share_packs(tmp_path: Path) -> None:
+    own = {
+        "max_grad_norm": [0.5, 1.0], "lr_schedule": ["linear", "cosine"], "warmup_ratio": [0.0, 0.1],
+        "weight_decay": [0.0, 0.1], "head_learning_rate": [None, 0.1],
+    }  # fmt: skip
+    study = study_in(tmp_path, arms=[{"variant": "lora", "rank": 1, **own}])
+    packing = Packing(TrainingContext(study.arms[0].config))
+    assert len(study.arms) == 32
+    assert len({packing.group(arm) for arm in study.arms}) == 1
+    others = study_in(tmp_path, arms=[{"variant": "lora", "rank": 1, "batch_size": [8, 16], "steps": [20, 30]}])
+    assert len({packing.group(arm) for arm in others.arms}) == 4
 
 
 def test_a_study_ends_with_a_score_for_every_trial_that_did_not_diverge(alone: dict[str, tuple[Any, ...]]) -> None:
