@@ -108,7 +108,7 @@ def test_the_same_command_finds_the_run_finished_and_test_reads_go_into_the_ledg
     before = (only_run(adalora) / "adapter_model.safetensors").stat().st_mtime_ns
     again = run(adalora, *PLANTED, "--variant", "adalora", "--rank", "4", "--test")
     assert again.returncode == 0, again.stderr
-    assert "finished already" in again.stdout
+    assert "already finished" in again.stdout
     assert "(test)" in again.stdout
     assert (only_run(adalora) / "adapter_model.safetensors").stat().st_mtime_ns == before
     (row,) = [json.loads(line) for line in (adalora / "runs" / "test_reads.jsonl").read_text().splitlines()]

@@ -108,7 +108,7 @@ def test_records_of_another_folder_are_told_by_the_queue_with_a_way_to_bring_the
     done = elsewhere.table["state"] == "done"
     assert elsewhere.table.loc[done, "note"].str.contains("--collect").all()
     assert elsewhere.table.loc[~done, "note"].isna().all()
-    assert any(f"{done.sum()} records" in warning and "--collect" in warning for warning in elsewhere.warnings)
+    assert any(f"{done.sum()} run directories" in warning and "--collect" in warning for warning in elsewhere.warnings)
 
 
 def test_a_record_that_is_other_than_the_queue_says_is_told(planted: Planted, tmp_path: Path) -> None:
@@ -119,7 +119,7 @@ def test_a_record_that_is_other_than_the_queue_says_is_told(planted: Planted, tm
     record.finish(RunDirectory(folder / "s" / entry.facts["folder"]).result() | {"score": 77.0})
     conclusion = conclusion_of(study, study_state, tmp_path)
     assert conclusion.table.set_index("key").at[key, "score"] == 77.0
-    assert any("record has score 77.0" in warning for warning in conclusion.warnings)
+    assert any("result.json has score 77.0" in warning for warning in conclusion.warnings)
 
 
 @pytest.mark.parametrize("metric", ["bytes.yaml", "digits.yaml"])  # lower is better, higher is better

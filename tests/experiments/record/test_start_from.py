@@ -87,7 +87,7 @@ def test_the_command_starts_from_a_relative_path_and_its_record_says_from_what(t
     config = yaml.safe_load((record / "config.yaml").read_text())
     assert config["start"] == {"path": str(earlier), "alpha": None}
     assert RunDirectory(record).result()["score"] < RunDirectory(earlier).result()["score"]
-    assert "finished already" in run(tmp_path, "--rank", "4", "--start-from", "earlier").stdout
+    assert "already finished" in run(tmp_path, "--rank", "4", "--start-from", "earlier").stdout
     again = execute(load(record / "config.yaml"), runs_dir=tmp_path / "again", test=False, display=Display())
     assert again.folder.name == record.name
     for path in record.glob("*.safetensors"):

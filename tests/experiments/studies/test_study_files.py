@@ -159,7 +159,7 @@ def test_every_fault_of_the_file_the_arms_and_the_command_line_is_reported_at_on
         "name: String should match pattern",
         "protocol.margin: missing",
         "protocol.marginn: unknown key (did you mean 'margin'?)",
-        "protocol.tuning.seeds: each value stands once",
+        "protocol.tuning.seeds: duplicate values",
         "protocol.tuning.learning_rate_multipliers: List should have at least 2 items",
         "protocol.evaluation.seeds.0: should be greater than or equal to 0, got -1",
         "variant=lora rank=1 (and 5 more): stps: unknown key (did you mean 'training.steps'?)",
@@ -192,7 +192,7 @@ def test_every_fault_of_the_file_the_arms_and_the_command_line_is_reported_at_on
             "multipliers.0: should be greater than 0",
         ),
         ({"protocol": {"margin": 1, "tuning": {"seeds": [7, 8]}}}, "evaluation needs fresh seeds: 7 of"),
-        ({"protocol": {"margin": 1, "fixed_learning_rates": [1e-3, 0.001]}}, "each value stands once (to six digits)"),
+        ({"protocol": {"margin": 1, "fixed_learning_rates": [1e-3, 0.001]}}, "duplicate values (to six digits)"),
         ({"protocol": {"margin": 1, "reference": {"varient": "lora"}}}, "(did you mean 'variant'?)"),
         (
             {"protocol": {"margin": 1, "reference": {"rank": 16}}},
