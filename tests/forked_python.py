@@ -20,7 +20,8 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from unittest.mock import patch
 
-ROOT = Path(__file__).resolve().parents[1]
+from project_paths import ROOT
+
 PRELOADED = (  # not wandb: its folder of temporary files is made by the import, and removed by the first that ends
     "analysis.figures.spectra", "analysis.spectra", "analysis.spectra_tables", "experiments.plan", "experiments.runner",
     "experiments.studies.workers.worker_process", "experiments.tasks.planted", "forked_python", "pytest", "scipy.linalg",

@@ -230,7 +230,7 @@ class QueueContract(Fixtures):
         claim = one_claim(holder)
         for _ in range(5):
             assert listener.after(29.0) == []
-            holder._liveness.said_at = -math.inf
+            holder._liveness.last_beat_at = -math.inf
             holder.beat({"steps": 10})
         assert holder.holds(claim)
         [seen] = listener.queue.workers()

@@ -11,11 +11,11 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+from queue_contract import STUDY, Fixtures, everything, one_claim, trials, url_of
 
 from experiments.studies.queue.entries import Entry
 from experiments.studies.queue.storage import ADDRESS_VARIABLE, Address
 from experiments.studies.queue.trial_queue import TrialQueue
-from tests.queue_contract import STUDY, Fixtures, everything, one_claim, trials, url_of
 
 
 @contextmanager

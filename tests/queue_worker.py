@@ -10,11 +10,14 @@ import threading
 import time
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from project_paths import ROOT
+
+sys.path.insert(0, str(ROOT))
+
+from queue_contract import STUDY, trials
 
 from experiments.studies.queue.storage import storage_address
 from experiments.studies.queue.trial_queue import TrialQueue
-from tests.queue_contract import STUDY, trials
 
 
 def said(line: str) -> None:

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from project_paths import CONFIGS
 
 from experiments.config.loading import yaml_text
 from experiments.studies.protocol.progress import StudyState, progress_of_arms, snapshot
@@ -19,7 +20,6 @@ from experiments.studies.workers.worker import Worker
 from experiments.training.context import TrainingContext
 from experiments.training.interruption import Interruption
 
-CONFIGS = Path(__file__).resolve().parents[1] / "configs"
 Ending = Mapping[str, Any]  # score, loss and test of a done trial; failure of one that failed; state of any other
 Outcome = Callable[[PlannedTrial], Ending]
 
@@ -59,7 +59,9 @@ def planted_study(folder: Path) -> Study:
         "training.batch_size=16", "training.evaluate_every=3", "training.checkpoint_every=2", "wandb.mode=disabled",
         config=str(CONFIGS / "planted.yaml"),
         arms=[{"variant": "lora", "rank": [1, 2]}, {"variant": "full"}],
-        protocol={"tuning": {"learning_rate_multipliers": [1, 4, 1e32], "seeds": [100]}, "evaluation": {"seeds": [0, 1]}},
+        protocol={
+            "tuning": {"learning_rate_multipliers": [1, 4, 1e32], "seeds": [100]}, "evaluation": {"seeds": [0, 1]},
+        },
     )  # fmt: skip
 
 

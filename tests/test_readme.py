@@ -1,11 +1,10 @@
 """The README: its Python runs as it stands there, and the files it names exist."""
 
 import re
-from pathlib import Path
 
 import pytest
+from project_paths import ROOT
 
-ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 

@@ -14,8 +14,10 @@ from typing import Any
 import pytest
 import yaml
 from filelock import FileLock
+from project_paths import CONFIGS
 from rich.console import Console
 
+from analysis.study_results.conclusion import conclude
 from experiments.record.run_dir import RunDirectory
 from experiments.studies.launch import LaunchOptions, launch
 from experiments.studies.protocol.progress import StudyState, snapshot
@@ -24,11 +26,10 @@ from experiments.studies.queue.trial_queue import TrialQueue
 from experiments.studies.spec.study import load_study
 from experiments.terminal import Display
 
-ROOT = Path(__file__).resolve().parents[1]
 CHECKPOINT_EVERY = 10
 TINY: dict[str, Any] = {
     "name": "tiny",
-    "config": str(ROOT / "configs" / "planted.yaml"),
+    "config": str(CONFIGS / "planted.yaml"),
     "set": {
         "training.steps": 60,
         "training.evaluate_every": 0,
@@ -72,7 +73,7 @@ def start(file: Path, runs_dir: Path, **asked: Any) -> Started:
     started = Started()
     display = Display(Console(file=started.output, width=200, highlight=False))
     try:
-        started.code = launch(LaunchOptions(file=file, runs_dir=runs_dir, **asked), display)
+        started.code = launch(LaunchOptions(file=file, runs_dir=runs_dir, **asked), display, conclude=conclude)
     except Exception as error:
         started.error = error
     return started
@@ -151,7 +152,7 @@ def checkpoints(runs_dir: Path) -> list[tuple[Path, int]]:
 
 
 def worker_pids(file: Path, runs_dir: Path) -> list[int]:
-    return [sign["process"]["pid"] for sign in queue_of(file, runs_dir)._liveness.signs().values()]
+    return [heartbeat["process"]["pid"] for heartbeat in queue_of(file, runs_dir)._liveness.heartbeats().values()]
 
 
 def kill_workers(file: Path, runs_dir: Path) -> int:

@@ -14,6 +14,7 @@ import pandas as pd
 import pytest
 import torch
 from forked_python import run_python
+from project_paths import ROOT
 from safetensors.numpy import load_file, save_file
 from torch import nn
 
@@ -25,7 +26,6 @@ from lora_variants.frozen_model.layer_names import Place, places, short_names
 from lora_variants.interface.layer import Factors, Triplets
 from lora_variants.interface.warm_start import Update, as_dense, rank_of, shape_of
 
-ROOT = Path(__file__).resolve().parents[2]
 SPECTRA = ROOT / "analysis" / "spectra.py"
 DATA = Path(os.environ.get("LORA_STUDY_DATA", ROOT.parent / "shared" / "data"))
 MNLI = next(

@@ -15,6 +15,7 @@ import pytest
 import torch
 import yaml
 from forked_python import run_python
+from project_paths import CONFIGS, ROOT
 from safetensors.torch import load_file
 from wandb_reading import read_offline_run
 
@@ -25,9 +26,8 @@ from experiments.runner import execute
 from experiments.terminal import Display
 from lora_variants import VARIANTS
 
-ROOT = Path(__file__).resolve().parents[2]
 QUICK = ["--set", "steps=12", "--set", "evaluate_every=5", "--set", "task.evaluation_rows=64"]
-PLANTED = ["--config", str(ROOT / "configs" / "planted.yaml"), *QUICK]
+PLANTED = ["--config", str(CONFIGS / "planted.yaml"), *QUICK]
 
 
 def run(folder: Path, *arguments: str, script: str = "experiments/run.py") -> subprocess.CompletedProcess[str]:
@@ -44,7 +44,7 @@ def only_run(folder: Path, study: str = "single") -> Path:
 def recorded(tmp_path: Path, variant: str, *settings: str) -> RunDirectory:
     """A quick run of a variant on `planted`, in this process."""
     settings = ("steps=12", "evaluate_every=5", "task.evaluation_rows=64", "wandb.mode=disabled", *settings)
-    config = load(ROOT / "configs" / "planted.yaml", variant=variant, overrides=settings)
+    config = load(CONFIGS / "planted.yaml", variant=variant, overrides=settings)
     return RunDirectory(execute(config, runs_dir=tmp_path / "runs", test=False, display=Display()).folder)
 
 
@@ -120,7 +120,7 @@ def test_the_same_command_finds_the_run_finished_and_test_reads_go_into_the_ledg
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_a_test_read_later_scores_what_the_run_itself_would_have_read(tmp_path: Path, variant: str) -> None:
     settings = ["steps=12", "task.evaluation_rows=64", "wandb.mode=disabled"]
-    config = load(ROOT / "configs" / "planted.yaml", variant=variant, overrides=settings)
+    config = load(CONFIGS / "planted.yaml", variant=variant, overrides=settings)
     scores = []
     for folder, reads in ((tmp_path / "at-once", [True]), (tmp_path / "later", [False, True])):
         for test in reads:

@@ -95,11 +95,16 @@ def attached(configs: Sequence[AdaLoRAConfig], *, steps: int, targets: Sequence[
 
 
 def trained(
-    variant: AdaLoRA, *, rate: float = 2e-2, weight_decay: float = 0.0, clip: float | None = 1.0, watch: Watch
+    variant: AdaLoRA, *, rate: float = 2e-2, weight_decay: float = 0.0, max_grad_norm: float | None = 1.0, watch: Watch
 ) -> None:
     """Train to the end; `watch` looks on after every step."""
     (steps,) = set(variant.pack.total_steps)
-    options = {"learning_rate": rate, "weight_decay": weight_decay, "clip": clip, "schedule": "constant"}
+    options = {
+        "learning_rate": rate,
+        "weight_decay": weight_decay,
+        "max_grad_norm": max_grad_norm,
+        "lr_schedule": "constant",
+    }
     outcomes = train(
         variant,
         Regression(),
@@ -194,7 +199,7 @@ class Reference:
 
 
 def train_reference(
-    reference: Reference, targets: dict[str, int], *, seed: int, rate: float, weight_decay: float, clip: float
+    reference: Reference, targets: dict[str, int], *, seed: int, rate: float, weight_decay: float, max_grad_norm: float
 ) -> Iterator[tuple[float, float]]:
     """Yields the task loss and the penalty of every step, after the step."""
     vectors = [weight for (_, key), weight in reference.weights.items() if key == "Lambda"]
@@ -206,7 +211,7 @@ def train_reference(
         optimizer.zero_grad()
         loss, penalty = reference.loss(next(batches)), reference.penalty()
         (loss + penalty).backward()
-        torch.nn.utils.clip_grad_norm_(reference.weights.values(), clip)
+        torch.nn.utils.clip_grad_norm_(reference.weights.values(), max_grad_norm)
         needed = step <= reference.last  # the authors' code keeps no scores after the last pruning
         if needed and reference.config.sensitivity_at == "before_step":
             reference.observe()
@@ -233,7 +238,7 @@ def test_every_score_and_every_kept_triplet_is_that_of_the_papers_equations() ->
         AdaLoRAConfig(rank=per_layer[2], alpha=3.0, prune_every=4, final_fraction=0.0),
     ]  # fmt: skip
     scales = [dict.fromkeys(USED, 2.0), dict.fromkeys(USED, 2.5), {"first": 1.0, "third": 1.5}]
-    options = {"rate": 2e-2, "weight_decay": 0.1, "clip": 0.5}
+    options = {"rate": 2e-2, "weight_decay": 0.1, "max_grad_norm": 0.5}
     variant = attached(configs, steps=40)
     references = [Reference(variant, k, scales=scales[k]) for k in range(3)]
     running = [

@@ -197,7 +197,7 @@ def test_each_trained_parameter_is_in_one_group_and_nothing_else_is(name: str, k
 @every_adapter
 def test_padding_stays_zero_under_weight_decay_and_clipping(name: str, kind: str) -> None:
     variant = variant_on(name, kind, alpha=8.0)
-    trained(variant, steps=10, weight_decay=0.3, clip=0.05)
+    trained(variant, steps=10, weight_decay=0.3, max_grad_norm=0.05)
     for layer in variant.layers.values():
         for key, tensor in layer.trained.items():
             for trial in range(variant.pack.trials):

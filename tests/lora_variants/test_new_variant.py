@@ -4,15 +4,15 @@ import sys
 from pathlib import Path
 
 import pytest
+from project_paths import CONFIGS
+from tiny_studies import study_file
 
 from experiments.config.loading import load
 from experiments.record.run_dir import RunDirectory
 from experiments.run import main
 from experiments.studies.spec.study import load_study
 from lora_variants import VARIANTS, VariantEntry
-from tests.tiny_studies import study_file
 
-CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 FACTOR = 0.75
 FILE = f'''
 """Fixed: LoRA whose scaling is a number of its own, the same at any rank."""

@@ -1,19 +1,19 @@
 """A loop of one's own: torch's optimizers, penalties and hooks serve every variant alike."""
 
 import runpy
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from models import ADAPTERS, ALONE, KINDS, Regression, attached, built, inputs, knobs, trained, variant_on
+from project_paths import ROOT
 from torch import Tensor
 
 from lora_variants import VARIANTS
 from lora_variants.interface.pack import Pack
 from lora_variants.interface.variant import Variant
 
-EXAMPLE = Path(__file__).resolve().parents[2] / "examples" / "own_model.py"
+EXAMPLE = ROOT / "examples" / "own_model.py"
 every_variant = pytest.mark.parametrize("name", VARIANTS)
 
 
@@ -27,7 +27,7 @@ def test_the_example_runs_with_every_variant(name: str, monkeypatch: pytest.Monk
 
 
 def test_the_readmes_snippet_is_the_example_with_a_name_in_place_of_the_argument() -> None:
-    readme = (EXAMPLE.parents[2] / "README.md").read_text(encoding="utf-8")
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
     snippet = readme.partition("## Your own model")[2].partition("```python\n")[2].partition("```")[0]
     lines = [line for line in snippet.splitlines() if not line.startswith("name = ")]
     left = iter(EXAMPLE.read_text(encoding="utf-8").splitlines())
@@ -52,7 +52,7 @@ def test_torchs_adamw_over_the_groups_trains_what_the_training_loop_trains(name:
     """LoRA+'s ratio, vectors without weight decay, dropout and AdaLoRA's budget are in it."""
     ours, theirs = (variant_on(name, "linear", ranks=(2,), dropout=0.2, learning_rate_ratio=16.0) for _ in range(2))
     wanted: dict[str, Any] = {"steps": 10, "learning_rate": 1e-2, "weight_decay": 0.1}
-    trained(ours, **wanted, schedule="constant", clip=None)
+    trained(ours, **wanted, lr_schedule="constant", max_grad_norm=None)
     with_torchs_optimizer(theirs, **wanted)
     expected, found = ours.trial_state(0), theirs.trial_state(0)
     assert theirs.pack.steps == ours.pack.steps == [10]

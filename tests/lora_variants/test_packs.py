@@ -217,7 +217,7 @@ def test_the_ranks_of_these_packs_share_a_bucket_and_a_bucket_holds_its_rank() -
 @every_packed
 def test_a_trial_that_fails_is_recorded_and_leaves_no_bit_on_the_others(name: str, base: str) -> None:
     trials = [*TRIALS]
-    trials[1] = replace(TRIALS[1], learning_rate=1e38, clip=None)
+    trials[1] = replace(TRIALS[1], learning_rate=1e38, max_grad_norm=None)
     first, failed, last = run_pack(name, (0, 1, 2), base=BASES[base], task=Tokens(), trials=trials)
     assert failed.outcome.failure is not None
     assert failed.outcome.failure.startswith(f"not finite at step {failed.outcome.steps_executed + 1}: loss")

@@ -5,12 +5,12 @@ import subprocess
 import sys
 import warnings
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from models import ADAPTERS, attached, knobs
+from project_paths import ROOT
 from torch import Tensor, nn
 from transformers import GPT2Config, GPT2LMHeadModel
 
@@ -21,7 +21,6 @@ from lora_variants.interface.pack import Pack
 from lora_variants.interface.ranks import RankWarning
 from lora_variants.interface.variant import Variant
 
-ROOT = Path(__file__).resolve().parents[2]
 WIDTH = 64
 
 

@@ -112,7 +112,7 @@ def redrawn_axes(name: str, table: pd.DataFrame) -> list[Axes]:
 def test_an_arm_without_verdict_is_hollow(tables: dict[str, pd.DataFrame]) -> None:
     [axes] = redrawn_axes("score_by_rank", tables["score_by_rank"])
     hollow = [line for line in axes.lines if line.get_markerfacecolor() == "white"]
-    means = tables["score_by_rank"].query("kind == 'mean' and kept_out.notna()")
+    means = tables["score_by_rank"].query("kind == 'mean' and excluded.notna()")
     assert [float(line.get_ydata()[0]) for line in hollow] == means["value"].tolist()
     assert means["arm"].tolist() == ["rslora r=4"]
 

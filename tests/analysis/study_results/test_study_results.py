@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 import pytest
+from project_paths import CONFIGS
 from scipy import stats
 from synthetic_studies import Ending, Outcome, board_of, planted_study, study_of, trained, valley
 
@@ -124,8 +125,7 @@ def test_a_record_that_is_other_than_the_queue_says_is_told(planted: Planted, tm
 
 @pytest.mark.parametrize("metric", ["bytes.yaml", "digits.yaml"])  # lower is better, higher is better
 def test_the_verdicts_are_those_of_the_comparisons_on_the_test_scores(tmp_path: Path, metric: str) -> None:
-    configs = Path(__file__).resolve().parents[3] / "configs"
-    study = study_of(tmp_path, config=str(configs / metric), protocol={"margin": 0.004, "fixed_learning_rates": [1e-4]})
+    study = study_of(tmp_path, config=str(CONFIGS / metric), protocol={"margin": 0.004, "fixed_learning_rates": [1e-4]})
     conclusion = concluded(tmp_path, study)
     words = set()
     for context, summary in conclusion.summary["comparisons"]["families"].items():

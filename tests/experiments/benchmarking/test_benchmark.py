@@ -12,6 +12,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from project_paths import ROOT
 from torch import Tensor, nn
 
 from analysis.figures.benchmark import benchmark_figure
@@ -34,13 +35,12 @@ from experiments.benchmarking.timing import time_rounds
 from experiments.benchmarking.workload import Workload, build_workload, in_place
 from experiments.terminal import Display
 
-ROOT = Path(__file__).resolve().parents[3]
 CPU = torch.device("cpu")
 TINY = Case(width=16, layers=2, heads=2, batch_size=2, length=8, rank=3)
 KINDS = [
     replace(TINY, model=model, targets=targets) for model in ("bert", "byte_transformer") for targets in ("all", "qv")
 ]
-SHAPE = ["--width", "16", "--layers", "1", "--heads", "2", "--rows", "2", "--length", "8", "--rank", "2"]
+SHAPE = ["--width", "16", "--layers", "1", "--heads", "2", "--batch-size", "2", "--length", "8", "--rank", "2"]
 QUICK = [*SHAPE, "--processes", "0", "--rounds", "2"]
 
 of_every_kind = pytest.mark.parametrize("case", KINDS, ids=lambda case: f"{case.model}-{case.targets}")
@@ -222,7 +222,7 @@ def test_time_is_compared_within_a_round_and_memory_with_the_median() -> None:
 
 def test_the_memory_of_a_step_holds_at_least_what_backward_needs() -> None:
     case = Case(model="byte_transformer", width=64, layers=2, heads=2, batch_size=64, length=64, rank=2)
-    inputs_of_gelu = case.rows * case.length * 4 * case.width * 4 * case.layers
+    inputs_of_gelu = case.batch_size * case.length * 4 * case.width * 4 * case.layers
     found = footprint.footprint_in_new_process(case, "ours", "cpu")
     assert inputs_of_gelu < found < 100 * inputs_of_gelu
 
@@ -366,7 +366,7 @@ def test_the_command_measures_a_cuda_device(tmp_path: Path, one_step_a_round: No
     [
         (["--width", "63"], "width is a multiple of heads; got 63 and 4"),
         (["--width", "wide"], "argument --width: invalid int value: 'wide'"),
-        (["--rows", "0"], "rows is at least 1; got 0"),
+        (["--batch-size", "0"], "batch_size is at least 1; got 0"),
         (["--rank", "129"], "rank is at most the width; got 129 and 128"),
         (["--model", "gpt"], "argument --model: invalid choice: 'gpt'"),
         (["--rounds", "0"], "rounds is at least 1; got 0"),

@@ -60,7 +60,9 @@ CASES = [
     packs_of(replace(TINY, model="roberta")),
     PackCase(case=replace(TINY, model="byte_transformer"), ranks=(2, 8, 5)),
 ]
-SHAPE = ["--study", "--width", "16", "--layers", "1", "--heads", "2", "--rows", "2", "--length", "8", "--rank", "2"]
+SHAPE = [
+    "--study", "--width", "16", "--layers", "1", "--heads", "2", "--batch-size", "2", "--length", "8", "--rank", "2",
+]  # fmt: skip
 QUICK = [*SHAPE, "--processes", "0", "--rounds", "2", "--trials", "0", "--packs", "1", "2"]
 
 
@@ -171,7 +173,7 @@ def test_the_standard_cases_have_labels_of_their_own_and_a_gpu_has_one_more() ->
     assert len(set(labels)) == len(labels)
     assert {case.case.tokens for case in cases if case.case.model == "bert"} >= {32, 128, 256}
     (more,) = standard_pack_cases("float32", "cuda")[len(cases) :]
-    assert (more.case.width, more.case.layers, more.case.rows, more.case.length) == (768, 12, 8, 128)
+    assert (more.case.width, more.case.layers, more.case.batch_size, more.case.length) == (768, 12, 8, 128)
 
 
 # --- studies: the same work
@@ -203,13 +205,17 @@ def test_a_trial_of_peft_does_what_ours_does(tmp_path: Path, monkeypatch: pytest
     trials = [first, replace(first, seed=8, learning_rate=2e-2)]
     train_trials(trials, tmp_path, CPU)
 
+    hyperparameters = [
+        TrialHyperparameters(t.seed, t.learning_rate, max_grad_norm=t.max_grad_norm, warmup_steps=t.warmup_steps)
+        for t in trials
+    ]
     task = ShortBytes(BytesConfig())  # type: ignore[call-arg]
     pack = Pack(seeds=(7, 8), total_steps=(5, 5))
     configs = [LoRAConfig.model_validate({"rank": 4, "alpha": 8.0})] * 2
     variant = attach(LoRA, task.base_model(), targets=["layers.*"], pack=pack, configs=configs)
     rows: list[dict[str, list[float]]] = []
     train(
-        variant, task, [TrialHyperparameters(t.seed, t.learning_rate, max_grad_norm=t.clip, warmup_steps=t.warmup) for t in trials],
+        variant, task, hyperparameters,
         SharedHyperparameters(steps=5, batch_size=2), on_step=lambda step, row: rows.append(row),
     )  # fmt: skip
     scores = evaluate(variant, task, "validation", "float32")

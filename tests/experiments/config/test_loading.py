@@ -3,13 +3,13 @@
 from pathlib import Path
 
 import pytest
+from project_paths import CONFIGS
 
 from experiments.config.errors import ConfigError
 from experiments.config.loading import load, parse_yaml, resolve, yaml_text
 from experiments.config.retired_keys import RETIRED_KEYS, rename_retired
 
-ROOT = Path(__file__).resolve().parents[3]
-BYTES = ROOT / "configs" / "bytes.yaml"
+BYTES = CONFIGS / "bytes.yaml"
 
 
 def errors(*settings: str, **layers: object) -> tuple[str, ...]:
@@ -18,7 +18,7 @@ def errors(*settings: str, **layers: object) -> tuple[str, ...]:
     return error.value.errors
 
 
-@pytest.mark.parametrize("path", sorted((ROOT / "configs").glob("*.yaml")), ids=lambda path: path.name)
+@pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.yaml")), ids=lambda path: path.name)
 @pytest.mark.parametrize("variant", ["head", "full", "full_all", "lora", "rslora", "adalora", "lora_plus"])
 def test_a_resolved_configuration_reads_back_as_itself(path: Path, variant: str) -> None:
     config = load(path, variant=variant, overrides=["study=s"])
@@ -110,9 +110,8 @@ RATES = {
 
 
 def test_every_shipped_file_gives_every_variant_exactly_this_rate() -> None:
-    configs = ROOT / "configs"
-    files = [path for path in configs.glob("**/*.yaml") if path.parent.name != "studies"]
-    found = {str(path.relative_to(configs).with_suffix("")): path for path in files}
+    files = [path for path in CONFIGS.glob("**/*.yaml") if path.parent.name != "studies"]
+    found = {str(path.relative_to(CONFIGS).with_suffix("")): path for path in files}
     assert {
         name: tuple(load(path, variant=variant).learning_rate for variant in EVERY) for name, path in found.items()
     } == RATES
@@ -164,7 +163,7 @@ def test_identity_changes_with_what_the_result_depends_on_and_not_with_wandb() -
 
 
 def test_two_16_bit_types_that_do_not_compute_together_are_a_fault() -> None:
-    trec = ROOT / "configs" / "trec.yaml"
+    trec = CONFIGS / "trec.yaml"
     with pytest.raises(ConfigError, match=r"model.dtype=float16 and training.precision=bfloat16 are two 16-bit types"):
         load(trec, overrides=["model.dtype=float16", "precision=bfloat16"])
     assert load(trec, overrides=["model.dtype=float16", "precision=float16"]).training.precision == "float16"

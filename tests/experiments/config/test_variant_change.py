@@ -5,16 +5,16 @@ from typing import Any
 
 import pytest
 import yaml
+from project_paths import CONFIGS
+from tiny_studies import start, study_file
 
 from experiments.config.errors import ConfigError
 from experiments.config.loading import load, yaml_text
 from experiments.run import main
 from experiments.studies.spec.study import Study, load_study
 from lora_variants import VARIANTS
-from tests.tiny_studies import start, study_file
 
-ROOT = Path(__file__).resolve().parents[3]
-PLANTED = ROOT / "configs" / "planted.yaml"
+PLANTED = CONFIGS / "planted.yaml"
 ADAPTERS = ("lora", "rslora", "adalora", "lora_plus")
 WITHOUT_RANK = ("head", "full", "full_all")
 SHARED: tuple[dict[str, Any], ...] = (

@@ -6,11 +6,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from text_data import write_labelled, write_model
 
 from experiments.config.loading import load, yaml_text
 from experiments.runner import execute
 from experiments.terminal import Display
-from tests.text_data import write_labelled, write_model
 
 TRAINING = {"steps": 2, "batch_size": 8, "threads": 1, "learning_rate": 1e-2}
 

@@ -12,6 +12,7 @@ import pytest
 import torch
 import yaml
 from forked_python import run_python
+from project_paths import CONFIGS, ROOT
 from safetensors.torch import load_file
 
 from experiments.config.loading import load
@@ -23,8 +24,7 @@ from experiments.terminal import Display
 from experiments.training.checkpoint import Checkpoints, Holder
 from experiments.training.interruption import Interrupted
 
-ROOT = Path(__file__).resolve().parents[3]
-PLANTED = ROOT / "configs" / "planted.yaml"
+PLANTED = CONFIGS / "planted.yaml"
 QUICK = ("steps=12", "task.evaluation_rows=64", "wandb.mode=disabled", "checkpoint_every=4")
 ADAPTERS = ("lora", "rslora", "lora_plus", "adalora")
 

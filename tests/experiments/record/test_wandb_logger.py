@@ -17,15 +17,14 @@ from typing import Any
 from unittest.mock import Mock
 
 import pytest
+from project_paths import ROOT
 from wandb_reading import OfflineRun, read_offline_run
 
-from experiments.record import wandb_logger as wandb_mirror
-from experiments.record import wandb_mode
+from experiments.record import wandb_logger, wandb_mode
 from experiments.record.wandb_logger import WandbLogger
 from experiments.record.wandb_mode import is_silent, remember_silence, wanted_mode
 
 KEY = "0123456789abcdef" * 2 + "01234567"
-ROOT = Path(__file__).parents[3]
 # The mirror sets these for its whole process; the tests set them first, so that they end with each test.
 QUIETED = ("WANDB_SILENT", "WANDB_ERROR_REPORTING")
 CONFIG = {
@@ -93,10 +92,12 @@ def record_one_row(mirror: WandbLogger, folder: Path) -> OfflineRun:
     return read_offline_run(folder)
 
 
+PYTHONPATH = os.pathsep.join(map(str, (ROOT, ROOT / "tests", Path(__file__).parent)))  # of other processes
+
+
 def run_python(code: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    path = os.pathsep.join([str(ROOT), str(ROOT / "tests")])
     inherited = {name: value for name, value in os.environ.items() if not name.startswith(QUIETED)}
-    environment = {**inherited, "PYTHONPATH": path, **environment}
+    environment = {**inherited, "PYTHONPATH": PYTHONPATH, **environment}
     command = [sys.executable, "-c", textwrap.dedent(code)]
     return subprocess.run(command, capture_output=True, text=True, env=environment, timeout=60, check=False)
 
@@ -235,7 +236,7 @@ def test_runs_open_at_once_are_kept_apart_even_if_the_environment_names_one_run(
 def test_more_sigmas_than_a_table_holds_leave_the_largest_of_every_matrix(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(wandb_mirror, "TABLE_ROWS", 5)
+    monkeypatch.setattr(wandb_logger, "TABLE_ROWS", 5)
     mirror = start(folder)
     finish(mirror, spectra=lambda: {"a": [3.0, 2.0, 1.0], "b": [6.0, 5.0, 4.0]})
 
@@ -252,7 +253,7 @@ def test_a_killed_run_keeps_every_row_logged_before_the_last_two_seconds(folder:
     killed = run_python(f"""
         import os, signal, time
         from pathlib import Path
-        from test_wandb_mirror import start
+        from test_wandb_logger import start
         mirror = start(Path({str(folder)!r}))
         for step in range(50):
             mirror.log(step, {{"train/loss": float(step)}})
@@ -269,14 +270,14 @@ def test_a_killed_run_keeps_every_row_logged_before_the_last_two_seconds(folder:
 def test_a_run_ended_by_ctrl_c_is_closed_as_failed(folder: Path) -> None:
     ended = run_python(f"""
         from pathlib import Path
-        from test_wandb_mirror import start
+        from test_wandb_logger import start
         mirror = start(Path({str(folder)!r}))
         mirror.log(0, {{"train/loss": 1.0}})
         raise KeyboardInterrupt
     """)
 
     run = read_offline_run(folder)
-    assert "wandb" not in ended.stderr.replace("wandb_mirror", "")
+    assert "wandb" not in ended.stderr.replace("wandb_logger", "")
     assert len(run.history) == 1
     assert run.exit_code not in (0, None)
 
@@ -381,7 +382,7 @@ def test_auto_is_online_exactly_where_wandb_has_a_key_for_its_host(
     capfd: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.setenv("WANDB_BASE_URL", "https://wandb.invalid")
-    monkeypatch.setattr(wandb_mirror, "START_SECONDS", 0.2)
+    monkeypatch.setattr(wandb_logger, "START_SECONDS", 0.2)
     configure(monkeypatch)
     mirror = start(folder, mode="auto")
     finish(mirror)
@@ -417,7 +418,7 @@ def test_nobody_at_a_terminal_is_asked_for_a_key(folder: Path, environment: dict
         f"""
         import os, time
         from pathlib import Path
-        from test_wandb_mirror import finish, start
+        from test_wandb_logger import finish, start
         assert os.isatty(0) and os.isatty(2)
         mirror = start(Path({str(folder)!r}), mode="auto")
         finish(mirror)
@@ -433,7 +434,7 @@ def at_a_terminal(code: str, **environment: str) -> tuple[str, float]:
     """What Python says to the code at a terminal where nobody types, and how long it took, 30 s at most."""
     ours, theirs = pty.openpty()
     inherited = {name: value for name, value in os.environ.items() if not name.startswith(QUIETED)}
-    paths = {"PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests")]), "TERM": "xterm"}
+    paths = {"PYTHONPATH": PYTHONPATH, "TERM": "xterm"}
     command = [sys.executable, "-c", textwrap.dedent(code)]
     began = time.monotonic()
     with subprocess.Popen(
@@ -458,9 +459,9 @@ def at_a_terminal(code: str, **environment: str) -> tuple[str, float]:
 STARTED_IN_ANOTHER_PROCESS = """
     import time
     from pathlib import Path
-    from experiments.record import wandb_logger as wandb_mirror
-    from test_wandb_mirror import finish, start
-    wandb_mirror.START_SECONDS = {start_seconds}
+    from experiments.record import wandb_logger
+    from test_wandb_logger import finish, start
+    wandb_logger.START_SECONDS = {start_seconds}
     began = time.monotonic()
     mirror = start(Path({folder!r}), mode={mode!r})
     print(time.monotonic() - began)
@@ -472,7 +473,7 @@ STARTED_IN_ANOTHER_PROCESS = """
 
 
 def started_in_another_process(
-    folder: Path, *, start_seconds: float = wandb_mirror.START_SECONDS, mode: str = "auto"
+    folder: Path, *, start_seconds: float = wandb_logger.START_SECONDS, mode: str = "auto"
 ) -> tuple[float, float, str]:
     """The seconds that a start took, those that the process then took to end, and what the user was told."""
     done = run_python(STARTED_IN_ANOTHER_PROCESS.format(folder=str(folder), start_seconds=start_seconds, mode=mode))
@@ -521,7 +522,7 @@ def test_a_closed_port_is_a_host_that_gives_no_answer(folder: Path, monkeypatch:
         nobody.bind(("127.0.0.1", 0))
         monkeypatch.setenv("WANDB_BASE_URL", f"http://127.0.0.1:{nobody.getsockname()[1]}")
     monkeypatch.setenv("WANDB_API_KEY", KEY)
-    monkeypatch.setattr(wandb_mirror, "START_SECONDS", 1.0)
+    monkeypatch.setattr(wandb_logger, "START_SECONDS", 1.0)
     began = time.monotonic()
     mirror = start(folder, mode="auto")
     assert time.monotonic() - began < 8

@@ -6,8 +6,8 @@ from statistics import median
 from typing import Any
 
 import pytest
+from project_paths import CONFIGS
 from test_search_study import board_of, worker_on
-from tiny_studies import ROOT
 
 from experiments.record.run_dir import RunDirectory
 from experiments.studies.protocol.trials import ArmProgress
@@ -17,7 +17,7 @@ ENOUGH = 0.95  # of the gap from uniform ranks to the best
 DECAY = 2**-0.5  # the task's own
 TREE: dict[str, Any] = {
     "name": "planted_search",
-    "config": str(ROOT / "configs" / "planted.yaml"),
+    "config": str(CONFIGS / "planted.yaml"),
     "set": {
         "variant": "lora",
         "task.matrices": [{"rank": rank, "d_out": 16, "d_in": 16} for rank in RANKS], "task.evaluation_rows": 512,

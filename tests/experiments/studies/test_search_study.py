@@ -8,6 +8,7 @@ from typing import Any
 
 import pandas as pd
 import pytest
+from project_paths import CONFIGS
 from tiny_studies import start
 
 from analysis.study_results.conclusion import Conclusion, conclude
@@ -25,12 +26,11 @@ from experiments.studies.workers.worker import Worker
 from experiments.training.context import TrainingContext
 from experiments.training.interruption import Interrupted, Interruption
 
-ROOT = Path(__file__).resolve().parents[3]
 RANKS = (0, 1, 4, 1)  # of the planted updates
 BUDGET = 6
 TREE: dict[str, Any] = {
     "name": "tiny_search",
-    "config": str(ROOT / "configs" / "planted.yaml"),
+    "config": str(CONFIGS / "planted.yaml"),
     "set": {
         "variant": "lora",
         "task.matrices": [{"rank": rank, "d_out": 16, "d_in": 16} for rank in RANKS], "task.evaluation_rows": 32,

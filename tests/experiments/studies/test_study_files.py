@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from project_paths import CONFIGS
 
 from experiments.config.errors import ConfigError
 from experiments.config.loading import load, yaml_text
@@ -22,9 +23,8 @@ from lora_variants import VARIANTS
 from lora_variants.interface.attach import attach
 from lora_variants.interface.pack import Pack
 
-ROOT = Path(__file__).resolve().parents[3]
-BYTES = ROOT / "configs" / "bytes.yaml"
-SHIPPED = sorted((ROOT / "configs" / "studies").glob("*.yaml"))
+BYTES = CONFIGS / "bytes.yaml"
+SHIPPED = sorted((CONFIGS / "studies").glob("*.yaml"))
 LORA = {"variant": "lora", "rank": [4, 8]}
 
 
@@ -126,8 +126,8 @@ def test_one_knob_is_one_key_however_the_file_spells_it(tmp_path: Path) -> None:
 def test_labels_have_only_the_keys_that_tell_arms_apart(tmp_path: Path) -> None:
     found = arms(
         tmp_path,
-        {"variant": "lora", "rank": [4, 8], "dropout": 0.1, "clip": 1.0},
-        {"variant": "lora", "rank": 8, "dropout": 0.2, "clip": 1.0},
+        {"variant": "lora", "rank": [4, 8], "dropout": 0.1, "max_grad_norm": 1.0},
+        {"variant": "lora", "rank": 8, "dropout": 0.2, "max_grad_norm": 1.0},
         {"variant": "lora", "rank": {"*.query": 8, "*.up": 2}},
     )
     assert labels(found) == ["lora r=4", "lora r=8 dropout=0.1", "lora r=8 dropout=0.2", "lora r=*.query:8,*.up:2"]
@@ -189,7 +189,7 @@ def test_every_fault_of_the_file_the_arms_and_the_command_line_is_reported_at_on
         ),
         (
             {"protocol": {"margin": 1, "tuning": {"learning_rate_multipliers": [0, 1]}}},
-            "multipliers.0: should be greater than 0",
+            "learning_rate_multipliers.0: should be greater than 0",
         ),
         ({"protocol": {"margin": 1, "tuning": {"seeds": [7, 8]}}}, "evaluation needs fresh seeds: 7 of"),
         ({"protocol": {"margin": 1, "fixed_learning_rates": [1e-3, 0.001]}}, "duplicate values (to six digits)"),
@@ -343,7 +343,7 @@ def test_the_arms_of_a_shipped_study_are_tuned_around_exactly_these_rates(path: 
 @pytest.mark.parametrize("name", ["targets", "variants"])
 def test_the_arms_of_a_fixed_budget_train_equally_many_parameters(name: str) -> None:
     sizes = {}
-    for arm in load_study(ROOT / "configs" / "studies" / f"{name}.yaml").arms:
+    for arm in load_study(CONFIGS / "studies" / f"{name}.yaml").arms:
         if arm.keys["variant"] == "adalora":  # its budget is that of the end
             continue
         with warnings.catch_warnings(action="ignore"):

@@ -146,8 +146,8 @@ def test_workers_that_die_one_after_the_other_end_the_study_with_what_they_said(
     force = WorkerPool(order, requeue_dead=buried.extend, progress=lambda: (3, 40))
 
     def one_more_dies() -> None:
-        force.hands[0].process.kill()
-        force.hands[0].process.wait()
+        force.workers[0].process.kill()
+        force.workers[0].process.wait()
         force.watch()
 
     with force:

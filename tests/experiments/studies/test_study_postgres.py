@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 import test_worker
+from postgres_server import Server, postgres_server
+from project_paths import ROOT
 from test_halving import HALVED_LONGER
 from test_search_study import outcome as search_outcome
 from test_search_study import study_in as search_in
@@ -21,13 +23,11 @@ from experiments.studies.queue.entries import ENDED
 from experiments.studies.queue.storage import ADDRESS_VARIABLE, Address
 from experiments.studies.queue.trial_queue import TrialQueue
 from tests.experiments.studies.test_trial_queue_postgres import database
-from tests.postgres_server import Server, postgres_server
 
 __all__ = ["postgres_server"]
 
 pytestmark = pytest.mark.slow
 GRACE = 3.0
-ROOT = Path(__file__).resolve().parents[3]
 
 
 @contextmanager

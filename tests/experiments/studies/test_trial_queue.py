@@ -13,16 +13,16 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from project_paths import ROOT
+from queue_contract import STUDY, Clock, QueueContract, everything, one_claim, trials
+from queue_processes import ProcessContract
 
 from experiments.studies.queue.entries import Entry
 from experiments.studies.queue.journal_store import AppendLock
 from experiments.studies.queue.liveness import StalenessClock
 from experiments.studies.queue.storage import ADDRESS_VARIABLE, Address, QueueError, storage_address
 from experiments.studies.queue.trial_queue import TrialQueue
-from tests.queue_contract import STUDY, Clock, QueueContract, everything, one_claim, trials
-from tests.queue_processes import ProcessContract
 
-ROOT = Path(__file__).resolve().parents[3]
 SECRET = "s3cret"
 
 
@@ -101,11 +101,11 @@ def test_a_journal_of_another_version_is_an_error(journal: Path, line: str) -> N
 
 FULL_DISK = """
 import resource, sys
-sys.path.insert(0, {root!r})
+sys.path[:0] = [{root!r}, {tests!r}]
 from pathlib import Path
 from experiments.studies.queue.storage import Address, QueueError
 from experiments.studies.queue.trial_queue import TrialQueue
-from tests.queue_contract import STUDY, trials
+from queue_contract import STUDY, trials
 path = Path({path!r})
 queue = TrialQueue.open(Address(journal=path), STUDY, direction="minimize")
 full = path.stat().st_size + 60
@@ -121,7 +121,7 @@ print(queue.add(trials(3)), len(queue.entries()))
 
 
 def test_a_full_disk_is_an_error_and_when_there_is_room_the_queue_goes_on(journal: Path) -> None:
-    code = FULL_DISK.format(root=str(ROOT), path=str(journal))
+    code = FULL_DISK.format(root=str(ROOT), tests=str(ROOT / "tests"), path=str(journal))
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     error, added = done.stdout.splitlines()
     assert error.startswith(f"{journal}: the journal cannot be read or written: File too large; make room")
@@ -234,12 +234,12 @@ def test_silence_grows_between_signs_and_never_by_more_than_half_the_grace_a_loo
 ) -> None:
     clock, grace = Clock(), 60.0
     staleness = StalenessClock(clock)
-    count, before = 0, staleness.snapshot({"a": 0}, {"a": grace})["a"]
+    count, before = 0, staleness.update({"a": 0}, {"a": grace})["a"]
     assert before == 0
     for gap, sign in looks:
         clock.seconds += gap
         count += sign
-        now = staleness.snapshot({"a": count}, {"a": grace})["a"]
+        now = staleness.update({"a": count}, {"a": grace})["a"]
         assert now == 0 if sign else before <= now <= before + min(gap, grace / 2) + 1e-6
         before = now
 
@@ -247,9 +247,9 @@ def test_silence_grows_between_signs_and_never_by_more_than_half_the_grace_a_loo
 def test_an_observer_that_was_stopped_with_all_the_others_declares_nobody_dead() -> None:
     clock = Clock()
     staleness = StalenessClock(clock)
-    staleness.snapshot({"a": 1}, {"a": 60.0})
+    staleness.update({"a": 1}, {"a": 60.0})
     clock.seconds += 3600
-    assert staleness.snapshot({"a": 1}, {"a": 60.0})["a"] <= 60
+    assert staleness.update({"a": 1}, {"a": 60.0})["a"] <= 60
 
 
 @pytest.mark.parametrize(

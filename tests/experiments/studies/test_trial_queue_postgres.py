@@ -8,6 +8,9 @@ from select import select
 from typing import Any
 
 import pytest
+from postgres_server import PASSWORD, USER, Server, postgres_server
+from queue_contract import STUDY, QueueContract, one_claim, trials
+from queue_processes import ProcessContract, heard, tell, worker
 from sqlalchemy import URL, Engine, event, text
 
 from experiments.studies.queue.storage import (
@@ -19,10 +22,7 @@ from experiments.studies.queue.storage import (
     read_address,
     storage_address,
 )
-from experiments.studies.queue.trial_queue import Claim, TrialQueue
-from tests.postgres_server import PASSWORD, USER, Server, postgres_server
-from tests.queue_contract import STUDY, QueueContract, one_claim, trials
-from tests.queue_processes import ProcessContract, heard, tell, worker
+from experiments.studies.queue.trial_queue import Claim, TrialQueue, open_store
 
 __all__ = ["postgres_server"]
 DATABASES = count()

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from project_paths import CONFIGS
 
 from experiments.config.loading import load
 from experiments.studies.protocol.protocol import plan_ahead, progress_of, settings_of
@@ -18,7 +19,7 @@ from experiments.studies.spec.arms import Arm
 from experiments.studies.spec.study import load_study
 from experiments.studies.spec.study_config import ProtocolConfig
 
-BYTES = Path(__file__).resolve().parents[3] / "configs" / "bytes.yaml"
+BYTES = CONFIGS / "bytes.yaml"
 CONFIG = load(BYTES)  # lora, centre 5e-3
 ARM = Arm("lora r=16", "0123456789ab", {"variant": "lora", "rank": 16}, CONFIG)
 Outcome = Callable[[PlannedTrial], TrialResult]

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from project_paths import CONFIGS
 
 from experiments.config.loading import yaml_text
 from experiments.record.run_dir import RunDirectory
@@ -21,7 +22,7 @@ from experiments.training.interruption import Interruption
 from experiments.training.loop import train_pack
 from experiments.training.trial import TrialRun
 
-PLANTED = Path(__file__).resolve().parents[3] / "configs" / "planted.yaml"
+PLANTED = CONFIGS / "planted.yaml"
 TREE: dict[str, Any] = {
     "name": "tiny",
     "config": str(PLANTED),
@@ -137,7 +138,7 @@ def test_a_pack_that_does_not_fit_into_memory_goes_on_in_halves(
 ) -> None:
     full = RuntimeError("[enforce fail at alloc_cpu.cpp] DefaultCPUAllocator: can't allocate memory: you tried ...")
     monkeypatch.setattr(
-        "experiments.studies.workers.worker.train_together",
+        "experiments.studies.workers.worker.train_pack",
         failing(lambda trial_runs: full if len(trial_runs) > 2 else None),
     )
     worker = worker_on(tmp_path, pack=8)
@@ -153,7 +154,7 @@ def test_an_error_of_one_trial_is_its_failure_alone(
         broken = any(m.config.seed == 1 and m.config.variant.name == "lora" for m in trial_runs)
         return RuntimeError("this trial is broken") if broken else None
 
-    monkeypatch.setattr("experiments.studies.workers.worker.train_together", failing(of_seed_1))
+    monkeypatch.setattr("experiments.studies.workers.worker.train_pack", failing(of_seed_1))
     worker = worker_on(tmp_path, pack=8)
     worker.work()
     found = outcome(worker)
@@ -188,7 +189,7 @@ def test_a_worker_that_sleeps_when_it_knows_that_a_trial_failed_leaves_it_to_who
     def trouble(trial_runs: Sequence[TrialRun]) -> Exception | None:
         return ValueError("of this worker alone") if meets_an_error and not slept else None
 
-    monkeypatch.setattr("experiments.studies.workers.worker.train_together", failing(trouble))
+    monkeypatch.setattr("experiments.studies.workers.worker.train_pack", failing(trouble))
     monkeypatch.setattr(sleeps.queue, "holds", asked)
     sleeps.work()
     assert slept
@@ -216,7 +217,7 @@ def test_a_full_disk_stops_the_worker_and_loses_nothing(
 ) -> None:
     with monkeypatch.context() as patched:
         full = OSError(errno.ENOSPC, "No space left on device")
-        patched.setattr("experiments.studies.workers.worker.train_together", failing(lambda trial_runs: full))
+        patched.setattr("experiments.studies.workers.worker.train_pack", failing(lambda trial_runs: full))
         worker = worker_on(tmp_path, pack=4)
         with pytest.raises(OSError, match="No space left"):
             worker.work()

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from project_paths import CONFIGS
 
 from experiments.config.loading import load
 from experiments.models.byte_pretraining import Recipe, pretrained, stdlib_source
@@ -14,7 +15,7 @@ from experiments.tasks.bytes import Bytes, BytesConfig
 from experiments.terminal import Display
 from experiments.user_cache import cache_folder
 
-CONFIG = Path(__file__).resolve().parents[3] / "configs" / "bytes.yaml"
+CONFIG = CONFIGS / "bytes.yaml"
 SHORT = Recipe(steps=2)
 
 

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from project_paths import CONFIGS
 
 from experiments.config.loading import load
 from experiments.models.digit_transformer import DigitRecipe, DigitTransformer, _pretrain
@@ -14,7 +15,7 @@ from experiments.terminal import Display
 from experiments.training.context import attached, load_task
 from experiments.training.evaluation import evaluate
 
-CONFIG = Path(__file__).resolve().parents[3] / "configs" / "digits.yaml"
+CONFIG = CONFIGS / "digits.yaml"
 
 
 def test_the_splits_share_no_image_and_hold_the_new_digits_only() -> None:

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from text_data import SENTENCES, write_model
 
 from experiments.config.loading import load, yaml_text
 from experiments.data.passages import Layout, read_passages
@@ -26,7 +27,6 @@ from experiments.training.loop import compute_gradients
 from lora_variants import VARIANTS
 from lora_variants.interface.attach import attach
 from lora_variants.interface.pack import Pack
-from tests.text_data import SENTENCES, write_model
 
 
 @pytest.fixture(scope="module")

@@ -1,10 +1,9 @@
 """The planted task: training finds what Eckart and Young say is there."""
 
-from pathlib import Path
-
 import pytest
 import torch
 from models import train
+from project_paths import CONFIGS
 
 from experiments.config.loading import load
 from experiments.training.context import attached, load_task
@@ -12,7 +11,7 @@ from experiments.training.evaluation import evaluate
 from experiments.training.hyperparameters import shared_hyperparameters, trial_hyperparameters
 from lora_variants.interface.layer import Factors
 
-CONFIG = Path(__file__).resolve().parents[3] / "configs" / "planted.yaml"
+CONFIG = CONFIGS / "planted.yaml"
 
 
 def trained(*settings: str, variant: str = "lora") -> tuple[dict[str, float], float]:

@@ -7,6 +7,9 @@ from typing import Any
 
 import pytest
 import torch
+from project_paths import CONFIGS
+from text_data import SENTENCES, write_labelled, write_model
+from tiny_transformers import saved
 
 from experiments.config.errors import ConfigError
 from experiments.config.loading import load, parse_yaml, resolve, yaml_text
@@ -17,10 +20,6 @@ from experiments.tasks.text_classification import TextClassification, TextClassi
 from experiments.terminal import Display
 from experiments.training.context import attached, load_task
 from experiments.training.evaluation import evaluate
-from tests.text_data import SENTENCES, write_labelled, write_model
-from tests.tiny_transformers import saved
-
-ROOT = Path(__file__).resolve().parents[3]
 
 
 @pytest.fixture(scope="module")
@@ -157,7 +156,7 @@ def test_a_text_task_without_a_model_and_another_task_with_one_are_faults(tmp_pa
     with pytest.raises(ConfigError, match=r"model: missing; give the base model, e\.g\. model.name=FOLDER"):
         load(config_file(tmp_path), overrides=[f"task.path={data}"])
     with pytest.raises(ConfigError, match="model: task 'bytes' brings its own base model"):
-        load(ROOT / "configs" / "bytes.yaml", overrides=["model.name=x"])
+        load(CONFIGS / "bytes.yaml", overrides=["model.name=x"])
 
 
 @pytest.mark.parametrize(

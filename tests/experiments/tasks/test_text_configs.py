@@ -6,15 +6,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from project_paths import CONFIGS
 from rich.console import Console
+from tiny_transformers import settings
 
 from experiments.config.loading import load
 from experiments.plan import show_plan
 from experiments.terminal import Display
 from experiments.training.context import attached, load_task
-from tests.tiny_transformers import settings
 
-CONFIGS = Path(__file__).resolve().parents[3] / "configs"
 ARCHITECTURES = {
     "trec": "bert",
     "sst2": "bert",

@@ -10,14 +10,14 @@ from shutil import copytree
 
 import pytest
 from forked_python import ForkedPython
+from project_paths import CONFIGS, ROOT
 from wandb_reading import read_offline_run
 
 from experiments.record.run_dir import RunDirectory
 
-ROOT = Path(__file__).resolve().parents[3]
 STEPS, EVERY = 400, 25
 COMMAND = [
-    sys.executable, str(ROOT / "experiments" / "run.py"), "--config", str(ROOT / "configs" / "planted.yaml"),
+    sys.executable, str(ROOT / "experiments" / "run.py"), "--config", str(CONFIGS / "planted.yaml"),
     "--set", f"steps={STEPS}", "--set", f"checkpoint_every={EVERY}", "--set", "task.evaluation_rows=64",
     "--set", "evaluate_every=60", "--set", "task.matrices=[{rank: 4}, {rank: 2}]",
 ]  # fmt: skip

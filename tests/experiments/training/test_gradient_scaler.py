@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from models import ALONE, PACKED, Regression, attached, built, knobs, train
+from project_paths import CONFIGS
 from torch import Tensor, nn
 
 from experiments.config.loading import load
@@ -25,7 +26,6 @@ from experiments.training.loop import Outcome, compute_gradients
 from experiments.training.optimizer import AdamW, schedule_factor
 from lora_variants.interface.variant import Variant
 
-ROOT = Path(__file__).resolve().parents[3]
 STEPS, ROWS, SEEDS = 16, 8, (3, 4)
 OVERFLOWS = (
     1e4  # times a loss of about one: its gradient is beyond float16 at the first scale, not at a sixteenth of it
@@ -97,9 +97,9 @@ class Run:
     seen: Watching
 
 
-def run(variant: Variant, factors: Factors, *, precision: str = "float16", clip: float | None = 1.0) -> Run:
+def run(variant: Variant, factors: Factors, *, precision: str = "float16", max_grad_norm: float | None = 1.0) -> Run:
     trials = [
-        TrialHyperparameters(seed=s, learning_rate=1e-2, weight_decay=0.1, max_grad_norm=clip, warmup_steps=2)
+        TrialHyperparameters(seed=s, learning_rate=1e-2, weight_decay=0.1, max_grad_norm=max_grad_norm, warmup_steps=2)
         for s in variant.pack.seeds
     ]
     heard: list[dict[str, list[float]]] = []
@@ -414,7 +414,7 @@ def test_a_resumed_run_has_its_scale_and_count_again_and_ends_bit_identical(
 
 def test_a_run_in_float16_records_its_scale_and_how_many_steps_it_skipped(tmp_path: Path) -> None:
     settings = ("steps=6", "precision=float16", "task.evaluation_rows=64", "wandb.mode=disabled", "device=cpu")
-    config = load(ROOT / "configs" / "planted.yaml", overrides=settings)
+    config = load(CONFIGS / "planted.yaml", overrides=settings)
     folder = RunDirectory(execute(config, runs_dir=tmp_path, test=False, display=Display()).folder)
     steps = [row for row in folder.history() if "train/task_loss" in row]
     assert [(row["train/loss_scale"], row["train/steps_skipped"]) for row in steps] == [(2.0**16, 0)] * 6
@@ -424,7 +424,7 @@ def test_float16_on_mps_is_refused_with_the_way_out_before_anything_is_computed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
-    config = load(ROOT / "configs" / "planted.yaml", overrides=("precision=float16", "device=mps"))
+    config = load(CONFIGS / "planted.yaml", overrides=("precision=float16", "device=mps"))
     with pytest.raises(ValueError, match=r"float16 is not supported on MPS; use bfloat16 or float32"):
         execute(config, runs_dir=tmp_path / "runs", test=False, display=Display())
     assert not (tmp_path / "runs").exists()

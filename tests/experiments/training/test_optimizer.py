@@ -1,10 +1,10 @@
 """The optimizer of a pack is torch's own, run for each trial by itself."""
 
 import math
-from pathlib import Path
 
 import pytest
 import torch
+from project_paths import CONFIGS
 from torch import Tensor, nn
 
 from experiments.training.optimizer import AdamW, schedule_factor
@@ -228,7 +228,7 @@ def test_a_head_with_a_rate_of_its_own_learns_at_it_and_nothing_else_does() -> N
     from experiments.config.loading import load
     from experiments.training.context import attached, load_task
 
-    config = Path(__file__).resolve().parents[3] / "configs" / "digits.yaml"
+    config = CONFIGS / "digits.yaml"
     for name in ("lora_plus", "full_all", "adalora"):
         by_role = []
         for settings in ([], ["head_learning_rate=0.5"]):

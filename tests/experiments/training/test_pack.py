@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 from models import PACKED
+from project_paths import CONFIGS
 
 from experiments.config.loading import load
 from experiments.config.schema import RunConfig
@@ -18,14 +19,13 @@ from experiments.training.interruption import Interrupted, Interruption
 from experiments.training.loop import train_pack
 from experiments.training.trial import RunOptions, TrialRun
 
-ROOT = Path(__file__).resolve().parents[3]
 DIVERGES = 1e30
 NO_RUNGS = Rungs()
 
 
 def planned(variant: str, seed: int, rate: float, *settings: str) -> RunConfig:
     return load(
-        ROOT / "configs" / "planted.yaml",
+        CONFIGS / "planted.yaml",
         variant=variant,
         seed=seed,
         overrides=[
