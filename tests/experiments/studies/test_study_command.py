@@ -9,7 +9,8 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from tiny_studies import ROOT, TINY, board_of, finished_study, learned, queue_of, start, study_file
+from project_paths import ROOT
+from tiny_studies import TINY, board_of, finished_study, learned, queue_of, start, study_file
 from wandb_reading import read_offline_run
 
 from analysis.spectra_tables import spectrum_tables

@@ -11,9 +11,9 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
+from project_paths import ROOT
 from tiny_studies import (
     CHECKPOINT_EVERY,
-    ROOT,
     TINY,
     Running,
     checkpoints,
