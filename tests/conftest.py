@@ -23,8 +23,7 @@ def workers_do_not_import_torch_again() -> Iterator[None]:
     """Of studies that a test starts in its own process; a study that is started as a command has workers of its own."""
     from forked_python import forked_worker
 
-    from experiments.studies.workers import pool as workforce
-    from experiments.studies.workers import prestarted as prestarted
+    from experiments.studies.workers import pool, prestarted
 
-    with patch.object(prestarted, "new_worker", forked_worker), patch.object(workforce, "new_worker", forked_worker):
+    with patch.object(prestarted, "new_worker", forked_worker), patch.object(pool, "new_worker", forked_worker):
         yield

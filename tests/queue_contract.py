@@ -52,12 +52,12 @@ class Listener:
         queue._liveness.staleness = StalenessClock(self.clock)
 
     def after(self, *gaps: float) -> list[Entry]:
-        """What it has reclaimed, after looking now and then at these seconds' distance."""
-        reclaimed = self.queue.requeue_stale()
+        """What it has requeued, after looking now and then at these seconds' distance."""
+        requeued = self.queue.requeue_stale()
         for gap in gaps:
             self.clock.seconds += gap
-            reclaimed += self.queue.requeue_stale()
-        return reclaimed
+            requeued += self.queue.requeue_stale()
+        return requeued
 
 
 def url_of(address: Address) -> str | None:
@@ -224,7 +224,7 @@ class QueueContract(Fixtures):
         assert queue.latest() == {}
         assert queue.add(trials(1)) == 1
 
-    def test_a_worker_that_gives_signs_of_life_keeps_its_trials(self, opened: Callable[..., TrialQueue]) -> None:
+    def test_a_worker_whose_heartbeat_goes_on_keeps_its_trials(self, opened: Callable[..., TrialQueue]) -> None:
         holder, listener = opened(grace=60.0), Listener(opened(grace=60.0))
         holder.add(trials(1))
         claim = one_claim(holder)
@@ -236,7 +236,7 @@ class QueueContract(Fixtures):
         [seen] = listener.queue.workers()
         assert (seen.name, seen.stale_seconds, seen.progress) == (holder.worker, 0.0, {"steps": 10})
 
-    def test_a_silent_worker_is_dead_after_the_grace_that_it_announced(self, opened: Callable[..., TrialQueue]) -> None:
+    def test_a_stale_worker_is_dead_after_the_grace_that_it_announced(self, opened: Callable[..., TrialQueue]) -> None:
         holder, listener = opened(grace=600.0), Listener(opened(grace=60.0))
         holder.add(trials(1))
         claim = one_claim(holder)

@@ -43,13 +43,13 @@ def heard(process: "subprocess.Popen[str]") -> str:
     return process.stdout.readline().strip()
 
 
-def reclaimed_by(queue: TrialQueue) -> list[Entry]:
-    """It listens until something is reclaimed."""
+def requeued_by(queue: TrialQueue) -> list[Entry]:
+    """It listens until something is requeued."""
     for _ in range(600):
         if lost := queue.requeue_stale():
             return lost
         time.sleep(0.1)
-    raise AssertionError("nothing was reclaimed")
+    raise AssertionError("nothing was requeued")
 
 
 class ProcessContract(Fixtures):
@@ -98,7 +98,7 @@ class ProcessContract(Fixtures):
             tell(holder)
             assert heard(holder) == "holds trial 0"
             holder.send_signal(signal.SIGKILL)
-            [lost] = reclaimed_by(queue)
+            [lost] = requeued_by(queue)
         assert lost.key == "trial 0"
         for claim in queue.claim(everything):
             queue.finish(claim, 1.0, {})
@@ -112,7 +112,7 @@ class ProcessContract(Fixtures):
             tell(sleeper)
             assert heard(sleeper) == "holds trial 0"
             sleeper.send_signal(signal.SIGSTOP)
-            reclaimed_by(queue)
+            requeued_by(queue)
             assert queue.finish(one_claim(queue), 1.0, {"by": "the successor"})
             sleeper.send_signal(signal.SIGCONT)
             tell(sleeper)

@@ -1,7 +1,7 @@
 """A worker of a study in a process of its own, for tests: `queue_worker.py ROLE GRACE`, the address in the environment.
 
 It says `ready` and goes on when told to, by a line. `open` only opens the queue. `drain` adds the trials, says that it
-works, trains what it gets and says how many. `hold` claims one and says which, gives signs of life, finishes it when
+works, trains what it gets and says how many. `hold` claims one and says which, beats, finishes it when
 told to, and says whether that was accepted.
 """
 

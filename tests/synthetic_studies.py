@@ -1,4 +1,4 @@
-"""Studies for tests of what they conclude: boards whose trials end as a test says, and one that trains here."""
+"""Studies for tests of what they conclude: states whose trials end as a test says, and a study that trains here."""
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -24,7 +24,7 @@ Ending = Mapping[str, Any]  # score, loss and test of a done trial; failure of o
 Outcome = Callable[[PlannedTrial], Ending]
 
 
-def study_of(folder: Path, *settings: str, **changed: Any) -> Study:
+def study_of(folder: Path, *overrides: str, **changed: Any) -> Study:
     """A study of two variants and `full` on the bytes, with keys of its file replaced."""
     protocol = {
         "margin": 0.01,
@@ -36,18 +36,18 @@ def study_of(folder: Path, *settings: str, **changed: Any) -> Study:
     tree = {"name": "s", "config": str(CONFIGS / "bytes.yaml"), "arms": arms, "protocol": protocol}
     path = folder / "study.yaml"
     path.write_text(yaml_text(tree | changed))
-    return load_study(path, settings)
+    return load_study(path, overrides)
 
 
 def trained(folder: Path, study: Study, *, pack: int) -> StudyState:
-    """The board of a study that one worker has trained in this process; its records are below `folder`."""
+    """The state of a study that one worker has trained in this process; its records are below `folder`."""
     address = storage_address(None, runs_dir=folder, study=study.name, environment={})
     direction = "maximize" if study.higher_is_better else "minimize"
     queue = TrialQueue.open(address, study.name, direction=direction)
-    setting = TrainingContext(study.arms[0].config)
-    setting.load()
-    packing = Packing(setting, size=pack)
-    Worker(study, queue, setting, packing, runs_dir=folder, interruption=Interruption()).work()
+    context = TrainingContext(study.arms[0].config)
+    context.load()
+    packing = Packing(context, size=pack)
+    Worker(study, queue, context, packing, runs_dir=folder, interruption=Interruption()).work()
     return snapshot(study, queue)
 
 
@@ -65,16 +65,16 @@ def planted_study(folder: Path) -> Study:
     )  # fmt: skip
 
 
-def board_of(study: Study, outcome: Outcome) -> StudyState:
-    """The board when everything has come to what `outcome` says of each trial."""
+def study_state_of(study: Study, outcome: Outcome) -> StudyState:
+    """The state of a study when everything has come to what `outcome` says of each trial."""
     entries: dict[str, Entry] = {}
     results: dict[str, TrialResult] = {}
     proposals: dict[str, Proposal] = {}
     while True:
         arms = progress_of_arms(study, results, proposals)
-        asked = {key: point for progress in arms for key, point in _points(study, progress).items()}
-        if asked:
-            proposals |= asked
+        suggested = {key: point for progress in arms for key, point in _points(study, progress).items()}
+        if suggested:
+            proposals |= suggested
             continue
         wanted = {trial.key: trial for arm in arms for trial in arm.wanted}
         new = [trial for key, trial in wanted.items() if key not in entries]

@@ -106,14 +106,14 @@ def queue_of(file: Path, runs_dir: Path) -> TrialQueue:
     return queue
 
 
-def board_of(file: Path, runs_dir: Path) -> StudyState:
+def study_state_of(file: Path, runs_dir: Path) -> StudyState:
     return snapshot(load_study(file), queue_of(file, runs_dir))
 
 
 def learned(file: Path, runs_dir: Path) -> dict[str, tuple[object, ...]]:
     """By key all that a trial came to: its scores in the queue and in its record, and every tensor's bytes."""
     found = {}
-    for key, entry in board_of(file, runs_dir).entries.items():
+    for key, entry in study_state_of(file, runs_dir).entries.items():
         path = runs_dir / load_study(file).name / str(entry.facts["folder"])
         result = RunDirectory(path).result()
         tensors = {str(each.relative_to(path)): each.read_bytes() for each in sorted(path.rglob("*.safetensors"))}
@@ -124,7 +124,7 @@ def learned(file: Path, runs_dir: Path) -> dict[str, tuple[object, ...]]:
 
 def lost_steps(file: Path, runs_dir: Path) -> dict[str, int]:
     """By key how many steps were executed twice."""
-    entries = board_of(file, runs_dir).entries
+    entries = study_state_of(file, runs_dir).entries
     folders = {key: runs_dir / "tiny" / str(entry.facts["folder"]) for key, entry in entries.items()}
     results = {key: RunDirectory(folder).result() for key, folder in folders.items()}
     return {key: result["steps_executed"] - result["steps"] for key, result in results.items()}

@@ -13,7 +13,7 @@ SPECIAL = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
 RELATIVE = {"relative_attention": True, "pos_att_type": ["p2c", "c2p"], "position_buckets": 8, "share_att_key": True}
 
 
-def settings(kind: str, **more: Any) -> Any:
+def tiny_config(kind: str, **more: Any) -> Any:
     """The configuration of a tiny model of an architecture."""
     import transformers as t
 
@@ -42,7 +42,7 @@ def tiny(kind: str, auto: str, **more: Any) -> nn.Module:
 
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        model: nn.Module = getattr(transformers, auto).from_config(settings(kind, **more))
+        model: nn.Module = getattr(transformers, auto).from_config(tiny_config(kind, **more))
     return model.eval()
 
 

@@ -325,7 +325,7 @@ def infinite(folder: Path) -> Path:
 
 
 A, B = torch.ones(2, 6), torch.ones(5, 2)
-FAULTS: dict[str, tuple[Callable[[Path], Path], str]] = {
+ERRORS: dict[str, tuple[Callable[[Path], Path], str]] = {
     "missing path": (missing, "nowhere does not exist: check the path"),
     "folder of nothing": (without_adapter, "holds neither: give the folder of one run"),
     "unfinished run": (unfinished, r"has a config.yaml but no result.json: run it again"),
@@ -356,9 +356,9 @@ FAULTS: dict[str, tuple[Callable[[Path], Path], str]] = {
 }
 
 
-@pytest.mark.parametrize("fault", FAULTS)
-def test_what_cannot_be_read_is_refused_with_the_rule_the_value_and_the_way_out(tmp_path: Path, fault: str) -> None:
-    write, message = FAULTS[fault]
+@pytest.mark.parametrize("error", ERRORS)
+def test_what_cannot_be_read_is_refused_with_the_rule_the_value_and_the_way_out(tmp_path: Path, error: str) -> None:
+    write, message = ERRORS[error]
     with pytest.raises(RunStoreError, match=f"(?s){message}") as refused:
         spectrum_tables([write(tmp_path)])
     assert "\n" not in str(refused.value)

@@ -41,10 +41,10 @@ def only_run(folder: Path, study: str = "single") -> Path:
     return found
 
 
-def recorded(tmp_path: Path, variant: str, *settings: str) -> RunDirectory:
+def recorded(tmp_path: Path, variant: str, *overrides: str) -> RunDirectory:
     """A quick run of a variant on `planted`, in this process."""
-    settings = ("steps=12", "evaluate_every=5", "task.evaluation_rows=64", "wandb.mode=disabled", *settings)
-    config = load(CONFIGS / "planted.yaml", variant=variant, overrides=settings)
+    overrides = ("steps=12", "evaluate_every=5", "task.evaluation_rows=64", "wandb.mode=disabled", *overrides)
+    config = load(CONFIGS / "planted.yaml", variant=variant, overrides=overrides)
     return RunDirectory(execute(config, runs_dir=tmp_path / "runs", test=False, display=Display()).folder)
 
 
@@ -119,8 +119,8 @@ def test_the_same_command_finds_the_run_finished_and_test_reads_go_into_the_ledg
 
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_a_test_read_later_scores_what_the_run_itself_would_have_read(tmp_path: Path, variant: str) -> None:
-    settings = ["steps=12", "task.evaluation_rows=64", "wandb.mode=disabled"]
-    config = load(CONFIGS / "planted.yaml", variant=variant, overrides=settings)
+    overrides = ["steps=12", "task.evaluation_rows=64", "wandb.mode=disabled"]
+    config = load(CONFIGS / "planted.yaml", variant=variant, overrides=overrides)
     scores = []
     for folder, reads in ((tmp_path / "at-once", [True]), (tmp_path / "later", [False, True])):
         for test in reads:

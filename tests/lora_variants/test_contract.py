@@ -324,7 +324,7 @@ def test_no_dense_update_is_made_in_forward_backward_or_penalty(name: str, trial
     assert (d_out, d_in) in seen.shapes
 
 
-# Precision, checkpointing, accumulation
+# Precision, gradient checkpointing, gradient accumulation
 
 
 def tokens_model(**options: Any) -> tuple[Any, Any]:
@@ -425,12 +425,11 @@ def dtypes(layer: TrialLayer) -> set[torch.dtype]:
     return {getattr(layer, key).dtype for key in layer.trained}
 
 
-def gradients_of(variant: Variant, *, accumulation: int = 1) -> dict[str, Tensor]:
+def gradients_of(variant: Variant, *, gradient_accumulation_steps: int = 1) -> dict[str, Tensor]:
     task = NextByte()
     batches = [next(task.training_batches(seed, 4)) for seed in variant.pack.seeds]
-    compute_gradients(
-        variant, task, batches, SharedHyperparameters(steps=10, batch_size=4, gradient_accumulation_steps=accumulation)
-    )
+    shared = SharedHyperparameters(steps=10, batch_size=4, gradient_accumulation_steps=gradient_accumulation_steps)
+    compute_gradients(variant, task, batches, shared)
     return {n: p.grad.clone() for n, p in variant.model.named_parameters() if p.grad is not None}
 
 
@@ -444,7 +443,7 @@ def awake(variant: Variant) -> Variant:
 
 
 @every_variant
-def test_checkpointing_gives_the_same_gradients_with_adapter_dropout_on(name: str) -> None:
+def test_gradient_checkpointing_gives_the_same_gradients_with_adapter_dropout_on(name: str) -> None:
     plain = gradients_of(awake(on_bytes(name, dropout=0.3)))
     variant = awake(on_bytes(name, dropout=0.3))
     variant.model.checkpointing = True
@@ -458,7 +457,7 @@ def test_checkpointing_gives_the_same_gradients_with_adapter_dropout_on(name: st
 @every_variant
 def test_two_accumulated_parts_give_the_gradients_of_the_whole_batch(name: str) -> None:
     whole = gradients_of(awake(on_bytes(name, dtype=torch.float64)))
-    parts = gradients_of(awake(on_bytes(name, dtype=torch.float64)), accumulation=2)
+    parts = gradients_of(awake(on_bytes(name, dtype=torch.float64)), gradient_accumulation_steps=2)
     assert whole.keys() == parts.keys()
     for key, gradient in whole.items():
         assert float(gradient.abs().max()) > 0

@@ -1,4 +1,4 @@
-"""The lean layer computes what the plain form does, forward and backward, and keeps less."""
+"""The fused layer computes what the plain form does, forward and backward, and keeps less."""
 
 from typing import Any
 
@@ -23,7 +23,7 @@ def factored_linear_plain(
     right: Float[Tensor, "trials r d_in"],
     mask: Float[Tensor, "trials n d_in"] | None,
 ) -> Float[Tensor, "*rows d_out"]:
-    """y = W0 x + b + left (weights ∘ (right (mask ∘ x))), as one reads it: what the lean form is held against.
+    """y = W0 x + b + left (weights ∘ (right (mask ∘ x))), as one reads it: what the fused form is held against.
 
     x is trial-major. `weights` are (trials, r, 1), or (trials, 1, 1) where all are the scale; `mask` is a
     dropout mask with its factor.
@@ -72,10 +72,10 @@ def test_outputs_and_gradients_are_those_of_the_plain_form(
 ) -> None:
     given = inputs(way, per_rank=per_rank, dropout=dropout, bias=bias, first_layer=first_layer)
     needed = {name: t for name, t in given.items() if t is not None and t.requires_grad}
-    lean, plain = factored_linear(**given), factored_linear_plain(**given)
-    torch.testing.assert_close(lean, plain, rtol=1e-13, atol=1e-13)
-    upstream = torch.randn(lean.shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
-    ours = torch.autograd.grad(lean, list(needed.values()), upstream)
+    fused, plain = factored_linear(**given), factored_linear_plain(**given)
+    torch.testing.assert_close(fused, plain, rtol=1e-13, atol=1e-13)
+    upstream = torch.randn(fused.shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    ours = torch.autograd.grad(fused, list(needed.values()), upstream)
     theirs = torch.autograd.grad(plain, list(needed.values()), upstream)
     for name, mine, other in zip(needed, ours, theirs, strict=True):
         torch.testing.assert_close(mine, other, rtol=1e-12, atol=1e-12, msg=name)
@@ -114,12 +114,12 @@ def test_under_autocast_it_computes_in_bfloat16_and_gives_gradients_in_float32()
         for name, t in inputs("merged", per_rank=True, dropout=True).items()
     }
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        lean = factored_linear(**given)
-    assert lean.dtype == torch.bfloat16
-    lean.float().square().sum().backward()
+        fused = factored_linear(**given)
+    assert fused.dtype == torch.bfloat16
+    fused.float().square().sum().backward()
     for name in ("x", "left", "weights", "right"):
         assert given[name].grad.dtype == torch.float32
-    torch.testing.assert_close(lean.float(), factored_linear_plain(**given), rtol=0.05, atol=0.2)
+    torch.testing.assert_close(fused.float(), factored_linear_plain(**given), rtol=0.05, atol=0.2)
 
 
 @pytest.mark.parametrize(("way", "more"), [("thin", [(K, R, ROWS["thin"])]), ("merged", [(K, D_OUT, D_IN)])])

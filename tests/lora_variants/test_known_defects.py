@@ -27,7 +27,7 @@ from lora_variants.interface.variant import Variant
 
 ROWS, WIDTH = 8, 48
 ADAPTERS = ("lora", "rslora", "lora_plus", "adalora")
-REGIME = SharedHyperparameters(steps=20, batch_size=ROWS)
+SHARED = SharedHyperparameters(steps=20, batch_size=ROWS)
 
 
 class Model(nn.Module):
@@ -99,7 +99,7 @@ def attached(name: str, base: nn.Module | None = None, *, heads: bool = True, st
 
 
 def trained(
-    variant: Variant, *, rate: float = 2e-2, shared: SharedHyperparameters = REGIME
+    variant: Variant, *, rate: float = 2e-2, shared: SharedHyperparameters = SHARED
 ) -> list[dict[str, list[float]]]:
     """Metrics of every step."""
     heard: list[dict[str, list[float]]] = []

@@ -121,7 +121,7 @@ def run_pack(
     base: Base,
     task: Task,
     trials: Sequence[TrialHyperparameters] = TRIALS,
-    accumulation: int = 1,
+    gradient_accumulation_steps: int = 1,
     dtype: torch.dtype = torch.float32,
 ) -> list[Run]:
     """Train the trials named by `which` in one pack."""
@@ -148,7 +148,7 @@ def run_pack(
         variant,
         task,
         [trials[k] for k in which],
-        SharedHyperparameters(steps=STEPS, batch_size=ROWS, gradient_accumulation_steps=accumulation),
+        SharedHyperparameters(steps=STEPS, batch_size=ROWS, gradient_accumulation_steps=gradient_accumulation_steps),
         on_step=listen,
     )
     return [
@@ -187,9 +187,9 @@ def test_a_trial_ends_bit_identical_alone_and_in_a_pack(name: str, base: str) ->
 
 
 @every_packed
-def test_accumulation_and_another_order_of_the_trials_change_no_bit(name: str) -> None:
-    forth = run_pack(name, (0, 1, 2), base=BASES["bytes"], task=Tokens(), accumulation=2)
-    back = run_pack(name, (2, 1, 0), base=BASES["bytes"], task=Tokens(), accumulation=2)
+def test_gradient_accumulation_and_another_order_of_the_trials_change_no_bit(name: str) -> None:
+    forth = run_pack(name, (0, 1, 2), base=BASES["bytes"], task=Tokens(), gradient_accumulation_steps=2)
+    back = run_pack(name, (2, 1, 0), base=BASES["bytes"], task=Tokens(), gradient_accumulation_steps=2)
     for found, again in zip(forth, reversed(back), strict=True):
         assert_identical(found, again)
 

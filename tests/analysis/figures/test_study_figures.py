@@ -12,7 +12,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure
 from matplotlib.text import Text
-from synthetic_studies import CONFIGS, Ending, board_of, study_of, valley
+from synthetic_studies import CONFIGS, Ending, study_of, study_state_of, valley
 
 from analysis.figures.registry import FIGURES, read_drawn, save_drawn
 from analysis.study_results.conclusion import conclusion_of
@@ -34,7 +34,7 @@ def eventful(trial: PlannedTrial) -> Ending:
 def tables(tmp_path_factory: pytest.TempPathFactory) -> dict[str, pd.DataFrame]:
     folder = tmp_path_factory.mktemp("tables")
     study = study_of(folder, protocol={"fixed_learning_rates": [1e-3]})
-    return dict(conclusion_of(study, board_of(study, eventful), folder).drawn)
+    return dict(conclusion_of(study, study_state_of(study, eventful), folder).drawn)
 
 
 def drawn_points(axes: Axes, marker: str) -> list[tuple[float, float]]:
@@ -202,7 +202,7 @@ def test_the_figures_of_every_shipped_study_have_room_for_all_their_words(
 ) -> None:
     monkeypatch.setattr(explaining, "RESAMPLES", 2)
     loaded = load_study(CONFIGS / "studies" / f"{study}.yaml")
-    for name, table in conclusion_of(loaded, board_of(loaded, eventful), tmp_path).drawn.items():
+    for name, table in conclusion_of(loaded, study_state_of(loaded, eventful), tmp_path).drawn.items():
         with warnings.catch_warnings():
             warnings.simplefilter("error")  # matplotlib's, where a layout does not fit
             figure = FIGURES[name](table)

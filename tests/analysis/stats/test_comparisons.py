@@ -79,7 +79,7 @@ def test_seeds_to_settle_suffice_for_one_of_the_words_if_the_truth_is_what_was_o
         settings_now = {
             n: (each.advantage, each.sd, n, 0.05 / 3) for n in (each.seeds_to_settle - 1, each.seeds_to_settle)
         }
-        detection = [power(*context) for context in settings_now.values()]
+        detection = [power(*setting) for setting in settings_now.values()]
         shown = [equivalence_power(MARGIN, sd, n, alpha, mean) for mean, sd, n, alpha in settings_now.values()]
         assert max(detection[0], shown[0]) < 0.8 <= max(detection[1], shown[1])
         reached["detection" if detection[1] >= 0.8 else "equivalence"] += 1

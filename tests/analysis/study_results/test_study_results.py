@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 from project_paths import CONFIGS
 from scipy import stats
-from synthetic_studies import Ending, Outcome, board_of, planted_study, study_of, trained, valley
+from synthetic_studies import Ending, Outcome, planted_study, study_of, study_state_of, trained, valley
 
 from analysis.stats.comparisons import PairedScores, compare
 from analysis.study_results.conclusion import Conclusion, conclude, conclusion_of
@@ -40,12 +40,12 @@ def planted(tmp_path_factory: pytest.TempPathFactory) -> Planted:
 
 def concluded(folder: Path, study: Study, outcome: Outcome = valley) -> Conclusion:
     """Without a word on disk."""
-    return conclusion_of(study, board_of(study, outcome), folder)
+    return conclusion_of(study, study_state_of(study, outcome), folder)
 
 
-def family(conclusion: Conclusion, context: str = "tuned") -> dict[tuple[str, str], dict[str, Any]]:
+def family(conclusion: Conclusion, setting: str = "tuned") -> dict[tuple[str, str], dict[str, Any]]:
     """The comparisons of a setting in the summary, by the labels of arm and reference."""
-    found = conclusion.summary["comparisons"]["families"][context]["comparisons"]
+    found = conclusion.summary["comparisons"]["families"][setting]["comparisons"]
     return {(each["arm"], each["reference"]): each for each in found}
 
 
@@ -128,8 +128,8 @@ def test_the_verdicts_are_those_of_the_comparisons_on_the_test_scores(tmp_path: 
     study = study_of(tmp_path, config=str(CONFIGS / metric), protocol={"margin": 0.004, "fixed_learning_rates": [1e-4]})
     conclusion = concluded(tmp_path, study)
     words = set()
-    for context, summary in conclusion.summary["comparisons"]["families"].items():
-        rows = conclusion.table[conclusion.table["settings"].str.split(", ").map(lambda s, w=context: w in s)]
+    for setting, summary in conclusion.summary["comparisons"]["families"].items():
+        rows = conclusion.table[conclusion.table["settings"].str.split(", ").map(lambda s, w=setting: w in s)]
         rows = rows[rows["stage"] == "evaluation"].set_index(["arm", "seed"])["test_score"]
         pairs = [
             PairedScores("", *(rows[arm.label].loc[range(6)].to_numpy() for arm in pair), study.higher_is_better, 0.004)
@@ -186,7 +186,7 @@ def test_a_failed_evaluation_run_keeps_its_arm_out_and_the_family_as_large_as_pl
     assert any("not finite at step 9" in warning and "seed 3" in warning for warning in broken.warnings)
 
 
-def test_a_reference_that_is_kept_out_leaves_its_comparisons_without_verdict(tmp_path: Path) -> None:
+def test_a_reference_that_is_excluded_leaves_its_comparisons_without_verdict(tmp_path: Path) -> None:
     def outcome(trial: PlannedTrial) -> Ending:
         broken = trial.arm.label == "lora r=2" and trial.stage == "evaluation" and trial.seed < 2
         return {"failure": "out of memory"} if broken else valley(trial)
@@ -240,7 +240,7 @@ def test_an_evaluation_that_is_not_over_gives_no_verdict_and_says_what_is_missin
 
 def test_a_study_of_which_nothing_has_ended_concludes_nothing(tmp_path: Path) -> None:
     study = study_of(tmp_path)
-    conclusion = conclude(study, board_of(study, lambda _: {"state": "waiting"}), tmp_path)
+    conclusion = conclude(study, study_state_of(study, lambda _: {"state": "waiting"}), tmp_path)
     assert not list((tmp_path / "s" / "figures").iterdir())
     assert all(each["difference"] is None and each["verdict"] is None for each in family(conclusion).values())
 
@@ -264,7 +264,7 @@ def test_a_rate_that_is_fixed_and_chosen_counts_in_both_settings(tmp_path: Path)
 def test_keys_of_arms_are_columns_of_one_kind_and_hide_no_other(tmp_path: Path) -> None:
     arms = [{"variant": "lora", "rank": [2, {"*": 1, "*.query": 3}], "steps": [100, 200]}, {"variant": "full"}]
     study = study_of(tmp_path, arms=arms, protocol={"reference": {"variant": "full"}})
-    table = results_table(study, board_of(study, valley), tmp_path)
+    table = results_table(study, study_state_of(study, valley), tmp_path)
     by_arm = table.drop_duplicates("config_hash")
     assert by_arm["rank"].fillna("").tolist() == ["2", "2", "*:1,*.query:3", "*:1,*.query:3", ""]
     assert by_arm["arm.steps"].fillna(0).tolist() == [100, 200, 100, 200, 0]
@@ -276,7 +276,7 @@ def test_the_summary_comes_last(tmp_path: Path) -> None:
     (tmp_path / "s" / "figures").touch()  # in the way of the figures
     protocol = {"reference": {"variant": "full"}, "evaluation": {"seeds": [0, 1]}}
     study = study_of(tmp_path, arms=[{"variant": "full"}], protocol=protocol)
-    study_state = board_of(study, valley)
+    study_state = study_state_of(study, valley)
     with pytest.raises(FileExistsError):
         conclude(study, study_state, tmp_path)
     assert not (tmp_path / "s" / "summary.json").exists()

@@ -1,4 +1,4 @@
-"""The benchmark: contenders do the same mathematics over one frozen model, and every number that is shown is kept."""
+"""The benchmark: implementations do the same mathematics over one frozen model, and every number shown is kept."""
 
 import json
 import os
@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from analysis.figures.benchmark import benchmark_figure
 from experiments import benchmark
 from experiments.benchmarking import footprint, measurement, timing
-from experiments.benchmarking import implementations as contenders_module
+from experiments.benchmarking import implementations as implementations_module
 from experiments.benchmarking.cases import Case, standard_cases
 from experiments.benchmarking.implementations import (
     BUILDERS,
@@ -65,7 +65,7 @@ def written(folder: Path) -> dict:
 
 
 @of_every_kind
-def test_every_contender_is_computed_by_the_same_base_over_the_same_frozen_weights(case: Case) -> None:
+def test_every_implementation_is_computed_by_the_same_base_over_the_same_frozen_weights(case: Case) -> None:
     workload = build_workload(case, CPU)
     own = dict(workload.base.named_modules())
     weights = {p.data_ptr() for p in workload.base.parameters()}
@@ -111,9 +111,9 @@ def test_ours_peft_and_loralib_have_the_same_loss_and_gradients(case: Case) -> N
             assert all(gradient.norm() > 0 for gradient in found)
 
 
-def test_a_contender_with_another_scale_is_found_out(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_implementation_with_another_scale_is_found_out(monkeypatch: pytest.MonkeyPatch) -> None:
     def scaled(workload: Workload) -> Implementation:
-        implementation = contenders_module.build_loralib(workload)
+        implementation = implementations_module.build_loralib(workload)
         for module in implementation.modules.values():
             module.scaling *= 1.01
         return implementation
@@ -158,7 +158,7 @@ def test_the_frozen_model_s_backward_ends_at_the_outputs_of_the_first_adapted_la
     assert all(p.grad is None for p in workload.base.parameters())
 
 
-def test_in_bfloat16_the_contenders_agree_as_far_as_its_rounding_goes() -> None:
+def test_in_bfloat16_the_implementations_agree_as_far_as_its_rounding_goes() -> None:
     measured = measurement.measure(
         replace(TINY, precision="bfloat16"), CPU, {}, rounds=1, processes=0, report=lambda *_: None
     )
@@ -168,7 +168,7 @@ def test_in_bfloat16_the_contenders_agree_as_far_as_its_rounding_goes() -> None:
 # --- how it is measured
 
 
-def test_the_order_of_the_contenders_rotates(one_step_a_round: None) -> None:
+def test_the_order_of_the_implementations_rotates(one_step_a_round: None) -> None:
     order: list[str] = []
     workload = build_workload(TINY, CPU)
     parts = {
@@ -328,13 +328,13 @@ def test_an_interrupted_benchmark_keeps_its_cases_and_goes_on(
 def test_a_library_that_is_not_there_is_a_row_and_peft_an_error(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, one_step_a_round: None
 ) -> None:
-    monkeypatch.setattr(contenders_module, "find_spec", lambda name: None if name == "loralib" else object())
+    monkeypatch.setattr(implementations_module, "find_spec", lambda name: None if name == "loralib" else object())
     assert benchmark.main([*QUICK, "--output", str(tmp_path)]) == 0
     assert "not installed (pip install loralib)" in capsys.readouterr().out
     (result,) = written(tmp_path)["results"]
     assert result["missing"] == {"loralib": "not installed (pip install loralib)"}
     assert "loralib" not in result["seconds"]
-    monkeypatch.setattr(contenders_module, "find_spec", lambda name: None if name == "peft" else object())
+    monkeypatch.setattr(implementations_module, "find_spec", lambda name: None if name == "peft" else object())
     assert benchmark.main([*QUICK, "--output", str(tmp_path / "none")]) == 2
     assert "pip install peft" in capsys.readouterr().err
     assert not (tmp_path / "none").exists()

@@ -1,4 +1,4 @@
-"""The configuration: three layers, strict types, every fault at once."""
+"""The configuration: three layers, strict types, every error at once."""
 
 from pathlib import Path
 
@@ -12,9 +12,9 @@ from experiments.config.retired_keys import RETIRED_KEYS, rename_retired
 BYTES = CONFIGS / "bytes.yaml"
 
 
-def errors(*settings: str, **layers: object) -> tuple[str, ...]:
+def errors(*overrides: str, **layers: object) -> tuple[str, ...]:
     with pytest.raises(ConfigError) as error:
-        load(layers.pop("path", BYTES), overrides=settings, **layers)  # type: ignore[arg-type]
+        load(layers.pop("path", BYTES), overrides=overrides, **layers)  # type: ignore[arg-type]
     return error.value.errors
 
 
@@ -34,7 +34,7 @@ def test_the_command_line_wins_over_the_file_and_the_file_over_the_defaults(tmp_
     assert load(path).training.batch_size == 4
 
 
-def test_every_fault_is_reported_at_once_with_path_value_and_nearest_key() -> None:
+def test_every_error_is_reported_at_once_with_path_value_and_nearest_key() -> None:
     found = errors("rank=yes", "lerning_rate=1", "training.step=3", "training.warmup_ratio=2", "variant.rnk=2")
     text = "\n".join(found)
     assert len(found) == 5
@@ -47,8 +47,8 @@ def test_every_fault_is_reported_at_once_with_path_value_and_nearest_key() -> No
 
 @pytest.mark.parametrize("variant", ["full", "full_all", "head"])
 def test_a_rank_for_a_variant_without_one_is_an_error_that_says_so(variant: str) -> None:
-    (fault,) = errors(variant=variant, rank=4)
-    assert fault.startswith(f"variant.rank: '{variant}' has no rank")
+    (error,) = errors(variant=variant, rank=4)
+    assert error.startswith(f"variant.rank: '{variant}' has no rank")
 
 
 def test_a_misspelt_variant_names_the_nearest() -> None:
@@ -77,12 +77,12 @@ def test_a_map_of_learning_rates_gives_each_variant_that_it_names_its_own() -> N
 )
 def test_a_variant_that_the_map_does_not_name_learns_at_its_factor_of_loras_rate(variant: str, factor: float) -> None:
     for rate in (1e-3, 7e-2):
-        settings = [f"training.learning_rate={{lora: {rate}, head: 1}}"]
-        assert load(BYTES, variant=variant, overrides=settings).learning_rate == rate * factor
+        overrides = [f"training.learning_rate={{lora: {rate}, head: 1}}"]
+        assert load(BYTES, variant=variant, overrides=overrides).learning_rate == rate * factor
     assert load(BYTES, variant=variant, overrides=["learning_rate=3e-4"]).learning_rate == 3e-4
 
 
-def test_a_map_that_says_nothing_of_a_variants_rate_is_a_fault_with_the_way_out() -> None:
+def test_a_map_that_says_nothing_of_a_variants_rate_is_an_error_with_the_way_out() -> None:
     told = "training.learning_rate: has no rate for variant "
     assert errors("training.learning_rate={lora: 1}", variant="head") == (
         f"{told}'head', which has no factor of LoRA's rate; add head or give a number",
@@ -145,7 +145,7 @@ def test_a_tree_of_earlier_keys_becomes_one_of_new_keys() -> None:
     assert rename_retired(study)["protocol"] == {"tuning": {"learning_rate_multipliers": [1, 2]}, "multipliers": 3}
 
 
-def test_a_missing_file_a_list_and_a_doubled_key_are_faults(tmp_path: Path) -> None:
+def test_a_missing_file_a_list_and_a_doubled_key_are_errors(tmp_path: Path) -> None:
     assert "cannot be read" in errors(path=tmp_path / "nowhere.yaml")[0]
     path = tmp_path / "c.yaml"
     path.write_text("- a\n")
@@ -154,7 +154,7 @@ def test_a_missing_file_a_list_and_a_doubled_key_are_faults(tmp_path: Path) -> N
     assert "duplicate key 'seed'" in errors(path=path)[0]
 
 
-def test_identity_changes_with_what_the_result_depends_on_and_not_with_wandb() -> None:
+def test_the_config_hash_changes_with_what_the_result_depends_on_and_not_with_wandb() -> None:
     config = load(BYTES)
     same = load(BYTES, overrides=["wandb.mode=disabled"])
     other = load(BYTES, seed=1)
@@ -162,7 +162,7 @@ def test_identity_changes_with_what_the_result_depends_on_and_not_with_wandb() -
     assert len({config.config_hash(base="b"), other.config_hash(base="b"), config.config_hash(base="c")}) == 3
 
 
-def test_two_16_bit_types_that_do_not_compute_together_are_a_fault() -> None:
+def test_two_16_bit_types_that_do_not_compute_together_are_an_error() -> None:
     trec = CONFIGS / "trec.yaml"
     with pytest.raises(ConfigError, match=r"model.dtype=float16 and training.precision=bfloat16 are two 16-bit types"):
         load(trec, overrides=["model.dtype=float16", "precision=bfloat16"])

@@ -32,10 +32,10 @@ def file_with(folder: Path, **variant: Any) -> Path:
     return path
 
 
-def changed(path: Path, variant: str, *settings: str) -> tuple[dict[str, Any], list[str]]:
+def changed(path: Path, variant: str, *overrides: str) -> tuple[dict[str, Any], list[str]]:
     """The variant section that a file has with another variant, and what is said of it."""
     notes: list[str] = []
-    tree: dict[str, Any] = load(path, variant=variant, overrides=settings, notes=notes).tree()["variant"]
+    tree: dict[str, Any] = load(path, variant=variant, overrides=overrides, notes=notes).tree()["variant"]
     return tree, notes
 
 
@@ -121,7 +121,7 @@ def test_a_section_that_is_no_section_states_nothing(tmp_path: Path) -> None:
     ]
 
 
-def test_the_command_says_it_in_a_plan_in_a_run_and_where_there_is_a_fault(
+def test_the_command_says_it_in_a_plan_in_a_run_and_where_there_is_an_error(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     file = ["--config", str(file_with(tmp_path, name="lora", rank=2, init="gaussian")), "--variant", "adalora"]

@@ -83,7 +83,7 @@ def test_files_that_hold_no_table_are_refused_by_name_and_reason(tmp_path: Path)
 
 
 @pytest.mark.parametrize(
-    ("name", "text", "fault"),
+    ("name", "text", "reason"),
     [
         ("t.csv", "text,label\na,yes\nb,yes,more\n", "line 3: has 3 fields, the header has 2"),
         ("t.csv", 'text,label\n"a\nb",yes\n"c,yes\n', "line 4: unexpected end of data"),
@@ -93,10 +93,10 @@ def test_files_that_hold_no_table_are_refused_by_name_and_reason(tmp_path: Path)
         ("t.jsonl", '{"text": "a"}\n' + "[" * 100_000, "line 2: nested too deep"),
     ],
 )
-def test_a_malformed_row_is_named_by_file_line_and_reason(tmp_path: Path, name: str, text: str, fault: str) -> None:
+def test_a_malformed_row_is_named_by_file_line_and_reason(tmp_path: Path, name: str, text: str, reason: str) -> None:
     (tmp_path / name).write_text(text)
     table = read_table(tmp_path / name, Form())
-    assert [str(row) for row in table.malformed] == [f"{tmp_path / name} {fault}"]
+    assert [str(row) for row in table.malformed] == [f"{tmp_path / name} {reason}"]
     assert len(table.rows) == 1
 
 
@@ -108,8 +108,8 @@ def test_malformed_rows_of_all_splits_stop_the_run_before_it_begins_or_are_skipp
     text = str(error.value)
     assert text.startswith("4 of 10 rows are malformed")
     assert "task.skip_malformed=true" in text
-    for fault in ("train.csv line 3: unknown label 'maybe'", "line 4: 'label' is empty", "line 5: 'text' is empty"):
-        assert fault in text
+    for message in ("train.csv line 3: unknown label 'maybe'", "line 4: 'label' is empty", "line 5: 'text' is empty"):
+        assert message in text
     assert "test.csv line 4: unknown label 'perhaps'" in text
     found = examples(folder, skip=True)
     assert [found.splits[split].malformed for split in ("train", "validation", "test")] == [3, 0, 1]

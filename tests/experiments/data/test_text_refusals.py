@@ -20,18 +20,18 @@ def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("experiments.data.tokens.cache_folder", lambda: tmp_path / "cache")
 
 
-def configured(folder: Path, task: dict[str, Any], *settings: str) -> Any:
+def configured(folder: Path, task: dict[str, Any], *overrides: str) -> Any:
     """A configuration on the files data/ and model/ of the folder."""
     path = folder / "c.yaml"
     task = {"path": str(folder / "data")} | task
     tree = {"task": task, "model": {"name": str(folder / "model")}, "training": TRAINING, "targets": ["all-linear"]}
     path.write_text(yaml_text(tree | {"variant": {"name": "lora", "rank": 2}, "wandb": {"mode": "disabled"}}))
-    return load(path, overrides=settings)
+    return load(path, overrides=overrides)
 
 
-def classification(folder: Path, *settings: str) -> Any:
+def classification(folder: Path, *overrides: str) -> Any:
     task = {"name": "text_classification", "text": ["sentence"], "labels": ["0", "1"], "max_length": 32}
-    return configured(folder, task, "model.pooling=mean", *settings)
+    return configured(folder, task, "model.pooling=mean", *overrides)
 
 
 def run(config: Any, folder: Path) -> dict[str, Any]:
@@ -113,7 +113,7 @@ def test_a_share_of_one_row_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("settings", "message"),
+    ("overrides", "message"),
     [
         (["task.metrics=[f1]", "task.labels=['0', '1', '2']"], "f1 is that of the second of two labels, .* have 3"),
         (["task.labels=['0', '1', '0']"], "labels: each once, got 0, 1, 0"),
@@ -121,18 +121,18 @@ def test_a_share_of_one_row_is_refused(tmp_path: Path) -> None:
     ],
 )
 def test_knobs_that_the_data_or_the_model_cannot_meet_are_refused(
-    tmp_path: Path, settings: list[str], message: str
+    tmp_path: Path, overrides: list[str], message: str
 ) -> None:
     write_model(tmp_path / "model", "bert")
     write_labelled(tmp_path / "data")
     with pytest.raises(ValueError, match=message):
-        run(classification(tmp_path, *settings), tmp_path)
+        run(classification(tmp_path, *overrides), tmp_path)
 
 
 # Lines whose prompt leaves nothing to score
 
 
-def prompted(folder: Path, *settings: str) -> Any:
+def prompted(folder: Path, *overrides: str) -> Any:
     """Language modeling on lines with a prompt, one training and one validation prompt longer than the context."""
     (folder / "data").mkdir()
     lines = [f"{'a cat ' * words}||is bad" for words in (1, 2, 9, 1, 2, 1)]
@@ -145,7 +145,7 @@ def prompted(folder: Path, *settings: str) -> Any:
         "score": "reference",
         "context": 8,
     }
-    return configured(folder, task, *settings)
+    return configured(folder, task, *overrides)
 
 
 def test_a_line_whose_prompt_fills_the_context_is_malformed_and_named(tmp_path: Path) -> None:

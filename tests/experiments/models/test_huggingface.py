@@ -284,12 +284,12 @@ def test_a_narrow_base_stays_narrow_and_what_trains_is_in_float32(
 
 
 @pytest.mark.parametrize("pooling", ["auto", "mean"])
-def test_with_checkpointing_layers_are_computed_twice_and_nothing_changes(tmp_path: Path, pooling: str) -> None:
+def test_gradient_checkpointing_computes_layers_twice_and_changes_nothing(tmp_path: Path, pooling: str) -> None:
     saved(tmp_path, "bert", BODY)
     states, calls = [], []
-    for checkpointing in (False, True):
+    for gradient_checkpointing in (False, True):
         model = classifier(at(tmp_path, pooling=pooling))
-        if checkpointing:
+        if gradient_checkpointing:
             use_checkpointing(model)
         config = knobs("lora", rank=2, dropout=0.2)
         variant = attached("lora", model, targets=["mlp"], heads=["classifier"], configs=[config], rows=8)

@@ -1,4 +1,4 @@
-"""Base models that cannot be had: each fault is one line, before anything is computed."""
+"""Base models that cannot be had: each error is one line, before anything is computed."""
 
 import json
 from collections.abc import Callable, Mapping
@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from tiny_transformers import WORDS, save_tokenizer, saved, settings
+from tiny_transformers import WORDS, save_tokenizer, saved, tiny_config
 from torch import nn
 
 from experiments.models.huggingface import ModelConfig, ModelError, build_model, content_of, load_tokenizer
@@ -155,12 +155,12 @@ def test_a_model_without_a_tokenizer_is_refused(tmp_path: Path, kind: str) -> No
 # Weights
 
 
-@pytest.mark.parametrize("fault", ["missing", "of another shape"])
-def test_a_weight_that_is_not_in_the_checkpoint_is_refused_unless_it_is_the_heads(tmp_path: Path, fault: str) -> None:
+@pytest.mark.parametrize("problem", ["missing", "of another shape"])
+def test_a_weight_that_is_not_in_the_checkpoint_is_refused_unless_it_is_the_heads(tmp_path: Path, problem: str) -> None:
     saved(tmp_path, "bert", BODY)
     stored, lost = load_file(tmp_path / "model.safetensors"), "encoder.layer.1.output.dense.weight"
     stored[lost] = stored[lost][:, :8].contiguous()
-    if fault == "missing":
+    if problem == "missing":
         del stored[lost]
     save_file(stored, tmp_path / "model.safetensors", metadata={"format": "pt"})
     message = r"BertForSequenceClassification: 1 of its weights .* random: bert.encoder.layer.1.output.dense.weight$"
@@ -198,17 +198,17 @@ def test_an_lm_head_that_no_one_trained_is_refused_unless_it_is_tied(tmp_path: P
 def test_an_architecture_that_is_not_made_for_the_task_is_refused_by_the_plan_already(
     tmp_path: Path, kind: str, load: Callable[..., Any], message: str
 ) -> None:
-    settings(kind).save_pretrained(tmp_path)
+    tiny_config(kind).save_pretrained(tmp_path)
     refused(message, lambda config: load(config, weights=False), at(tmp_path))
 
 
 def test_a_bert_that_is_a_decoder_is_a_language_model(tmp_path: Path) -> None:
-    settings("bert", is_decoder=True).save_pretrained(tmp_path)
+    tiny_config("bert", is_decoder=True).save_pretrained(tmp_path)
     assert language_model(at(tmp_path), weights=False)
 
 
 def test_classification_needs_a_pad_token(tmp_path: Path) -> None:
-    settings("gpt2").save_pretrained(tmp_path)
+    tiny_config("gpt2").save_pretrained(tmp_path)
     with pytest.raises(ModelError, match="rows of unequal length need a pad token"):
         build_model(at(tmp_path), "classification", labels=2, pad_token_id=None, weights=False)
 

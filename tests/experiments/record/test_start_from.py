@@ -31,13 +31,13 @@ ADAPTERS = ("lora", "rslora", "lora_plus", "adalora")
 
 def run(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, ROOT / "experiments" / "run.py", "--config", PLANTED, *arguments]
-    settings = [part for context in QUICK for part in ("--set", context)]
+    overrides = [part for override in QUICK for part in ("--set", override)]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "HOME": str(folder), "COLUMNS": "100"}
-    return run_python([*command, *settings], cwd=folder, env=environment)
+    return run_python([*command, *overrides], cwd=folder, env=environment)
 
 
-def recorded(folder: Path, variant: str, *settings: str, start: Path | None = None) -> RunDirectory:
-    config = load(PLANTED, variant=variant, start_from=start, overrides=(*QUICK, *settings))
+def recorded(folder: Path, variant: str, *overrides: str, start: Path | None = None) -> RunDirectory:
+    config = load(PLANTED, variant=variant, start_from=start, overrides=(*QUICK, *overrides))
     return RunDirectory(execute(config, runs_dir=folder / "runs", test=False, display=Display()).folder)
 
 

@@ -1,4 +1,4 @@
-"""The W&B mirror: what it holds can be read back, and nothing W&B does can hurt or delay a run."""
+"""The W&B logger: what it holds can be read back, and nothing W&B does can hurt or delay a run."""
 
 import math
 import os
@@ -25,7 +25,7 @@ from experiments.record.wandb_logger import WandbLogger
 from experiments.record.wandb_mode import is_silent, remember_silence, wanted_mode
 
 KEY = "0123456789abcdef" * 2 + "01234567"
-# The mirror sets these for its whole process; the tests set them first, so that they end with each test.
+# The logger sets these for its whole process; the tests set them first, so that they end with each test.
 QUIETED = ("WANDB_SILENT", "WANDB_ERROR_REPORTING")
 CONFIG = {
     "variant": {"name": "lora", "rank": 8, "targets": ["*.query", "*.value"]},
@@ -81,14 +81,14 @@ def start(folder: Path, *, mode: str = "offline") -> WandbLogger:
     )
 
 
-def finish(mirror: WandbLogger, **changed: Any) -> None:
+def finish(logger: WandbLogger, **changed: Any) -> None:
     results: dict[str, Any] = {"summary": {}, "spectra": dict, "ranks": {}, "files": [], "failed": False}
-    mirror.finish(**{**results, **changed})
+    logger.finish(**{**results, **changed})
 
 
-def record_one_row(mirror: WandbLogger, folder: Path) -> OfflineRun:
-    mirror.log(0, {"train/loss": 1.0})
-    finish(mirror)
+def record_one_row(logger: WandbLogger, folder: Path) -> OfflineRun:
+    logger.log(0, {"train/loss": 1.0})
+    finish(logger)
     return read_offline_run(folder)
 
 
@@ -149,22 +149,22 @@ def host(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Ite
 def test_everything_given_until_the_end_is_read_back_and_the_terminal_stays_clean(
     folder: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    mirror = start(folder)
+    logger = start(folder)
     rows = [{"train/loss": 1 / (step + 1), "effective_scale/block.0.query": 2.0} for step in range(20)]
     for step, row in enumerate(rows):
-        mirror.log(step, row)
+        logger.log(step, row)
     finish(
-        mirror,
+        logger,
         summary={"score": 0.75, "steps": 20, "variant": "lora"},
         spectra=lambda: {"block.0.query": [2.5, 1], "block.1.query": [0.5]},
         ranks={"block.0.query": 2, "block.1.query": 1},
         files=[folder / "adapter_config.json", folder / "adapter_model.safetensors"],
     )
-    mirror.log(20, {"train/loss": 0.0})
-    finish(mirror, summary={"score": 0.0})
+    logger.log(20, {"train/loss": 0.0})
+    finish(logger, summary={"score": 0.0})
 
     run = read_offline_run(folder)
-    assert (mirror.mode, mirror.warning) == ("offline", None)
+    assert (logger.mode, logger.warning) == ("offline", None)
     assert (run.project, run.group, run.name, run.job_type) == ("studies", "rank-sweep", "lora-r8", "train")
     assert run.tags == ["lora", "r8"]
     assert run.config == CONFIG
@@ -186,16 +186,16 @@ def test_everything_given_until_the_end_is_read_back_and_the_terminal_stays_clea
 
 
 def test_all_that_waits_for_upload_lies_in_the_folder_of_the_run(folder: Path, tmp_path: Path) -> None:
-    mirror = start(folder)
-    finish(mirror, spectra=lambda: {"block.0": [1.0]}, files=[folder / "adapter_config.json"])
+    logger = start(folder)
+    finish(logger, spectra=lambda: {"block.0": [1.0]}, files=[folder / "adapter_config.json"])
 
     run = read_offline_run(folder)
     waiting = [file for artifact in run.artifacts.values() for file in artifact.files.values()]
     assert len(waiting) == 2
     assert folder / "adapter_config.json" in waiting
     assert all(file.is_relative_to(folder) and file.exists() for file in waiting)
-    assert mirror.folder is not None
-    assert mirror.folder.parent == folder / "wandb"
+    assert logger.folder is not None
+    assert logger.folder.parent == folder / "wandb"
     # wandb's service keeps a log of its own, one a process.
     outside = [p for p in tmp_path.rglob("*") if p.is_file() and not p.is_relative_to(folder)]
     assert [p for p in outside if not p.name.startswith("core-debug")] == []
@@ -203,10 +203,10 @@ def test_all_that_waits_for_upload_lies_in_the_folder_of_the_run(folder: Path, t
 
 
 def test_rows_keep_their_step_when_steps_repeat_or_go_back_and_nan_is_kept(folder: Path) -> None:
-    mirror = start(folder)
+    logger = start(folder)
     for step, key in ((5, "train/loss"), (5, "validation/score"), (3, "test/score")):
-        mirror.log(step, {key: float("nan") if step == 3 else 1.0})
-    finish(mirror)
+        logger.log(step, {key: float("nan") if step == 3 else 1.0})
+    finish(logger)
 
     rows = read_offline_run(folder).history
     assert rows[:2] == [{"step": 5, "train/loss": 1.0}, {"step": 5, "validation/score": 1.0}]
@@ -219,26 +219,26 @@ def test_runs_open_at_once_are_kept_apart_even_if_the_environment_names_one_run(
 ) -> None:
     monkeypatch.setenv("WANDB_RUN_ID", "the-only-one")
     folders = [tmp_path / f"trial{index}" for index in range(3)]
-    mirrors = [start(folder) for folder in folders]
+    loggers = [start(folder) for folder in folders]
     for step in range(3):
-        for index, mirror in enumerate(mirrors):
-            mirror.log(step, {"train/loss": 10.0 * index + step})
-    for index, mirror in enumerate(mirrors):
-        finish(mirror, failed=index == 1)
+        for index, logger in enumerate(loggers):
+            logger.log(step, {"train/loss": 10.0 * index + step})
+    for index, logger in enumerate(loggers):
+        finish(logger, failed=index == 1)
 
     runs = [read_offline_run(folder) for folder in folders]
     losses = [[row["train/loss"] for row in run.history] for run in runs]
     assert losses == [[0, 1, 2], [10, 11, 12], [20, 21, 22]]
     assert [run.exit_code for run in runs] == [0, 1, 0]
-    assert len({mirror.folder.name.split("-")[-1] for mirror in mirrors if mirror.folder}) == 3
+    assert len({logger.folder.name.split("-")[-1] for logger in loggers if logger.folder}) == 3
 
 
 def test_more_sigmas_than_a_table_holds_leave_the_largest_of_every_matrix(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(wandb_logger, "TABLE_ROWS", 5)
-    mirror = start(folder)
-    finish(mirror, spectra=lambda: {"a": [3.0, 2.0, 1.0], "b": [6.0, 5.0, 4.0]})
+    logger = start(folder)
+    finish(logger, spectra=lambda: {"a": [3.0, 2.0, 1.0], "b": [6.0, 5.0, 4.0]})
 
     assert read_offline_run(folder).tables["spectra"].rows == [
         ["a", 0, 3.0],
@@ -254,9 +254,9 @@ def test_a_killed_run_keeps_every_row_logged_before_the_last_two_seconds(folder:
         import os, signal, time
         from pathlib import Path
         from test_wandb_logger import start
-        mirror = start(Path({str(folder)!r}))
+        logger = start(Path({str(folder)!r}))
         for step in range(50):
-            mirror.log(step, {{"train/loss": float(step)}})
+            logger.log(step, {{"train/loss": float(step)}})
         time.sleep(3)
         os.kill(os.getpid(), signal.SIGKILL)
     """)
@@ -271,8 +271,8 @@ def test_a_run_ended_by_ctrl_c_is_closed_as_failed(folder: Path) -> None:
     ended = run_python(f"""
         from pathlib import Path
         from test_wandb_logger import start
-        mirror = start(Path({str(folder)!r}))
-        mirror.log(0, {{"train/loss": 1.0}})
+        logger = start(Path({str(folder)!r}))
+        logger.log(0, {{"train/loss": 1.0}})
         raise KeyboardInterrupt
     """)
 
@@ -295,12 +295,12 @@ def test_disabled_needs_no_wandb_and_writes_nothing(asked: str, folder: Path, mo
     monkeypatch.setenv("WANDB_MODE", "disabled")
     monkeypatch.setitem(sys.modules, "wandb", None)
     before = sorted(folder.rglob("*"))
-    mirror = start(folder, mode=asked)
-    mirror.log(0, {"train/loss": 1.0})
+    logger = start(folder, mode=asked)
+    logger.log(0, {"train/loss": 1.0})
     spectra = Mock(return_value={})
-    finish(mirror, spectra=spectra, files=[folder / "adapter_config.json"])
+    finish(logger, spectra=spectra, files=[folder / "adapter_config.json"])
 
-    assert (mirror.mode, mirror.warning, mirror.folder) == ("disabled", None, None)
+    assert (logger.mode, logger.warning, logger.folder) == ("disabled", None, None)
     assert not spectra.called  # they are a decomposition of every ΔW
     assert sorted(folder.rglob("*")) == before
 
@@ -384,12 +384,12 @@ def test_auto_is_online_exactly_where_wandb_has_a_key_for_its_host(
     monkeypatch.setenv("WANDB_BASE_URL", "https://wandb.invalid")
     monkeypatch.setattr(wandb_logger, "START_SECONDS", 0.2)
     configure(monkeypatch)
-    mirror = start(folder, mode="auto")
-    finish(mirror)
+    logger = start(folder, mode="auto")
+    finish(logger)
     # There is no such host: who tried it was told that it did not answer.
-    tried = mirror.warning is not None and "https://wandb.invalid gave no answer" in mirror.warning
-    assert ("online" if tried else mirror.mode) == mode
-    assert tried or mirror.warning is None
+    tried = logger.warning is not None and "https://wandb.invalid gave no answer" in logger.warning
+    assert ("online" if tried else logger.mode) == mode
+    assert tried or logger.warning is None
     assert capfd.readouterr() == ("", "")
 
 
@@ -402,14 +402,14 @@ def test_without_a_usable_key_the_run_is_recorded_offline_with_one_warning_and_a
 ) -> None:
     monkeypatch.setenv("WANDB_API_KEY", key)
     began = time.monotonic()
-    mirror = start(folder, mode=asked)
+    logger = start(folder, mode=asked)
     assert time.monotonic() - began < 8
-    assert mirror.mode == "offline"
-    assert mirror.warning is not None
-    assert mirror.warning.startswith("W&B logs offline: there is no usable key for https://")
-    assert reason in mirror.warning
-    assert len(mirror.warning.splitlines()) == 1
-    assert len(record_one_row(mirror, folder).history) == 1
+    assert logger.mode == "offline"
+    assert logger.warning is not None
+    assert logger.warning.startswith("W&B logs offline: there is no usable key for https://")
+    assert reason in logger.warning
+    assert len(logger.warning.splitlines()) == 1
+    assert len(record_one_row(logger, folder).history) == 1
 
 
 @pytest.mark.parametrize("environment", [{}, {"WANDB_SILENT": "false"}], ids=["plain", "not silent"])
@@ -420,9 +420,9 @@ def test_nobody_at_a_terminal_is_asked_for_a_key(folder: Path, environment: dict
         from pathlib import Path
         from test_wandb_logger import finish, start
         assert os.isatty(0) and os.isatty(2)
-        mirror = start(Path({str(folder)!r}), mode="auto")
-        finish(mirror)
-        print(mirror.mode, mirror.warning)
+        logger = start(Path({str(folder)!r}), mode="auto")
+        finish(logger)
+        print(logger.mode, logger.warning)
         """,
         **environment,
     )
@@ -463,12 +463,12 @@ STARTED_IN_ANOTHER_PROCESS = """
     from test_wandb_logger import finish, start
     wandb_logger.START_SECONDS = {start_seconds}
     began = time.monotonic()
-    mirror = start(Path({folder!r}), mode={mode!r})
+    logger = start(Path({folder!r}), mode={mode!r})
     print(time.monotonic() - began)
-    mirror.log(0, {{"train/loss": 1.0}})
-    finish(mirror)
+    logger.log(0, {{"train/loss": 1.0}})
+    finish(logger)
     print(time.monotonic())
-    print(mirror.mode, mirror.warning)
+    print(logger.mode, logger.warning)
 """
 
 
@@ -524,25 +524,25 @@ def test_a_closed_port_is_a_host_that_gives_no_answer(folder: Path, monkeypatch:
     monkeypatch.setenv("WANDB_API_KEY", KEY)
     monkeypatch.setattr(wandb_logger, "START_SECONDS", 1.0)
     began = time.monotonic()
-    mirror = start(folder, mode="auto")
+    logger = start(folder, mode="auto")
     assert time.monotonic() - began < 8
-    assert mirror.mode == "offline"
-    assert mirror.warning is not None
-    assert "gave no answer in 1 s" in mirror.warning
-    assert len(mirror.warning.splitlines()) == 1
-    assert len(record_one_row(mirror, folder).history) == 1
+    assert logger.mode == "offline"
+    assert logger.warning is not None
+    assert "gave no answer in 1 s" in logger.warning
+    assert len(logger.warning.splitlines()) == 1
+    assert len(record_one_row(logger, folder).history) == 1
 
 
 def test_a_host_that_refuses_at_once_is_asked_again_by_the_next_run(tmp_path: Path, host: Callable[..., Host]) -> None:
     refusing = host(answers=1000)
     for name in ("first", "second"):
         before = len(refusing.connections)
-        mirror = start(tmp_path / name, mode="auto")
-        assert mirror.mode == "offline"
-        assert mirror.warning is not None
-        assert "started no run, is the key right?" in mirror.warning
+        logger = start(tmp_path / name, mode="auto")
+        assert logger.mode == "offline"
+        assert logger.warning is not None
+        assert "started no run, is the key right?" in logger.warning
         assert len(refusing.connections) > before
-        assert len(record_one_row(mirror, tmp_path / name).history) == 1
+        assert len(record_one_row(logger, tmp_path / name).history) == 1
 
 
 def test_a_silent_host_is_asked_again_after_ten_minutes_and_other_hosts_always(
@@ -578,13 +578,13 @@ def test_where_the_cache_cannot_be_written_one_process_still_waits_once(
 # When wandb breaks
 
 
-def test_a_wandb_that_raises_while_logging_ends_the_mirror_but_not_the_run(
+def test_a_wandb_that_raises_while_logging_ends_the_logger_but_not_the_run(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     import wandb
 
-    mirror = start(folder)
-    mirror.log(0, {"train/loss": 1.0})
+    logger = start(folder)
+    logger.log(0, {"train/loss": 1.0})
     calls = []
 
     def broken(self: Any, *args: Any, **kwargs: Any) -> None:
@@ -593,14 +593,14 @@ def test_a_wandb_that_raises_while_logging_ends_the_mirror_but_not_the_run(
 
     monkeypatch.setattr(wandb.Run, "log", broken)
     for step in range(1, 4):
-        mirror.log(step, {"train/loss": 1.0})
-    finish(mirror, summary={"score": 1.0}, ranks={"block.0": 8})
+        logger.log(step, {"train/loss": 1.0})
+    finish(logger, summary={"score": 1.0}, ranks={"block.0": 8})
 
     assert len(calls) == 1
-    assert mirror.mode == "failed"
-    assert mirror.warning is not None
-    assert "could not log a row (RuntimeError: the service is gone)" in mirror.warning
-    assert len(mirror.warning.splitlines()) == 1
+    assert logger.mode == "failed"
+    assert logger.warning is not None
+    assert "could not log a row (RuntimeError: the service is gone)" in logger.warning
+    assert len(logger.warning.splitlines()) == 1
     kept = (folder / "wandb_error.txt").read_text()
     assert "Traceback" in kept
     assert "in broken" in kept
@@ -610,23 +610,23 @@ def test_a_wandb_that_raises_while_logging_ends_the_mirror_but_not_the_run(
 
 
 def test_spectra_that_cannot_be_taken_are_told_and_the_run_is_still_closed(folder: Path) -> None:
-    mirror = start(folder)
-    finish(mirror, summary={"score": 1.0}, spectra=Mock(side_effect=ValueError("entry (0, 0) is nan")))
-    assert mirror.mode == "failed"
-    assert mirror.warning is not None
-    assert "could not write the results (ValueError: entry (0, 0) is nan)" in mirror.warning
+    logger = start(folder)
+    finish(logger, summary={"score": 1.0}, spectra=Mock(side_effect=ValueError("entry (0, 0) is nan")))
+    assert logger.mode == "failed"
+    assert logger.warning is not None
+    assert "could not write the results (ValueError: entry (0, 0) is nan)" in logger.warning
     run = read_offline_run(folder)
     assert (run.summary, run.exit_code) == ({"score": 1.0}, 1)
 
 
 def test_results_that_wandb_refuses_are_told_and_the_run_is_still_closed(folder: Path) -> None:
-    mirror = start(folder)
-    finish(mirror, summary={"score": 1.0}, files=[folder / "missing.safetensors"])
-    finish(mirror, summary={"score": 2.0})
+    logger = start(folder)
+    finish(logger, summary={"score": 1.0}, files=[folder / "missing.safetensors"])
+    finish(logger, summary={"score": 2.0})
 
-    assert mirror.mode == "failed"
-    assert mirror.warning is not None
-    assert "could not write the results (ValueError: Path is not a file" in mirror.warning
+    assert logger.mode == "failed"
+    assert logger.warning is not None
+    assert "could not write the results (ValueError: Path is not a file" in logger.warning
     run = read_offline_run(folder)
     assert run.summary == {"score": 1.0}
     assert run.exit_code == 1
@@ -634,22 +634,22 @@ def test_results_that_wandb_refuses_are_told_and_the_run_is_still_closed(folder:
 
 def test_a_folder_that_wandb_cannot_write_to_is_told_and_nothing_is_written_elsewhere(folder: Path) -> None:
     (folder / "wandb").write_text("not a folder")
-    mirror = start(folder)
-    mirror.log(0, {"train/loss": 1.0})
-    finish(mirror)
+    logger = start(folder)
+    logger.log(0, {"train/loss": 1.0})
+    finish(logger)
 
-    assert (mirror.mode, mirror.folder) == ("failed", None)
-    assert mirror.warning is not None
-    assert mirror.warning.startswith("W&B could not start (FileExistsError")
+    assert (logger.mode, logger.folder) == ("failed", None)
+    assert logger.warning is not None
+    assert logger.warning.startswith("W&B could not start (FileExistsError")
     assert "Traceback" in (folder / "wandb_error.txt").read_text()
 
 
 def test_an_error_that_cannot_even_be_written_down_is_told(tmp_path: Path) -> None:
     (tmp_path / "runs").write_text("not a folder")
-    mirror = start(tmp_path / "runs" / "lora-r8")
-    assert mirror.mode == "failed"
-    assert mirror.warning is not None
-    assert "traceback could not be kept" in mirror.warning
+    logger = start(tmp_path / "runs" / "lora-r8")
+    assert logger.mode == "failed"
+    assert logger.warning is not None
+    assert "traceback could not be kept" in logger.warning
 
 
 def test_an_error_before_the_folder_of_the_run_exists_is_written_down_in_it(

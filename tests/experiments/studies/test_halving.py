@@ -1,4 +1,4 @@
-"""Successive halving: a trial that falls behind what earlier batches reached is stopped, whatever pack it trains in."""
+"""Successive halving: a trial that falls behind what earlier batches reached is pruned, whatever pack it trains in."""
 
 import shutil
 from pathlib import Path
@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from test_search_study import TREE, Impatient, board_of, outcome, worker_on
+from test_search_study import TREE, Impatient, outcome, study_state_of, worker_on
 
 from analysis.study_results.conclusion import conclude
 from experiments.record.run_description import describe_run
@@ -41,13 +41,13 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Worker:
 
 
 def searched(worker: Worker, label: str) -> list[tuple[PlannedTrial, Entry]]:
-    study_state = board_of(worker)
+    study_state = study_state_of(worker)
     arm = next(arm for arm in study_state.arms if arm.arm.label == label)
     return [(trial, study_state.entries[trial.key]) for trial in arm.tuning.trials if trial.stage == "search"]
 
 
 @given(scores=SCORES, keep=st.floats(0.05, 0.95), higher=st.booleans())
-def test_the_best_part_passes_a_bar_and_no_more(scores: list[float], keep: float, *, higher: bool) -> None:
+def test_the_best_part_passes_a_threshold_and_no_more(scores: list[float], keep: float, *, higher: bool) -> None:
     worst = threshold(scores, keep=keep, higher_is_better=higher)
     rungs = Rungs({5: worst}, higher_is_better=higher)
     passed = [score for score in scores if rungs.prunes_at({5: score}) is None]
@@ -56,14 +56,14 @@ def test_the_best_part_passes_a_bar_and_no_more(scores: list[float], keep: float
     assert len(passed) >= keep * len(scores) - 1e-9
 
 
-def test_what_is_not_finite_misses_any_bar_and_raises_none() -> None:
+def test_what_is_not_finite_misses_any_threshold_and_raises_none() -> None:
     assert threshold([float("nan"), float("inf")], keep=0.5, higher_is_better=False) is None
     assert threshold([float("nan"), 2.0], keep=0.5, higher_is_better=False) == 2.0
     assert Rungs({1: None, 2: 1.0}).prunes_at({1: float("nan")}) is None
     assert Rungs({1: None, 2: 1.0}).prunes_at({1: float("nan"), 2: float("nan")}) == 2
 
 
-def test_a_trial_is_stopped_where_it_misses_the_bar_that_earlier_batches_set(finished: Worker) -> None:
+def test_a_trial_is_pruned_where_it_misses_the_threshold_that_earlier_batches_set(finished: Worker) -> None:
     for label in ("uniform", "priority"):
         of_arm = searched(finished, label)
         for number, (trial, entry) in enumerate(of_arm):
@@ -89,18 +89,18 @@ def test_trials_with_random_ranks_train_to_their_end(finished: Worker) -> None:
     assert {entry.state for _, entry in searched(finished, "random")} == {"done"}
 
 
-def test_a_stopped_trial_leaves_what_it_did_and_is_no_score_anywhere(finished: Worker, tmp_path: Path) -> None:
+def test_a_pruned_trial_leaves_what_it_did_and_is_no_score_anywhere(finished: Worker, tmp_path: Path) -> None:
     folder = finished.runs_dir / finished.study.name
-    stopped = [(t, e) for label in ("uniform", "priority") for t, e in searched(finished, label) if e.state == "pruned"]
-    for _, entry in stopped:
+    pruned = [(t, e) for label in ("uniform", "priority") for t, e in searched(finished, label) if e.state == "pruned"]
+    for _, entry in pruned:
         record = RunDirectory(folder / str(entry.facts["folder"]))
         assert not record.finished
         assert max(row["step"] for row in record.history()) == entry.facts["steps"]
         assert record.scores("loss") == {int(k): v for k, v in entry.facts["reached"].items()}
         assert f"pruned at step {entry.facts['steps']}" in (record.path / "pruned.txt").read_text()
-    concluded = conclude(finished.study, board_of(finished), finished.runs_dir)
+    concluded = conclude(finished.study, study_state_of(finished), finished.runs_dir)
     rows = concluded.table[concluded.table["state"] == "pruned"]
-    assert len(rows) == len(stopped) == concluded.summary["trials"]["pruned"]
+    assert len(rows) == len(pruned) == concluded.summary["trials"]["pruned"]
     assert rows["score"].isna().all()
     assert (rows["steps_executed"] < 12).all()
 
@@ -109,11 +109,11 @@ def test_optuna_knows_them_as_pruned_with_what_they_reached(finished: Worker) ->
     with finished.queue.store.use() as storage:
         trials = storage.get_all_trials(finished.queue._study_id)
     pruned = [trial for trial in trials if trial.state.name == "PRUNED"]
-    assert len(pruned) == sum(e.state == "pruned" for e in board_of(finished).entries.values())
+    assert len(pruned) == sum(e.state == "pruned" for e in study_state_of(finished).entries.values())
     assert all(trial.intermediate_values for trial in pruned)
 
 
-def test_packs_stop_what_is_stopped_alone(finished: Worker, tmp_path: Path) -> None:
+def test_packs_prune_what_is_pruned_alone(finished: Worker, tmp_path: Path) -> None:
     worker = worker_on(tmp_path, pack=1, **HALVED)
     worker.work()
     assert outcome(worker) == outcome(finished)
@@ -129,19 +129,19 @@ def test_stops_of_the_worker_change_no_stop_of_a_trial(finished: Worker, tmp_pat
         except Interrupted:
             stops += 1
     assert stops >= 6
-    costs = [e.facts for e in board_of(worker).entries.values() if e.state == "pruned"]
+    costs = [e.facts for e in study_state_of(worker).entries.values() if e.state == "pruned"]
     assert all(cost["steps_executed"] >= cost["steps"] for cost in costs)
     assert outcome(worker) == outcome(finished)
 
 
-def test_a_trial_whose_record_another_one_made_is_stopped_all_the_same(finished: Worker, tmp_path: Path) -> None:
+def test_a_trial_whose_record_another_one_made_is_pruned_all_the_same(finished: Worker, tmp_path: Path) -> None:
     """Two arms may come to one configuration; what becomes of a trial may not depend on which was first."""
     trial, entry = next((t, e) for t, e in searched(finished, "priority") if e.state == "pruned")
     shutil.copytree(finished.runs_dir / finished.study.name, tmp_path / finished.study.name)
     worker = worker_on(tmp_path, pack=8, **HALVED)
     record = RunDirectory(tmp_path / worker.study.name / str(entry.facts["folder"]))
-    no_bars = Rungs(dict.fromkeys(RUNGS))  # as in the first batch of another arm
-    options = RunOptions(test=False, runs_dir=tmp_path, wandb_mode="disabled", rungs=no_bars)
+    no_thresholds = Rungs(dict.fromkeys(RUNGS))  # as in the first batch of another arm
+    options = RunOptions(test=False, runs_dir=tmp_path, wandb_mode="disabled", rungs=no_thresholds)
     rank_total = sum(trial.knobs["rank"].values())
     run = describe_run(trial.config, worker.context, tmp_path, rank_total=rank_total, start=None)
     whole = TrialRun(trial.config, worker.context, run, options, Display.silent())
@@ -150,5 +150,5 @@ def test_a_trial_whose_record_another_one_made_is_stopped_all_the_same(finished:
     (tmp_path / worker.study.name / "journal.log").unlink()
     again = worker_on(tmp_path, pack=8, **HALVED)
     again.work()
-    ended, before = board_of(again).entries, board_of(finished).entries
+    ended, before = study_state_of(again).entries, study_state_of(finished).entries
     assert {key: (e.state, e.score) for key, e in ended.items()} == {k: (e.state, e.score) for k, e in before.items()}

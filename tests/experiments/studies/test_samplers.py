@@ -70,7 +70,7 @@ class Simulated:
         return progress
 
 
-def test_a_batch_is_asked_for_when_all_before_it_has_ended() -> None:
+def test_a_batch_is_suggested_when_all_before_it_has_ended() -> None:
     study = Simulated(lambda trial: float(number_of(trial)))
     assert study.answer() == tuple(range(8))
     assert study.progress().tuning.asks == ()

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from synthetic_studies import Ending, board_of, study_of
+from synthetic_studies import Ending, study_of, study_state_of
 
 from analysis.study_results.results import results_table
 from analysis.study_results.verdicts import evaluations, families
@@ -35,7 +35,7 @@ def test_with_all_allocations_equal_a_search_rarely_says_better_or_worse(tmp_pat
             own = np.random.default_rng([number, *trial.key.encode()]).normal(size=2)
             return {"score": float(shared + own[0]), "loss": 0.0, "test": float(shared + own[1])}
 
-        study_state = board_of(study, equal)
+        study_state = study_state_of(study, equal)
         table = results_table(study, study_state, tmp_path)
         judged = families(study, evaluations(study, study_state, table))["tuned"]
         assert len(judged) == 4

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 from project_paths import CONFIGS
-from test_search_study import board_of, worker_on
+from test_search_study import study_state_of, worker_on
 
 from experiments.record.run_dir import RunDirectory
 from experiments.studies.protocol.trials import ArmProgress
@@ -56,7 +56,7 @@ def shares_closed(sampler: str, folder: Path) -> list[float]:
     searches = {"allocation": "priority", "sampler": sampler, "search_seed": list(range(SEEDS))}
     worker = worker_on(folder, pack=32, **TREE, arms=[{"allocation": "uniform"}, searches])
     worker.work()
-    study_state = board_of(worker)
+    study_state = study_state_of(worker)
     uniform = least_risk(dict.fromkeys("abcd", BUDGET // 4))
     return [
         1 - _confirmed_risk(progress, study_state.entries, folder / "planted_search") / uniform

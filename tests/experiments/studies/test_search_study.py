@@ -62,20 +62,20 @@ def worker_on(folder: Path, *, pack: int, interruption: Interruption | None = No
     queue = TrialQueue.open(
         storage_address(None, runs_dir=folder, study=study.name, environment={}), study.name, direction="minimize"
     )
-    setting = TrainingContext(study.arms[0].config)
-    setting.load()
-    packing = Packing(setting, size=pack)
-    return Worker(study, queue, setting, packing, runs_dir=folder, interruption=interruption or Interruption())
+    context = TrainingContext(study.arms[0].config)
+    context.load()
+    packing = Packing(context, size=pack)
+    return Worker(study, queue, context, packing, runs_dir=folder, interruption=interruption or Interruption())
 
 
-def board_of(worker: Worker) -> StudyState:
+def study_state_of(worker: Worker) -> StudyState:
     return snapshot(worker.study, worker.queue)
 
 
 def outcome(worker: Worker) -> dict[str, tuple[Any, ...]]:
     """What the study knows of every trial, and the adapter's bytes."""
     found = {}
-    for key, entry in board_of(worker).entries.items():
+    for key, entry in study_state_of(worker).entries.items():
         folder = worker.runs_dir / worker.study.name / str(entry.facts["folder"])
         files = {path.name: path.read_bytes() for path in folder.glob("*.safetensors")}
         given = {name: entry.given.get(name) for name in ("knobs", "point", "refused")}
@@ -92,11 +92,11 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Worker:
 
 @pytest.fixture(scope="module")
 def concluded(finished: Worker) -> Conclusion:
-    return conclude(finished.study, board_of(finished), finished.runs_dir)
+    return conclude(finished.study, study_state_of(finished), finished.runs_dir)
 
 
 def test_every_arm_has_the_trials_that_were_planned_for_it(finished: Worker) -> None:
-    study_state = board_of(finished)
+    study_state = study_state_of(finished)
     assert study_state.complete
     for progress in study_state.arms:
         planned = plan_ahead(progress.arm, finished.study.protocol, finished.study.config.search)
@@ -107,7 +107,7 @@ def test_every_arm_has_the_trials_that_were_planned_for_it(finished: Worker) -> 
 
 
 def test_no_trained_trial_exceeds_the_budget(finished: Worker) -> None:
-    study_state = board_of(finished)
+    study_state = study_state_of(finished)
     for key, trial in study_state.wanted.items():
         assert sum(trial.knobs["rank"].values()) <= BUDGET
         result = RunDirectory(
@@ -119,8 +119,8 @@ def test_no_trained_trial_exceeds_the_budget(finished: Worker) -> None:
 
 
 def test_an_ask_beyond_the_budget_was_told_infeasible_and_never_trained(finished: Worker) -> None:
-    grouped = next(arm for arm in board_of(finished).arms if arm.arm.label == "grouped")
-    entries = board_of(finished).entries
+    grouped = next(arm for arm in study_state_of(finished).arms if arm.arm.label == "grouped")
+    entries = study_state_of(finished).entries
     refused = [point for trial in grouped.tuning.trials if trial.stage == "search"
                for point in entries[trial.key].given["refused"]]  # fmt: skip
     assert refused
@@ -152,7 +152,7 @@ class Impatient(Interruption):
         pass
 
 
-def test_a_search_that_is_stopped_again_and_again_makes_the_same_proposals(finished: Worker, tmp_path: Path) -> None:
+def test_a_search_that_is_stopped_again_and_again_makes_the_same_suggestions(finished: Worker, tmp_path: Path) -> None:
     stops = 0
     while True:
         worker = worker_on(tmp_path, pack=8, interruption=Impatient(30 + 7 * stops))
@@ -166,7 +166,7 @@ def test_a_search_that_is_stopped_again_and_again_makes_the_same_proposals(finis
 
 
 def test_adaloras_ranks_are_frozen_and_trained_again(finished: Worker) -> None:
-    study_state = board_of(finished)
+    study_state = study_state_of(finished)
     arm = next(arm for arm in study_state.arms if arm.arm.label == "adalora")
     sources = [trial for trial in arm.tuning.trials if trial.stage == "allocation"]
     assert {trial.config.variant.name for trial in sources} == {"adalora"}
@@ -182,7 +182,7 @@ def test_adaloras_ranks_are_frozen_and_trained_again(finished: Worker) -> None:
 
 def test_the_gradient_gives_the_planted_ranks(finished: Worker) -> None:
     """At W0 the gradient of a linear matrix is -2 D up to the noise of a batch: its largest directions are D's."""
-    arm = next(arm for arm in board_of(finished).arms if arm.arm.label == "gradient")
+    arm = next(arm for arm in study_state_of(finished).arms if arm.arm.label == "gradient")
     ranks = next(trial for trial in arm.wanted if trial.stage == "search").knobs["rank"]
     assert ranks["matrices.0"] == 0
     assert ranks["matrices.2"] == max(ranks.values())
@@ -207,7 +207,7 @@ def test_figures_and_table_are_written(finished: Worker, concluded: Conclusion) 
     for figure in ("rank_map", "score_by_parameters", "comparisons", "score_by_arm", "rank_importance"):
         assert {f"{figure}.{kind}" for kind in ("csv", "pdf", "png")} <= names
     written = pd.read_parquet(folder / "study.parquet")
-    assert len(written) == len(board_of(finished).wanted)
+    assert len(written) == len(study_state_of(finished).wanted)
     drawn = pd.read_csv(folder / "figures" / "rank_map.csv")
     found = {of["arm"]: of["knobs"]["rank"] for of in concluded.summary["searches"]}
     for arm, ranks in found.items():
@@ -232,10 +232,10 @@ def test_searches_with_other_seeds_are_other_searches_with_one_map(tmp_path: Pat
     worker.work()
     points = {
         arm.arm.label: [trial.knobs for trial in arm.tuning.trials if trial.stage == "search"]
-        for arm in board_of(worker).arms
+        for arm in study_state_of(worker).arms
     }
     assert points["priority search_seed=0"] != points["priority search_seed=1"]
-    drawn = conclude(worker.study, board_of(worker), tmp_path).drawn["rank_map"]
+    drawn = conclude(worker.study, study_state_of(worker), tmp_path).drawn["rank_map"]
     assert set(drawn["arm"]) == {"uniform", "priority"}
     assert set(drawn[drawn["arm"] == "priority"]["over"]) == {"2 searches"}
 
@@ -251,18 +251,18 @@ def test_the_plan_of_a_search_says_the_budget_and_nothing_of_ranks_that_no_trial
 
 def test_a_failed_trial_of_a_search_is_tried_again_at_its_point(tmp_path: Path) -> None:
     worker = worker_on(tmp_path, pack=8, arms=[{"allocation": "uniform"}])
-    worker.proposer.enqueue(worker.queue, board_of(worker))  # type: ignore[union-attr]
-    before = {key: entry.given for key, entry in board_of(worker).entries.items()}
+    worker.proposer.enqueue(worker.queue, study_state_of(worker))  # type: ignore[union-attr]
+    before = {key: entry.given for key, entry in study_state_of(worker).entries.items()}
     for claim in worker.queue.claim(lambda entries: entries[:2]):
         worker.queue.fail(claim, "for a test", {})
-    assert enqueue(worker.queue, board_of(worker), at_most=99, retry_failed=True) == 2
-    again = board_of(worker)
+    assert enqueue(worker.queue, study_state_of(worker), at_most=99, retry_failed=True) == 2
+    again = study_state_of(worker)
     assert {key: entry.given for key, entry in again.entries.items()} == before
     assert {entry.state for entry in again.entries.values()} == {"waiting"}
 
 
 @pytest.mark.parametrize(
-    ("change", "fault"),
+    ("change", "message"),
     [
         (
             lambda tree: tree["search"].update(budget={"total_rank": 99}),
@@ -273,17 +273,17 @@ def test_a_failed_trial_of_a_search_is_tried_again_at_its_point(tmp_path: Path) 
     ],
 )
 def test_what_the_model_has_no_room_for_is_said_before_the_first_trial(
-    change: Callable[[dict[str, Any]], None], fault: str, tmp_path: Path
+    change: Callable[[dict[str, Any]], None], message: str, tmp_path: Path
 ) -> None:
     tree = parse_yaml(yaml_text(TREE))
     change(tree)
     study = study_in(tmp_path, **tree)
-    with pytest.raises(ValueError, match=fault):
+    with pytest.raises(ValueError, match=message):
         refuse_impossible_searches(study, TrainingContext(study.arms[0].config))
 
 
 @pytest.mark.parametrize(
-    ("change", "fault"),
+    ("change", "message"),
     [
         (lambda tree: tree["search"].update(budget={}), "search.budget: give total_rank or parameters, one of them"),
         (
@@ -301,10 +301,10 @@ def test_what_the_model_has_no_room_for_is_said_before_the_first_trial(
     ],
 )  # fmt: skip
 def test_what_is_wrong_with_a_search_is_said_with_the_file(
-    change: Callable[[dict[str, Any]], object], fault: str, tmp_path: Path
+    change: Callable[[dict[str, Any]], object], message: str, tmp_path: Path
 ) -> None:
     tree = parse_yaml(yaml_text(TREE))
     change(tree)
     (tmp_path / "search.yaml").write_text(yaml_text(tree))
-    with pytest.raises(ConfigError, match=fault):
+    with pytest.raises(ConfigError, match=message):
         load_study(tmp_path / "search.yaml")

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 from project_paths import ROOT
-from tiny_studies import TINY, board_of, finished_study, learned, queue_of, start, study_file
+from tiny_studies import TINY, finished_study, learned, queue_of, start, study_file, study_state_of
 from wandb_reading import read_offline_run
 
 from analysis.spectra_tables import spectrum_tables
@@ -41,7 +41,7 @@ def files_of(folder: Path) -> dict[str, int]:
 
 
 def test_a_study_ends_with_a_record_for_each_trial_a_table_and_verdicts(finished: Path) -> None:
-    study_state = board_of(finished / "tiny.yaml", finished / "runs")
+    study_state = study_state_of(finished / "tiny.yaml", finished / "runs")
     assert study_state.complete
     assert {entry.state for entry in study_state.entries.values()} == {"done"}
     there = {path.name for path in (finished / "runs" / "tiny").iterdir()}
@@ -55,7 +55,7 @@ def test_a_study_ends_with_a_record_for_each_trial_a_table_and_verdicts(finished
 
 def test_only_evaluations_read_the_test_split_and_each_read_is_in_the_ledger(finished: Path) -> None:
     lines = (finished / "runs" / "test_reads.jsonl").read_text().splitlines()
-    entries = board_of(finished / "tiny.yaml", finished / "runs").entries.values()
+    entries = study_state_of(finished / "tiny.yaml", finished / "runs").entries.values()
     evaluated = {entry.facts["folder"] for entry in entries if entry.given["stage"] == "evaluation"}
     assert {json.loads(line)["run"] for line in lines} == evaluated
     assert len(lines) == len(evaluated)
@@ -117,8 +117,8 @@ def test_what_is_wrong_with_many_arms_is_said_once_with_the_first_of_them(tmp_pa
     arms = [{"variant": ["lora", "rslora"], "rank": [2, 4], "targets": [["nothing.*"]]}]
     refused = start(study_file(tmp_path, arms=arms), tmp_path / "runs")
     assert isinstance(refused.error, ConfigError)
-    [fault] = refused.error.errors
-    assert fault.startswith("lora r=2, rslora r=2, lora r=4 and 1 more arm: target 'nothing.*' matches no")
+    [error] = refused.error.errors
+    assert error.startswith("lora r=2, rslora r=2, lora r=4 and 1 more arm: target 'nothing.*' matches no")
 
 
 def test_a_runs_folder_that_cannot_be_written_is_an_error_with_the_way_out(tmp_path: Path) -> None:
@@ -179,7 +179,7 @@ def test_an_arm_more_trains_alone_and_a_failed_trial_again_on_request(copy: Path
     assert {path: when for path, when in files_of(copy / "runs").items() if path in before} == before
     again = start(file, copy / "runs", retry_failed=True)
     assert again.code == 0
-    assert board_of(file, copy / "runs").state(claim.key) == "done"
+    assert study_state_of(file, copy / "runs").state(claim.key) == "done"
 
 
 def test_a_runs_folder_that_is_not_the_others_is_refused_unless_it_is_said(copy: Path) -> None:
@@ -220,7 +220,7 @@ def test_two_records_of_one_run_that_differ_are_an_error(copy: Path) -> None:
 
 
 def test_trials_are_copied_to_wandb_from_their_records_once(copy: Path) -> None:
-    study, study_state = load_study(copy / "tiny.yaml"), board_of(copy / "tiny.yaml", copy / "runs")
+    study, study_state = load_study(copy / "tiny.yaml"), study_state_of(copy / "tiny.yaml", copy / "runs")
     some = [key for key, entry in study_state.entries.items() if entry.given["stage"] == "evaluation"][:2]
     study_state = replace(study_state, entries={key: study_state.entries[key] for key in some})
     folders = [copy / "runs" / "tiny" / str(study_state.entries[key].facts["folder"]) for key in some]
@@ -242,7 +242,7 @@ def test_trials_are_copied_to_wandb_from_their_records_once(copy: Path) -> None:
 
 
 def test_a_study_of_many_trials_is_not_copied_trial_by_trial(copy: Path) -> None:
-    study, study_state = load_study(copy / "tiny.yaml"), board_of(copy / "tiny.yaml", copy / "runs")
+    study, study_state = load_study(copy / "tiny.yaml"), study_state_of(copy / "tiny.yaml", copy / "runs")
     StudyWandbLogger(study, copy / "runs", mode="offline", planned=201, every_trial=False).follow(
         study_state, seconds=60
     )

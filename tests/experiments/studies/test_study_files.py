@@ -1,4 +1,4 @@
-"""A study's file: arms from grids, every fault at once, comparisons named before, and what may not change."""
+"""A study's file: arms from grids, every error at once, comparisons named before, and what may not change."""
 
 import json
 import re
@@ -28,20 +28,20 @@ SHIPPED = sorted((CONFIGS / "studies").glob("*.yaml"))
 LORA = {"variant": "lora", "rank": [4, 8]}
 
 
-def study(tmp_path: Path, *settings: str, **changed: Any) -> Study:
+def study(tmp_path: Path, *overrides: str, **changed: Any) -> Study:
     tree = {"name": "s", "config": str(BYTES), "arms": [LORA], "protocol": {"margin": 0.01}}
     path = tmp_path / "study.yaml"
     path.write_text(yaml_text({key: value for key, value in (tree | changed).items() if value is not None}))
-    return load_study(path, settings)
+    return load_study(path, overrides)
 
 
 def arms(tmp_path: Path, *entries: Mapping[str, Any], **changed: Any) -> tuple[Arm, ...]:
     return study(tmp_path, arms=list(entries), **changed).arms
 
 
-def errors(tmp_path: Path, *settings: str, **changed: Any) -> tuple[str, ...]:
+def errors(tmp_path: Path, *overrides: str, **changed: Any) -> tuple[str, ...]:
     with pytest.raises(ConfigError) as error:
-        study(tmp_path, *settings, **changed)
+        study(tmp_path, *overrides, **changed)
     return error.value.errors
 
 
@@ -63,8 +63,8 @@ def test_a_knob_that_is_a_list_needs_a_list_of_lists(tmp_path: Path) -> None:
     found = arms(tmp_path, {"targets": [["*.query"], ["*.query", "*.value"]]})
     assert [arm.config.targets for arm in found] == [["*.query"], ["*.query", "*.value"]]
     assert labels(found) == ["lora r=16 targets=*.query", "lora r=16 targets=*.query+*.value"]
-    (fault,) = errors(tmp_path, arms=[{"targets": ["*.query"]}])
-    assert fault.endswith("needs a list of lists")
+    (error,) = errors(tmp_path, arms=[{"targets": ["*.query"]}])
+    assert error.endswith("needs a list of lists")
 
 
 def test_earlier_keys_are_answered_with_their_new_names(tmp_path: Path) -> None:
@@ -94,15 +94,15 @@ def test_a_rank_in_a_grid_is_left_out_for_variants_without_one_and_their_points_
         "head": ("variant=head rank=1", "variant=head rank=2"),
     }
     for rank in (4, [4, 8]):
-        (fault,) = errors(tmp_path, arms=[LORA, {"variant": "full", "rank": rank}])
-        assert "'full' has no rank" in fault
+        (error,) = errors(tmp_path, arms=[LORA, {"variant": "full", "rank": rank}])
+        assert "'full' has no rank" in error
 
 
 def test_a_knob_of_one_variant_leaves_the_others_of_its_entry_alone(tmp_path: Path) -> None:
     found = arms(tmp_path, {"variant": ["lora", "adalora"], "rank": 4, "variant.prune_every": [5, 10]})
     assert labels(found) == ["lora r=4", "adalora r=4 prune_every=5", "adalora r=4 prune_every=10"]
-    (fault,) = errors(tmp_path, arms=[LORA, {"variant": "lora", "prune_every": 5}])
-    assert "prune_every: unknown key" in fault
+    (error,) = errors(tmp_path, arms=[LORA, {"variant": "lora", "prune_every": 5}])
+    assert "prune_every: unknown key" in error
 
 
 def test_common_knobs_reach_the_arms_after_their_variant_is_chosen(tmp_path: Path) -> None:
@@ -145,7 +145,7 @@ def test_a_label_names_one_arm(tmp_path: Path) -> None:
     assert "'b' and 'a' are the same configuration" in errors(tmp_path, arms=same)[0]
 
 
-def test_every_fault_of_the_file_the_arms_and_the_command_line_is_reported_at_once(tmp_path: Path) -> None:
+def test_every_error_of_the_file_the_arms_and_the_command_line_is_reported_at_once(tmp_path: Path) -> None:
     found = errors(
         tmp_path,
         "protocol.marginn=3",
@@ -172,7 +172,7 @@ def test_every_fault_of_the_file_the_arms_and_the_command_line_is_reported_at_on
 
 
 @pytest.mark.parametrize(
-    ("changed", "fault"),
+    ("changed", "message"),
     [
         ({"arms": []}, "arms: List should have at least 1 item"),
         ({"arms": [3]}, "arms.0: should be a valid dictionary"),
@@ -206,13 +206,13 @@ def test_every_fault_of_the_file_the_arms_and_the_command_line_is_reported_at_on
         ),
     ],
 )
-def test_what_a_study_cannot_be_is_said_with_the_way_out(tmp_path: Path, changed: dict[str, Any], fault: str) -> None:
+def test_what_a_study_cannot_be_is_said_with_the_way_out(tmp_path: Path, changed: dict[str, Any], message: str) -> None:
     found = errors(tmp_path, **changed)
-    assert fault in found[0]
+    assert message in found[0]
     assert len(found) == 1
 
 
-def test_a_fault_of_the_run_configuration_is_said_once_for_all_arms(tmp_path: Path) -> None:
+def test_an_error_of_the_run_configuration_is_said_once_for_all_arms(tmp_path: Path) -> None:
     assert errors(tmp_path, set={"steps": -1}) == (
         "variant=lora rank=4 (and 1 more): training.steps: should be greater than or equal to 0, got -1",
     )
@@ -223,7 +223,7 @@ def test_a_learning_rate_of_an_arm_is_its_centre(tmp_path: Path) -> None:
     assert [arm.centre for arm in found] == [5e-3, 1.25e-3, 3e-4]
 
 
-def test_an_arms_identity_is_that_of_its_configuration_without_rate_seed_study_and_bookkeeping(tmp_path: Path) -> None:
+def test_an_arms_config_hash_leaves_out_rate_seed_study_and_bookkeeping(tmp_path: Path) -> None:
     def config_hash(entry: Mapping[str, Any], **changed: Any) -> str:
         return study(tmp_path, arms=[entry], **changed).arms[0].config_hash
 
@@ -279,7 +279,7 @@ def test_what_leaves_verdicts_out_is_said(tmp_path: Path) -> None:
     assert study(tmp_path, arms=[{"variant": "adalora"}]).warnings == ()  # a rate sweep of one arm compares nothing
 
 
-def test_settings_go_to_the_protocol_by_path_and_to_the_runs_otherwise(tmp_path: Path) -> None:
+def test_overrides_go_to_the_protocol_by_path_and_to_the_runs_otherwise(tmp_path: Path) -> None:
     found = study(tmp_path, "protocol.alpha=0.1", "alpha=3", "name=t", "training.steps=9", "set.training.batch_size=8")
     assert (found.protocol.alpha, found.name) == (0.1, "t")
     run = found.arms[0].config

@@ -141,22 +141,22 @@ def test_workers_stop_when_their_driver_is_killed(tmp_path: Path) -> None:
 
 def test_workers_that_die_one_after_the_other_end_the_study_with_what_they_said(tmp_path: Path) -> None:
     study = PlainStudy.of(load_study(study_file(tmp_path)))
-    order = WorkerSpec(study, Address(journal=tmp_path / "journal.log"), tmp_path / "runs", 1, 1, "driver", "0" * 64)
-    buried: list[str] = []
-    force = WorkerPool(order, requeue_dead=buried.extend, progress=lambda: (3, 40))
+    spec = WorkerSpec(study, Address(journal=tmp_path / "journal.log"), tmp_path / "runs", 1, 1, "driver", "0" * 64)
+    requeued: list[str] = []
+    pool = WorkerPool(spec, requeue_dead=requeued.extend, progress=lambda: (3, 40))
 
     def one_more_dies() -> None:
-        force.workers[0].process.kill()
-        force.workers[0].process.wait()
-        force.watch()
+        pool.workers[0].process.kill()
+        pool.workers[0].process.wait()
+        pool.watch()
 
-    with force:
-        force.start(1)
+    with pool:
+        pool.start(1)
         for _ in range(4):
             one_more_dies()
         with pytest.raises(WorkerError, match=r"5 workers died (.|\n)*--pack 1"):
             one_more_dies()
-    assert buried == [f"driver.{number}" for number in range(1, 6)]
+    assert requeued == [f"driver.{number}" for number in range(1, 6)]
 
 
 def test_trials_of_a_process_that_was_killed_here_wait_again_at_once(tmp_path: Path) -> None:

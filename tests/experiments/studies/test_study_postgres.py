@@ -90,7 +90,7 @@ def test_a_dead_worker_and_one_that_slept_leave_the_results_of_an_undisturbed_st
     assert not list((folder / "tiny" / ".attempts").iterdir())
 
 
-def test_a_search_with_two_workers_of_which_one_dies_makes_the_proposals_of_one_undisturbed(
+def test_a_search_with_two_workers_of_which_one_dies_makes_the_suggestions_of_one_undisturbed(
     tmp_path: Path, postgres_server: Server
 ) -> None:
     undisturbed = search_worker(tmp_path / "undisturbed", pack=4, **HALVED_LONGER)

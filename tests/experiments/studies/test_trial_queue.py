@@ -229,18 +229,18 @@ def test_ten_thousand_finished_trials_open_in_seconds_and_in_200_megabytes(
 
 
 @given(st.lists(st.tuples(st.floats(0, 1e6), st.booleans()), max_size=30))
-def test_silence_grows_between_signs_and_never_by_more_than_half_the_grace_a_look(
-    looks: list[tuple[float, bool]],
+def test_staleness_grows_between_heartbeats_and_never_by_more_than_half_the_grace_an_observation(
+    observations: list[tuple[float, bool]],
 ) -> None:
     clock, grace = Clock(), 60.0
     staleness = StalenessClock(clock)
     count, before = 0, staleness.update({"a": 0}, {"a": grace})["a"]
     assert before == 0
-    for gap, sign in looks:
+    for gap, beat in observations:
         clock.seconds += gap
-        count += sign
+        count += beat
         now = staleness.update({"a": count}, {"a": grace})["a"]
-        assert now == 0 if sign else before <= now <= before + min(gap, grace / 2) + 1e-6
+        assert now == 0 if beat else before <= now <= before + min(gap, grace / 2) + 1e-6
         before = now
 
 

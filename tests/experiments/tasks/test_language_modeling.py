@@ -54,13 +54,13 @@ def write_lines(folder: Path) -> str:
     return str(folder)
 
 
-def configured(folder: Path, model: str, *settings: str, variant: str = "lora", **task: Any) -> Any:
+def configured(folder: Path, model: str, *overrides: str, variant: str = "lora", **task: Any) -> Any:
     task = {"name": "language_modeling", "context": 16, "validation": 0.1, "test": 0.1, "train": "input*"} | task
     path = folder / "c.yaml"
     training = {"steps": 4, "batch_size": 8, "threads": 1, "learning_rate": 1e-2}
     tree = {"task": task, "targets": ["*_proj"], "variant": {"name": variant}, "training": training}
     path.write_text(yaml_text(tree | {"model": {"name": model}, "wandb": {"mode": "disabled"}}))
-    return load(path, overrides=settings)
+    return load(path, overrides=overrides)
 
 
 def test_a_stream_is_learned_and_scored_by_perplexity(tmp_path: Path, model: str) -> None:
@@ -183,12 +183,12 @@ def test_a_table_whose_index_has_no_name_is_no_file_of_lines(tmp_path: Path) -> 
 def test_prompts_that_are_looked_for_in_the_other_form_of_data_are_refused(tmp_path: Path) -> None:
     (tmp_path / "t.txt").write_text("a||b\n")
     (tmp_path / "t.jsonl").write_text('{"text": "a||b"}\n')
-    for name, layout, fault in (
+    for name, layout, message in (
         ("t.txt", Layout(rows="lines", prompt="p"), r"t\.txt has lines, no columns: .* task\.prompt_separator"),
         ("t.jsonl", Layout(rows="lines", prompt_separator="||"), r"t\.jsonl has columns, no lines: .* task\.prompt$"),
     ):
         table = read_table(tmp_path / name, Form(of_txt="text"))
-        with pytest.raises(DataError, match=fault):
+        with pytest.raises(DataError, match=message):
             read_passages({"train": [table]}, layout, {}, seed=0, skip_malformed=False)
 
 
@@ -196,8 +196,8 @@ def test_trials_of_one_pack_have_lines_of_one_length_at_each_step_and_the_losses
     tmp_path: Path, model: str
 ) -> None:
     lines = {"layout": "lines", "prompt_separator": "||", "train": "train|valid", "test": "test", "validation": 0.2}
-    settings = ["variant.rank=2", "training.batch_size=2"]
-    config = configured(tmp_path, model, *settings, path=write_lines(tmp_path / "data"), **lines)
+    overrides = ["variant.rank=2", "training.batch_size=2"]
+    config = configured(tmp_path, model, *overrides, path=write_lines(tmp_path / "data"), **lines)
     losses: list[list[torch.Tensor]] = []
     lengths = set()
     for seeds in ((0,), (0, 1)):
@@ -215,15 +215,15 @@ def test_trials_of_one_pack_have_lines_of_one_length_at_each_step_and_the_losses
 
 
 @pytest.mark.parametrize(
-    ("knobs", "fault"),
+    ("knobs", "message"),
     [
         ({}, "path: missing"),
         ({"path": "x", "prompt": "p"}, "a stream has no prompts"),
         ({"path": "x", "layout": "lines", "score": "reference"}, "reference needs a prompt"),
     ],
 )
-def test_knobs_that_do_not_fit_together_are_refused(knobs: dict[str, Any], fault: str) -> None:
-    with pytest.raises(ValueError, match=fault):
+def test_knobs_that_do_not_fit_together_are_refused(knobs: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
         LanguageModelingConfig(**knobs)
 
 

@@ -14,9 +14,9 @@ from lora_variants.interface.layer import Factors
 CONFIG = CONFIGS / "planted.yaml"
 
 
-def trained(*settings: str, variant: str = "lora") -> tuple[dict[str, float], float]:
+def trained(*overrides: str, variant: str = "lora") -> tuple[dict[str, float], float]:
     """Diagnostics and validation loss of a run as shipped."""
-    config = load(CONFIG, variant=variant, overrides=settings)
+    config = load(CONFIG, variant=variant, overrides=overrides)
     task = load_task(config)
     attachment = attached(config, task, task.base_model())
     train(attachment, task, [trial_hyperparameters(config)], shared_hyperparameters(config))

@@ -51,9 +51,9 @@ def config_file(folder: Path, **task: Any) -> Path:
     return path
 
 
-def configured(folder: Path, model: str, data: str, *settings: str, **task: Any) -> Any:
+def configured(folder: Path, model: str, data: str, *overrides: str, **task: Any) -> Any:
     places = [f"model.name={model}", "model.pooling=mean", f"task.path={data}"]
-    return load(config_file(folder, **task), overrides=[*places, *settings])
+    return load(config_file(folder, **task), overrides=[*places, *overrides])
 
 
 def test_a_run_on_files_records_data_tokenizer_and_model_by_content(tmp_path: Path, model: str, data: str) -> None:
@@ -152,7 +152,7 @@ def test_positions_that_roberta_gives_to_no_token_do_not_count(tmp_path: Path, d
         load_task(configured(tmp_path, str(tmp_path / "roberta"), data, max_length=32)).architecture()
 
 
-def test_a_text_task_without_a_model_and_another_task_with_one_are_faults(tmp_path: Path, data: str) -> None:
+def test_a_text_task_without_a_model_and_another_task_with_one_are_errors(tmp_path: Path, data: str) -> None:
     with pytest.raises(ConfigError, match=r"model: missing; give the base model, e\.g\. model.name=FOLDER"):
         load(config_file(tmp_path), overrides=[f"task.path={data}"])
     with pytest.raises(ConfigError, match="model: task 'bytes' brings its own base model"):
@@ -160,7 +160,7 @@ def test_a_text_task_without_a_model_and_another_task_with_one_are_faults(tmp_pa
 
 
 @pytest.mark.parametrize(
-    ("knobs", "fault"),
+    ("knobs", "message"),
     [
         ({"preset": "glue/colla"}, "preset: 'glue/colla' is not known"),
         ({"path": None}, "path: missing"),
@@ -168,8 +168,8 @@ def test_a_text_task_without_a_model_and_another_task_with_one_are_faults(tmp_pa
         ({"path": "x", "regression": True, "metrics": ["mcc"]}, "mcc is not for regression"),
     ],
 )
-def test_knobs_that_do_not_fit_together_are_refused(knobs: dict[str, Any], fault: str) -> None:
-    with pytest.raises(ValueError, match=fault):
+def test_knobs_that_do_not_fit_together_are_refused(knobs: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
         TextClassificationConfig(**knobs)
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from project_paths import CONFIGS
 from rich.console import Console
-from tiny_transformers import settings
+from tiny_transformers import tiny_config
 
 from experiments.config.loading import load
 from experiments.plan import show_plan
@@ -31,7 +31,7 @@ LAYERS = dict.fromkeys(ARCHITECTURES, 4) | {"stories": 14, "recipes/adalora_debe
 def test_a_shipped_configuration_plans_with_the_config_json_of_its_architecture_alone(
     name: str, tmp_path: Path
 ) -> None:
-    settings(ARCHITECTURES[name], max_position_embeddings=514).save_pretrained(tmp_path)
+    tiny_config(ARCHITECTURES[name], max_position_embeddings=514).save_pretrained(tmp_path)
     config = load(CONFIGS / f"{name}.yaml", overrides=[f"model.name={tmp_path}"])
     told = io.StringIO()
     show_plan(config, Display(Console(file=told, width=200)))
@@ -51,16 +51,16 @@ def test_a_shipped_configuration_names_a_model_and_a_data_set_of_the_hub(name: s
     assert not path.startswith(("/", "."))
 
 
-def test_a_task_that_needs_a_model_takes_its_place_from_no_identity(tmp_path: Path) -> None:
+def test_a_task_that_needs_a_model_takes_its_place_from_no_config_hash(tmp_path: Path) -> None:
     places = [["model.name=a/b", "task.path=c/d"], ["model.name=e/f", "task.path=g/h", "model.revision=x"]]
-    identities = {load(CONFIGS / "trec.yaml", overrides=settings).config_hash(base="w") for settings in places}
-    assert len(identities) == 1
+    config_hashes = {load(CONFIGS / "trec.yaml", overrides=overrides).config_hash(base="w") for overrides in places}
+    assert len(config_hashes) == 1
     own = [
         [f"task.forgetting={{path: {path}, windows: {windows}}}"] for path, windows in (("a", 8), ("b", 8), ("a", 9))
     ]
-    first, moved, other = (load(CONFIGS / "stories.yaml", overrides=settings).config_hash() for settings in own)
+    first, moved, other = (load(CONFIGS / "stories.yaml", overrides=overrides).config_hash() for overrides in own)
     assert first == moved != other
-    assert load(CONFIGS / "trec.yaml", overrides=["model.pooling=auto"]).config_hash(base="w") not in identities
+    assert load(CONFIGS / "trec.yaml", overrides=["model.pooling=auto"]).config_hash(base="w") not in config_hashes
 
 
 @pytest.mark.parametrize(
@@ -86,7 +86,7 @@ def test_the_steps_of_a_configuration_are_the_epochs_that_it_speaks_of(
     [("lora_roberta_base_glue", "roberta"), ("adalora_deberta_v3_base_glue", "deberta-v2")],
 )
 def test_a_recipe_plans_on_every_task_of_its_table(recipe: str, architecture: str, tmp_path: Path) -> None:
-    settings(architecture, max_position_embeddings=514).save_pretrained(tmp_path)
+    tiny_config(architecture, max_position_embeddings=514).save_pretrained(tmp_path)
     for task in ("mnli", "sst2", "mrpc", "cola", "qnli", "qqp", "rte", "stsb"):
         asked = [
             f"model.name={tmp_path}",
@@ -102,7 +102,7 @@ def test_a_recipe_plans_on_every_task_of_its_table(recipe: str, architecture: st
 
 
 def test_the_adalora_recipe_has_the_budget_and_the_phases_of_the_paper(tmp_path: Path) -> None:
-    settings("deberta-v2", max_position_embeddings=514, num_hidden_layers=12).save_pretrained(tmp_path)
+    tiny_config("deberta-v2", max_position_embeddings=514, num_hidden_layers=12).save_pretrained(tmp_path)
     config: Any = load(CONFIGS / "recipes" / "adalora_deberta_v3_base_glue.yaml", overrides=[f"model.name={tmp_path}"])
     variant = attached(config, task := load_task(config), task.architecture())
     assert len(variant.layers) == 6 * 12

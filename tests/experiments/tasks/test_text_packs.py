@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 from models import attached, knobs, trained
-from tiny_transformers import SHAPE, saved, settings
+from tiny_transformers import SHAPE, saved, tiny_config
 from torch import Tensor
 from transformers import MixtralConfig
 
@@ -112,7 +112,7 @@ def test_without_grouped_queries_rows_have_no_place_to_spare_and_trials_are_stil
 def test_a_task_knows_from_the_architecture_alone_what_must_train_as_a_pack_of_one(
     tmp_path: Path, kind: str, model: dict[str, Any], reason: str | None
 ) -> None:
-    made = MixtralConfig(**SHAPE) if kind == "mixtral" else settings(kind)
+    made = MixtralConfig(**SHAPE) if kind == "mixtral" else tiny_config(kind)
     made.save_pretrained(tmp_path)
     config = TextClassificationConfig(path="no/such/folder", labels=["0", "1"], max_length=16)  # type: ignore[call-arg]
     task = TextClassification(config, ModelConfig(name=str(tmp_path), **model))

@@ -413,8 +413,8 @@ def test_a_resumed_run_has_its_scale_and_count_again_and_ends_bit_identical(
 
 
 def test_a_run_in_float16_records_its_scale_and_how_many_steps_it_skipped(tmp_path: Path) -> None:
-    settings = ("steps=6", "precision=float16", "task.evaluation_rows=64", "wandb.mode=disabled", "device=cpu")
-    config = load(CONFIGS / "planted.yaml", overrides=settings)
+    overrides = ("steps=6", "precision=float16", "task.evaluation_rows=64", "wandb.mode=disabled", "device=cpu")
+    config = load(CONFIGS / "planted.yaml", overrides=overrides)
     folder = RunDirectory(execute(config, runs_dir=tmp_path, test=False, display=Display()).folder)
     steps = [row for row in folder.history() if "train/task_loss" in row]
     assert [(row["train/loss_scale"], row["train/steps_skipped"]) for row in steps] == [(2.0**16, 0)] * 6

@@ -231,8 +231,8 @@ def test_a_head_with_a_rate_of_its_own_learns_at_it_and_nothing_else_does() -> N
     config = CONFIGS / "digits.yaml"
     for name in ("lora_plus", "full_all", "adalora"):
         by_role = []
-        for settings in ([], ["head_learning_rate=0.5"]):
-            resolved = load(config, variant=name, overrides=settings)
+        for overrides in ([], ["head_learning_rate=0.5"]):
+            resolved = load(config, variant=name, overrides=overrides)
             task = load_task(resolved)
             groups = attached(resolved, task, task.architecture()).parameter_groups(
                 torch.tensor([0.25]), torch.zeros(1)

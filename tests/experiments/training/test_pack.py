@@ -23,7 +23,7 @@ DIVERGES = 1e30
 NO_RUNGS = Rungs()
 
 
-def planned(variant: str, seed: int, rate: float, *settings: str) -> RunConfig:
+def planned(variant: str, seed: int, rate: float, *overrides: str) -> RunConfig:
     return load(
         CONFIGS / "planted.yaml",
         variant=variant,
@@ -31,7 +31,7 @@ def planned(variant: str, seed: int, rate: float, *settings: str) -> RunConfig:
         overrides=[
             "task.matrices=[{d_out: 24, d_in: 16, rank: 4}, {d_out: 24, d_in: 16, rank: 2}]", "task.noise=0.1",
             "task.evaluation_rows=64", "batch_size=8", "steps=24", "evaluate_every=10", "checkpoint_every=7",
-            f"learning_rate={rate}", "wandb.mode=disabled", *settings,
+            f"learning_rate={rate}", "wandb.mode=disabled", *overrides,
         ],
     )  # fmt: skip
 
