@@ -34,7 +34,7 @@ class Adapter:
     """What a run or an adapter left on disk, by names in the base model.
 
     `updates` are ΔW, scale included; where the file holds no scale it is 1 and `scale_known` is false. `others`
-    are the tensors besides: heads, and whatever else was saved with them.
+    are all other tensors: heads, and whatever else was saved with them.
     """
 
     updates: dict[str, Update]

@@ -111,7 +111,7 @@ def _in_slices(path: str, update: Update, layers: Mapping[str, AdaptedLayer]) ->
             found[name] = Factors(rows[:, reach], whole.right[reach], whole.scale)
     if others.any():
         raise ValueError(
-            f"the update of {path} changes rows besides those of {names_of(layers)}; name all its rows in targets"
+            f"the update of {path} changes rows other than those of {names_of(layers)}; name all its rows in targets"
         )
     return found
 
@@ -121,7 +121,7 @@ def refuse_heads(heads: Mapping[str, Tensor], there: Mapping[str, Tensor]) -> No
     strangers = [key for key in heads if key not in there]
     if strangers:
         raise ValueError(
-            f"there are tensors besides the updates, {names_of(strangers)}, that are no head of this task; "
+            f"there are tensors other than the updates, {names_of(strangers)}, that are no head of this task; "
             f"its heads are: {names_of(there) or 'none'}; leave them out of the file, or choose another task"
         )
     for key, value in heads.items():

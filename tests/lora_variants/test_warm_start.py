@@ -385,7 +385,9 @@ def test_heads_are_taken_where_the_task_has_them_and_refused_where_not(tmp_path:
     start(folder).put_into(after)
     assert torch.equal(after.heads["head"].weight, learned("head").heads["head"].weight)
     if name != "head":
-        assert "besides the updates, head.bias, head.weight, that are no head" in refusal(folder, ours(name, heads=()))
+        assert "other than the updates, head.bias, head.weight, that are no head" in refusal(
+            folder, ours(name, heads=())
+        )
     save_file({"head.weight": torch.ones(4, 16)}, folder / "head.safetensors")
     assert "the head head.weight is 4 x 16, this model's is 3 x 16" in refusal(folder, ours(name))
 
@@ -412,7 +414,7 @@ def test_a_slice_s_update_in_a_whole_module_needs_all_the_rows_it_changes(tmp_pa
     whole = on("c_attn", rank=4)
     start(folder).put_into(whole)
     torch.testing.assert_close(whole.merge().c_attn.weight, before.merge().c_attn.weight, rtol=1e-5, atol=1e-5)
-    assert "changes rows besides those of c_attn[1/3]" in refusal(folder, on("c_attn[1/3]"))
+    assert "changes rows other than those of c_attn[1/3]" in refusal(folder, on("c_attn[1/3]"))
 
 
 def loralib_file(folder: Path, **more: Tensor) -> Path:
