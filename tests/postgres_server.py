@@ -6,13 +6,19 @@ import socket
 import subprocess
 import tempfile
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import count
 from pathlib import Path
 
 import pytest
+from sqlalchemy import URL
+
+from experiments.studies.queue.storage import Address, read_address
 
 USER = "lora"
 PASSWORD = "p@ss:/%#{word}"
+DATABASES = count()
 
 
 @dataclass(frozen=True)
@@ -80,3 +86,13 @@ def postgres_server() -> Iterator[Server]:
         server.start()
         yield server
         server.stop()
+
+
+@contextmanager
+def database(server: Server) -> Iterator[Address]:
+    """A database of its own, empty, whose password is in the URL."""
+    name = f"studies_{next(DATABASES)}"
+    server.execute(f"CREATE DATABASE {name}")
+    url = URL.create("postgresql", USER, PASSWORD, "127.0.0.1", server.port, name)
+    yield read_address(url.render_as_string(hide_password=False), told_by="the test")
+    server.execute(f"DROP DATABASE {name} WITH (FORCE)")

@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator
 import pytest
 import torch
 import torch.nn.functional as F
+from pack_runs import VOCABULARY, Base, Tokens, assert_identical, run_pack, tiny_bert
 from torch import Tensor, nn
 from transformers import (
     DebertaV2Config,
@@ -17,7 +18,6 @@ from transformers import (
 
 from experiments.tasks.task import Batch
 from lora_variants.interface.rng import stream
-from tests.lora_variants.test_packs import VOCABULARY, Base, Tokens, assert_identical, run_pack, tiny_bert
 
 LENGTH, PAD = 24, 0
 

@@ -2,12 +2,11 @@
 
 import shutil
 from pathlib import Path
-from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from test_search_study import TREE, Impatient, outcome, study_state_of, worker_on
+from in_process_search import HALVED, Impatient, outcome, study_state_of, worker_on
 
 from analysis.study_results.conclusion import conclude
 from experiments.record.run_description import describe_run
@@ -22,14 +21,6 @@ from experiments.training.loop import train_pack
 from experiments.training.trial import RunOptions, TrialRun
 
 RUNGS = (3, 6)  # of 12 steps
-HALVED: dict[str, Any] = {
-    "search": TREE["search"] | {"halving": {"rungs": [0.25, 0.5], "keep": 0.5}},
-    "arms": [{"allocation": ["uniform", "priority", "random"]}],
-}
-HALVED_LONGER: dict[str, Any] = HALVED | {
-    "set": TREE["set"] | {"training.steps": 120, "training.checkpoint_every": 20},
-    "arms": [{"allocation": ["uniform", "priority"]}],
-}
 SCORES = st.lists(st.floats(-10, 10), min_size=1, max_size=20)
 
 

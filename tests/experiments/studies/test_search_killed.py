@@ -5,8 +5,7 @@ import time
 from pathlib import Path
 
 import pytest
-from test_halving import HALVED_LONGER
-from test_search_study import outcome, study_in, worker_on
+from in_process_search import HALVED_LONGER, outcome, study_in, worker_on
 from tiny_studies import Running, kill_workers, queue_of, wait_for
 
 from experiments.studies.queue.entries import ENDED

@@ -6,8 +6,8 @@ from statistics import median
 from typing import Any
 
 import pytest
+from in_process_search import study_state_of, worker_on
 from project_paths import CONFIGS
-from test_search_study import study_state_of, worker_on
 
 from experiments.record.run_dir import RunDirectory
 from experiments.studies.protocol.trials import ArmProgress

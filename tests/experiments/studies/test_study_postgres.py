@@ -9,20 +9,19 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import in_process_study
 import pytest
-import test_worker
-from postgres_server import Server, postgres_server
+from in_process_search import HALVED_LONGER
+from in_process_search import outcome as search_outcome
+from in_process_search import study_in as search_in
+from in_process_search import worker_on as search_worker
+from in_process_study import outcome, study_in, worker_on
+from postgres_server import Server, database, postgres_server
 from project_paths import ROOT
-from test_halving import HALVED_LONGER
-from test_search_study import outcome as search_outcome
-from test_search_study import study_in as search_in
-from test_search_study import worker_on as search_worker
-from test_worker import outcome, study_in, worker_on
 
 from experiments.studies.queue.entries import ENDED
 from experiments.studies.queue.storage import ADDRESS_VARIABLE, Address
 from experiments.studies.queue.trial_queue import TrialQueue
-from tests.experiments.studies.test_trial_queue_postgres import database
 
 __all__ = ["postgres_server"]
 
@@ -63,8 +62,8 @@ def until(said: str, holds: Callable[[], object]) -> None:
 def test_a_dead_worker_and_one_that_slept_leave_the_results_of_an_undisturbed_study(
     tmp_path: Path, postgres_server: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    longer = test_worker.TREE["set"] | {"training.steps": 150, "training.checkpoint_every": 25}
-    monkeypatch.setitem(test_worker.TREE, "set", longer)
+    longer = in_process_study.TREE["set"] | {"training.steps": 150, "training.checkpoint_every": 25}
+    monkeypatch.setitem(in_process_study.TREE, "set", longer)
     undisturbed = worker_on(tmp_path / "undisturbed", pack=1)
     undisturbed.work()
     folder = tmp_path / "disturbed"

@@ -2,13 +2,12 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from itertools import count
 from pathlib import Path
 from select import select
 from typing import Any
 
 import pytest
-from postgres_server import PASSWORD, USER, Server, postgres_server
+from postgres_server import PASSWORD, USER, Server, database, postgres_server
 from queue_contract import STUDY, QueueContract, one_claim, trials
 from queue_processes import ProcessContract, heard, tell, worker
 from sqlalchemy import URL, Engine, event, text
@@ -19,23 +18,11 @@ from experiments.studies.queue.storage import (
     QueueError,
     Store,
     TurnLostError,
-    read_address,
     storage_address,
 )
 from experiments.studies.queue.trial_queue import Claim, TrialQueue, open_store
 
 __all__ = ["postgres_server"]
-DATABASES = count()
-
-
-@contextmanager
-def database(server: Server) -> Iterator[Address]:
-    """One of its own, empty, whose password is in the URL."""
-    name = f"studies_{next(DATABASES)}"
-    server.execute(f"CREATE DATABASE {name}")
-    url = URL.create("postgresql", USER, PASSWORD, "127.0.0.1", server.port, name)
-    yield read_address(url.render_as_string(hide_password=False), told_by="the test")
-    server.execute(f"DROP DATABASE {name} WITH (FORCE)")
 
 
 @pytest.fixture

@@ -1,0 +1,62 @@
+"""A tiny study, and the worker that trains it in this process."""
+
+from pathlib import Path
+from typing import Any
+
+from project_paths import CONFIGS
+
+from experiments.config.loading import yaml_text
+from experiments.record.run_dir import RunDirectory
+from experiments.studies.protocol.progress import snapshot
+from experiments.studies.queue.storage import storage_address
+from experiments.studies.queue.trial_queue import TrialQueue
+from experiments.studies.spec.study import Study, load_study
+from experiments.studies.workers.packing import Packing
+from experiments.studies.workers.worker import Worker
+from experiments.training.context import TrainingContext
+from experiments.training.interruption import Interruption
+
+TREE: dict[str, Any] = {
+    "name": "tiny",
+    "config": str(CONFIGS / "planted.yaml"),
+    "set": {
+        "task.matrices": [{"d_out": 24, "d_in": 16, "rank": 4}], "task.noise": 0.1, "task.evaluation_rows": 64,
+        "training.batch_size": 8, "training.steps": 20, "training.evaluate_every": 0, "training.checkpoint_every": 6,
+    },
+    "arms": [{"variant": ["lora", "adalora"], "rank": [1, 2]}, {"variant": "full"}],
+    "protocol": {
+        "tuning": {"learning_rate_multipliers": [0.5, 1, 1e30], "seeds": [100]},
+        "evaluation": {"seeds": [0, 1, 2]},
+        "margin": 0.01,
+    },
+}  # fmt: skip
+
+
+def study_in(folder: Path, **changed: Any) -> Study:
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "tiny.yaml").write_text(yaml_text(TREE | changed))
+    return load_study(folder / "tiny.yaml")
+
+
+def worker_on(folder: Path, *, pack: int) -> Worker:
+    study = study_in(folder)
+    queue = TrialQueue.open(
+        storage_address(None, runs_dir=folder, study=study.name, environment={}), study.name, direction="minimize"
+    )
+    context = TrainingContext(study.arms[0].config)
+    context.load()
+    packing = Packing(context, size=pack)
+    return Worker(study, queue, context, packing, runs_dir=folder, interruption=Interruption())
+
+
+def outcome(worker: Worker) -> dict[str, tuple[Any, ...]]:
+    """What the study knows of every trial, and the adapter's bytes."""
+    study_state = snapshot(worker.study, worker.queue)
+    assert study_state.complete
+    found = {}
+    for key, entry in study_state.entries.items():
+        folder = RunDirectory(worker.runs_dir / "tiny" / str(entry.facts["folder"]))
+        files = {path.name: path.read_bytes() for path in folder.path.glob("*.safetensors")}
+        history = folder.history()
+        found[key] = (entry.state, entry.score, entry.facts.get("test"), entry.facts.get("failure"), history, files)
+    return found
