@@ -24,7 +24,8 @@ from project_paths import ROOT
 
 PRELOADED = (  # not wandb: its folder of temporary files is made by the import, and removed by the first that ends
     "analysis.figures.spectra", "analysis.spectra", "analysis.spectra_tables", "experiments.plan", "experiments.runner",
-    "experiments.studies.workers.worker_process", "experiments.tasks.planted", "forked_python", "pytest", "scipy.linalg",
+    "experiments.studies.workers.worker_process", "experiments.tasks.planted", "forked_python", "pytest",
+    "scipy.linalg",
 )  # fmt: skip
 ENVIRONMENT = {  # of the server: what Python reads when it starts, and torch when it is imported
     "PYTHONPATH": os.pathsep.join((str(ROOT), str(ROOT / "tests"))), "PYTHONIOENCODING": "utf-8",
