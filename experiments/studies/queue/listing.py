@@ -18,6 +18,7 @@ from experiments.studies.queue.entries import (
 )
 from experiments.studies.queue.storage import QueueError, Store, TurnLostError
 
+FORMAT = 2  # of the facts that trials have, and of what workers agree on
 PORTION = 64  # trials added in one turn, which a slow link also ends well within its seconds
 
 
@@ -46,6 +47,17 @@ class Listing:
                 f"study {self.study!r} in {self.store.address} was started with "
                 + "; ".join(f"{name} = {settled[name]!r}, here it is {facts[name]!r}" for name in different)
                 + "; make them the same here, or give yours another name"
+            )
+
+    def refuse_earlier_format(self) -> None:
+        """Raises: QueueError for a study whose keys and facts have the names that an earlier version gave them."""
+        written = self.facts().get("format", FORMAT)
+        if written < FORMAT:
+            way_out = "" if self.store.address.journal is None else ", or move its journal away"
+            raise QueueError(
+                f"study {self.study!r} in {self.store.address} was written by an earlier version (format {written}, "
+                f"this one has {FORMAT}), whose keys and facts of trials have other names; "
+                f"give the study another name{way_out}"
             )
 
     def facts(self) -> dict[str, Any]:

@@ -29,11 +29,10 @@ from experiments.studies.queue.entries import (
     NewTrial,
     that_count,
 )
-from experiments.studies.queue.listing import Listing, study_named
+from experiments.studies.queue.listing import FORMAT, Listing, study_named
 from experiments.studies.queue.liveness import Liveness, WorkerSeen
 from experiments.studies.queue.storage import Address, QueueError, Store
 
-FORMAT = 2  # of the facts that trials have, and of what workers agree on
 GRACE_SECONDS = 120.0
 
 
@@ -108,17 +107,6 @@ class TrialQueue(Listing):
         queue = cls(store, study, study_id, grace=GRACE_SECONDS)
         queue.refuse_earlier_format()
         return queue
-
-    def refuse_earlier_format(self) -> None:
-        """Raises: QueueError for a study whose keys and facts have the names that an earlier version gave them."""
-        written = self.facts().get("format", FORMAT)
-        if written < FORMAT:
-            way_out = "" if self.store.address.journal is None else ", or move its journal away"
-            raise QueueError(
-                f"study {self.study!r} in {self.store.address} was written by an earlier version (format {written}, "
-                f"this one has {FORMAT}), whose keys and facts of trials have other names; "
-                f"give the study another name{way_out}"
-            )
 
     @property
     def worker(self) -> str:
