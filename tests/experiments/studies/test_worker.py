@@ -11,6 +11,7 @@ from in_process_study import outcome, study_in, worker_on
 
 from experiments.studies.protocol.progress import StudyState, snapshot
 from experiments.studies.queue.trial_queue import Claim
+from experiments.studies.workers.packing import Packing
 from experiments.training.context import TrainingContext
 from experiments.training.interruption import Interruption
 from experiments.training.loop import train_pack
