@@ -98,7 +98,9 @@ def _training_seconds(trials: Sequence["TrialRun"]) -> float:
 def _stop(trials: Sequence["TrialRun"]) -> NoReturn:
     for trial in trials:
         trial.keep(now=True)
-    raise Interrupted(f"interrupted after step {trials[0].step}, with a checkpoint; the same command goes on from there")
+    raise Interrupted(
+        f"interrupted after step {trials[0].step}, with a checkpoint; the same command goes on from there"
+    )
 
 
 class Training:
