@@ -156,7 +156,7 @@ class Regression(Task):
         return (model(batch["x"]) - batch["y"]).square().sum(dim=(1, 2))
 
     def row_counts(self, batch: Batch) -> Tensor:
-        return torch.full((len(batch["x"]),), float(batch["y"][0].numel()), dtype=self.dtype)
+        return torch.full((len(batch["x"]),), float(batch["y"][0].numel()), dtype=self.dtype, device=batch["x"].device)
 
     def metrics(self, means: Mapping[str, float]) -> dict[str, float]:
         return dict(means)

@@ -60,7 +60,7 @@ class Tokens(Regression):
         return F.cross_entropy(logits.mT, tokens[:, 1:], reduction="none").sum(dim=1)
 
     def row_counts(self, batch: Batch) -> Tensor:
-        return torch.full((len(batch["tokens"]),), float(TOKENS))
+        return torch.full((len(batch["tokens"]),), float(TOKENS), device=batch["tokens"].device)
 
 
 @dataclass(frozen=True)

@@ -69,8 +69,9 @@ class RunDirectory:
         return (self.path / "result.json").exists()
 
     def go_on(self) -> None:
-        """Go on with an unfinished attempt."""
-        (self.path / "error.txt").unlink(missing_ok=True)
+        """Go on with an unfinished attempt, without what a kill left half written."""
+        for left in (self.path / "error.txt", *self.path.glob("*.partial"), *self.path.glob(".tmp*")):
+            left.unlink(missing_ok=True)  # .tmp*: safetensors' own
 
     def start(self, config: RunConfig, environment: Mapping[str, Any]) -> None:
         """Begin from nothing: what an unfinished attempt left here is removed."""

@@ -59,6 +59,19 @@ def until(said: str, holds: Callable[[], object]) -> None:
         time.sleep(0.05)
 
 
+def stopped_with_trials(queue: TrialQueue, *workers: "subprocess.Popen[bytes]") -> set[str]:
+    """The trials that the workers hold when all of them are stopped, each with one at least."""
+    while True:
+        until("every worker holds trials", lambda: all(held_by(queue, worker) for worker in workers))
+        for worker in workers:
+            worker.send_signal(signal.SIGSTOP)
+        held = [held_by(queue, worker) for worker in workers]
+        if all(held):
+            return {key for keys in held for key in keys}
+        for worker in workers:
+            worker.send_signal(signal.SIGCONT)
+
+
 def test_a_dead_worker_and_one_that_slept_leave_the_results_of_an_undisturbed_study(
     tmp_path: Path, postgres_server: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -70,12 +83,8 @@ def test_a_dead_worker_and_one_that_slept_leave_the_results_of_an_undisturbed_st
     study, file = study_in(folder), folder / "tiny.yaml"
     with database(postgres_server) as address, process(file, address) as dies, process(file, address) as sleeps:
         queue = TrialQueue.open(address, study.name, direction="minimize", grace=GRACE)
-        until("both workers hold trials", lambda: held_by(queue, dies) and held_by(queue, sleeps))
-        time.sleep(0.2)
+        lost = stopped_with_trials(queue, dies, sleeps)
         dies.send_signal(signal.SIGKILL)
-        sleeps.send_signal(signal.SIGSTOP)
-        lost = {*held_by(queue, dies), *held_by(queue, sleeps)}
-        assert lost
         with process(file, address) as takes_over:
             assert takes_over.wait(timeout=180) == 0
             sleeps.send_signal(signal.SIGCONT)

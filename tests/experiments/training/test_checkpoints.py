@@ -129,6 +129,15 @@ def test_a_torn_or_foreign_checkpoint_is_refused_with_the_way_out(tmp_path: Path
     run(tmp_path, "--wandb", "disabled")
 
 
+def test_a_run_that_goes_on_keeps_nothing_that_a_kill_left_half_written(tmp_path: Path, killed: Path) -> None:
+    copytree(killed, tmp_path, dirs_exist_ok=True)
+    for name in (".tmpTYupMD", "checkpoint.safetensors.partial", "result.json.123.partial"):
+        (record(tmp_path).path / name).write_bytes(b"half")
+    run(tmp_path, "--wandb", "disabled")
+    assert record(tmp_path).finished
+    assert not [path for path in record(tmp_path).path.iterdir() if ".partial" in path.name or ".tmp" in path.name]
+
+
 def test_a_failed_run_may_be_started_again_and_fails_again(tmp_path: Path) -> None:
     for _ in range(2):
         run(tmp_path, "--set", "learning_rate=1e30", "--wandb", "disabled", code=1)
