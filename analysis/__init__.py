@@ -1,1 +1,1 @@
-"""What is concluded from the runs on disk: spectra of the updates, tests of hypotheses, figures."""
+"""What is concluded from the runs on disk: spectra of the updates, verdicts of studies, figures."""

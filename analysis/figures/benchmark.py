@@ -1,4 +1,4 @@
-"""The figures of a benchmark: what a training step costs as a part of PEFT's, by contender and by size of the pack."""
+"""The figures of a benchmark: the cost of a training step as a part of PEFT's, by implementation and by pack size."""
 
 from itertools import cycle
 from pathlib import Path
@@ -15,7 +15,7 @@ from matplotlib.lines import Line2D
 from analysis.figures.style import WIDTH_INCHES, figure_style, save_figure
 
 MARKERS = ("o", "s", "D", "^", "v", "P")
-SPREAD = 0.62  # of the height of a case, for its contenders
+SPREAD = 0.62  # of the height of a case, for its implementations
 
 
 def save_benchmark_figure(ratios: pd.DataFrame, folder: Path, name: str) -> list[Path]:
@@ -24,10 +24,10 @@ def save_benchmark_figure(ratios: pd.DataFrame, folder: Path, name: str) -> list
 
 
 def benchmark_figure(ratios: pd.DataFrame) -> Figure:
-    """A panel a quantity, a row a case: the median of each contender as a dot, its quartiles as a bar, PEFT at 1.
+    """A panel a quantity, a row a case: the median of each implementation as a dot, its quartiles as a bar, PEFT at 1.
 
-    `ratios` has a row for each number that was measured: case, contender, quantity, ratio (to PEFT's; PEFT itself
-    is the line). Cases, contenders and quantities are drawn in their order there.
+    `ratios` has a row for each number that was measured: case, implementation, quantity, ratio (to PEFT's; PEFT itself
+    is the line). Cases, implementations and quantities are drawn in their order there.
     """
     implementations = list(dict.fromkeys(ratios["implementation"]))
     colours = dict(zip(implementations, sns.color_palette("colorblind", len(implementations)), strict=True))

@@ -24,7 +24,7 @@ STEPS = 3  # the optimizer's state is there from the first on
 
 
 def footprint_in_new_process(case: Case, implementation: str, device: str) -> int:
-    """Bytes that training steps of a contender need, measured in a process of its own.
+    """Bytes that training steps of an implementation need, measured in a process of its own.
 
     Raises: RuntimeError with the last line of what the process said, where it failed.
     """

@@ -1,4 +1,4 @@
-"""The contenders: what each puts in the places of a base's linear layers, and what its training step calls.
+"""The implementations: what each puts in the places of a base's linear layers, and what its training step calls.
 
 All have the same base model, the same batch, A, B and scale alpha / r = 2, and AdamW without weight decay.
 """
@@ -143,7 +143,7 @@ LIBRARIES = {PEFT: "peft", DEFAULT: "peft", "loralib": "loralib"}
 
 
 def missing_contenders() -> dict[str, str]:
-    """Contenders whose library is not there, with what to do about it. Raises: ValueError where it is PEFT."""
+    """Implementations whose library is not there, with what to do about it. Raises: ValueError where it is PEFT."""
     away = {name: library for name, library in LIBRARIES.items() if find_spec(library) is None}
     if PEFT in away:
         raise ValueError("everything is measured against PEFT, which is not installed: pip install peft")
@@ -170,8 +170,8 @@ def largest_differences(workload: Workload, implementations: Mapping[str, Implem
         "loss": max(float((loss - expected_loss).abs() / expected_loss) for loss, _ in found.values()),
         "gradient": max(
             float((gradient - theirs).norm() / theirs.norm())
-            for _, of_contender in found.values()
-            for gradient, theirs in zip(of_contender, expected, strict=True)
+            for _, of_implementation in found.values()
+            for gradient, theirs in zip(of_implementation, expected, strict=True)
         ),
     }
 

@@ -1,4 +1,4 @@
-"""The benchmark: every case's contenders are checked against each other, timed, and their memory measured."""
+"""The benchmark: every case's implementations are checked against each other, timed, and their memory measured."""
 
 from collections.abc import Callable, Mapping
 
@@ -19,7 +19,7 @@ Report = Callable[[str, int, int], None]  # what, how much of it is done, and of
 def measure_all(benchmark: Benchmark, device: torch.device, *, rounds: int, processes: int, report: Report) -> None:
     """Measure the cases that are left; each is on disk when the next begins.
 
-    Raises: ValueError without PEFT, with nothing on disk; RuntimeError where contenders do not compute the same,
+    Raises: ValueError without PEFT, with nothing on disk; RuntimeError where implementations do not compute the same,
     or a process failed.
     """
     missing = missing_contenders()
@@ -63,7 +63,7 @@ def _checked_differences(workload: Workload, implementations: Mapping[str, Imple
     for what, difference in differences.items():
         if not difference <= allowed:
             raise RuntimeError(
-                f"{workload.case.label}: the contenders do not compute the same: {what} differs by {difference:.1e}, "
-                f"more than {allowed:g}; there is nothing to compare"
+                f"{workload.case.label}: the implementations do not compute the same: {what} differs by "
+                f"{difference:.1e}, more than {allowed:g}; there is nothing to compare"
             )
     return differences

@@ -28,7 +28,7 @@ from experiments.benchmarking.timing import Stepping, time_rounds
 class PackResult:
     """The numbers of one case: seconds of a trial-step, one a round; bytes of a step, one a process.
 
-    `theirs` are by contender and rank, `ours` by pack size: what a step of all packs takes, over their trials.
+    `theirs` are by implementation and rank, `ours` by pack size: what a step of all packs takes, over their trials.
     `missing` says of a pack size why it has no numbers.
     """
 
@@ -46,7 +46,7 @@ class PackResult:
         return mean
 
     def ratios(self, trials: int, implementation: str = PEFT) -> list[float]:
-        """Of each round: a trial-step in a pack of this size over the contender's step."""
+        """Of each round: a trial-step in a pack of this size over the implementation's step."""
         quotients: list[float] = (np.asarray(self.ours[trials]) / self.their_step(implementation)).tolist()
         return quotients
 

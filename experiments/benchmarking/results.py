@@ -26,7 +26,7 @@ Results = TypeVar("Results")
 class Result:
     """The numbers of one case: `seconds` a step, one a round; `bytes` of a step, one a process.
 
-    `missing` says why a contender has none; `differences` how far the others' mathematics are from PEFT's.
+    `missing` says why an implementation has none; `differences` how far the others' mathematics are from PEFT's.
     """
 
     case: Case
@@ -46,10 +46,10 @@ class Result:
             return {}
         theirs = np.asarray(numbers[PEFT])
         by = theirs if quantity == "seconds" else np.median(theirs)
-        return {name: (np.asarray(of_contender) / by).tolist() for name, of_contender in numbers.items()}
+        return {name: (np.asarray(of_implementation) / by).tolist() for name, of_implementation in numbers.items()}
 
     def summary(self) -> Iterator[dict[str, Any]]:
-        """A row for each contender and quantity: the median, and the ratio to PEFT with its quartiles."""
+        """A row for each implementation and quantity: the median, and the ratio to PEFT with its quartiles."""
         for quantity, numbers in self.quantities().items():
             for name, ratios in self.ratios(quantity).items():
                 lower, middle, upper = np.quantile(ratios, (0.25, 0.5, 0.75)).tolist()

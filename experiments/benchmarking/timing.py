@@ -1,4 +1,4 @@
-"""The time of a training step: contenders in turn, round after round, so that what disturbs one disturbs all."""
+"""The time of a training step: implementations in turn, round after round, so that what disturbs one disturbs all."""
 
 import gc
 import time
@@ -13,7 +13,7 @@ from experiments.benchmarking.workload import Workload, in_place
 
 WARM_UP_STEPS = 3
 PROBE_STEPS = 3
-ROUND_SECONDS = 0.3  # of one contender: long beside the clock's grain, short beside what else a machine does
+ROUND_SECONDS = 0.3  # of one implementation: long beside the clock's grain, short beside what else a machine does
 
 
 class Stepping(Protocol):
@@ -28,9 +28,9 @@ class Stepping(Protocol):
 def time_rounds(
     workload: Workload, implementations: Mapping[str, Stepping], *, rounds: int, on_round: Callable[[], None]
 ) -> dict[str, list[float]]:
-    """Seconds a step of each contender, one number a round: on CPU of processor time at one thread, on CUDA by events.
+    """Seconds a step of each implementation, one number a round: processor time at one thread on CPU, events on CUDA.
 
-    The order rotates from round to round; `on_round` is called after each contender's part, outside of any timing.
+    The order rotates from round to round; `on_round` is called after each implementation's part, outside of any timing.
     """
     names = list(implementations)
     device = workload.tokens.device
@@ -82,7 +82,7 @@ def one_thread() -> Iterator[None]:
 
 @contextmanager
 def still_garbage() -> Iterator[None]:
-    """What exists now is not looked through by the collector inside; it would fall on one contender by chance."""
+    """What exists now is not looked through by the collector inside; it would fall on one implementation by chance."""
     gc.collect()
     gc.freeze()
     try:

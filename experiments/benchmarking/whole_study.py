@@ -92,7 +92,7 @@ class StudyResult:
     runs: dict[str, Run]
 
     def ratio(self, quantity: str, implementation: str) -> float:
-        """Ours over the contender's."""
+        """Ours over the implementation's."""
         return float(getattr(self.runs[OURS], quantity) / getattr(self.runs[implementation], quantity))
 
     def tree(self) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""A case's frozen base model and its one batch: the same for every contender."""
+"""A case's frozen base model and its one batch: the same for every implementation."""
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -22,7 +22,7 @@ BLOCKS = {"bert": "bert.encoder.layer.", "roberta": "roberta.encoder.layer.", "b
 class Workload:
     """A frozen model, the paths of its linear layers that are adapted, and a batch.
 
-    `start` has A (r, d_in) and B (d_out, r) of each path: what every contender's training starts from.
+    `start` has A (r, d_in) and B (d_out, r) of each path: what every implementation's training starts from.
     """
 
     case: Case
@@ -39,7 +39,7 @@ class Workload:
         return F.cross_entropy(logits.float().flatten(0, -2), self.labels.flatten())
 
     def linear(self, path: str) -> nn.Linear:
-        """The base's own layer at a path; only while no contender stands there."""
+        """The base's own layer at a path; only while no implementation stands there."""
         layer = self.base.get_submodule(path)
         assert isinstance(layer, nn.Linear)
         return layer

@@ -1,1 +1,1 @@
-"""Text as data: files and Hub data sets, rows and splits, tokens and batches, presets and scores."""
+"""Text as data: files and Hub data sets, rows and splits, tokens and batches, and presets."""

@@ -19,7 +19,7 @@ class DigitTransformer(nn.Module):
 
     def __init__(self, *, width: int = 64, depth: int = 4, heads: int = 4) -> None:
         super().__init__()
-        self.checkpointing = False
+        self.gradient_checkpointing = False
         self.patches = nn.Linear(PATCH * PATCH, width)
         self.class_token = nn.Parameter(torch.zeros(1, 1, width))
         self.position = nn.Parameter(torch.zeros(1, (SIDE // PATCH) ** 2 + 1, width))
@@ -32,7 +32,7 @@ class DigitTransformer(nn.Module):
         squares = images.unfold(1, PATCH, PATCH).unfold(2, PATCH, PATCH).flatten(3).flatten(1, 2)  # (rows, 16, 4)
         patches = self.patches(squares)
         x = torch.cat([self.class_token.expand(len(images), -1, -1), patches], dim=1) + self.position
-        x = through(self.layers, x, checkpointing=self.checkpointing)
+        x = through(self.layers, x, gradient_checkpointing=self.gradient_checkpointing)
         return self.head(self.norm(x[:, 0]))
 
 

@@ -29,7 +29,7 @@ __all__ = [
     "head_modules",
     "load_tokenizer",
     "model_settings",
-    "use_checkpointing",
+    "use_gradient_checkpointing",
 ]
 
 TOKENIZERS = ("tokenizer.json", "vocab.txt", "vocab.json", "*.model")
@@ -107,7 +107,7 @@ def content_of(config: ModelConfig) -> dict[str, str]:
     return kind if commit is None else kind | {"model_commit": commit}
 
 
-def use_checkpointing(model: nn.Module) -> None:
+def use_gradient_checkpointing(model: nn.Module) -> None:
     """The model computes activations again in backward instead of keeping them."""
     body: Any = model.base_model if isinstance(model, MeanPooled) else model
     with warnings.catch_warnings():

@@ -32,10 +32,14 @@ class Block(nn.Module):
         return x.unflatten(-1, (self.heads, -1)).transpose(1, 2)  # (rows, heads, length, width / heads)
 
 
-def through(blocks: Iterable[nn.Module], x: Tensor, *, checkpointing: bool) -> Tensor:
+def through(blocks: Iterable[nn.Module], x: Tensor, *, gradient_checkpointing: bool) -> Tensor:
     """The blocks in order; with checkpointing their activations are computed again in backward."""
     for block in blocks:
-        x = checkpoint(block, x, use_reentrant=False) if checkpointing and torch.is_grad_enabled() else block(x)
+        x = (
+            checkpoint(block, x, use_reentrant=False)
+            if gradient_checkpointing and torch.is_grad_enabled()
+            else block(x)
+        )
     return x
 
 
@@ -45,7 +49,7 @@ class ByteTransformer(nn.Module):
     def __init__(self, *, width: int = 64, depth: int = 4, heads: int = 4, context: int = 64) -> None:
         super().__init__()
         self.context = context
-        self.checkpointing = False
+        self.gradient_checkpointing = False
         self.embedding = nn.Embedding(VOCABULARY, width)
         self.position = nn.Embedding(context, width)
         self.layers = nn.ModuleList(Block(width, heads, causal=True) for _ in range(depth))
@@ -55,4 +59,4 @@ class ByteTransformer(nn.Module):
     def forward(self, tokens: Tensor) -> Tensor:
         """tokens (rows, length) of byte values, length at most `context`."""
         x = self.embedding(tokens) + self.position(torch.arange(tokens.shape[1], device=tokens.device))
-        return self.unembedding(self.norm(through(self.layers, x, checkpointing=self.checkpointing)))
+        return self.unembedding(self.norm(through(self.layers, x, gradient_checkpointing=self.gradient_checkpointing)))

@@ -32,6 +32,7 @@ class RunLogger:
         self.validation: list[tuple[int, dict[str, float]]] = []
         self._ranks: dict[str, int] | None = None
         self._reported = 0.0
+        self._loss: float | None = None
         self.mirror = WandbLogger(
             mode=wandb_mode,
             project=config.wandb.project,
@@ -76,7 +77,8 @@ class RunLogger:
         self._take(step, row)
         if time.monotonic() - self._reported > REPORT_EVERY_SECONDS or step == self.config.training.steps:
             self._reported = time.monotonic()
-            note = f"loss {row['train/task_loss']:.4f}" if "train/task_loss" in row else ""
+            self._loss = row.get("train/task_loss", self._loss)  # the row of the last evaluation has none
+            note = "" if self._loss is None else f"loss {self._loss:.4f}"
             note += f"  rank alive {sum(ranks.values())}" if self.variant.scales() else ""
             self.display.report(f"training {self.config.variant.name}", step, self.config.training.steps, note)
 

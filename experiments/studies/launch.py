@@ -233,8 +233,8 @@ class Launch:
         """Show the status of the study, and copy what has ended."""
         self.queue.requeue_dead()
         study_state = snapshot(self.study, self.queue)
-        heard = [worker for worker in self.queue.workers() if worker.stale_seconds < GRACE_SECONDS]
-        status = status_of(self.study, study_state, awake(heard, within=timedelta(hours=1)))
+        alive = [worker for worker in self.queue.workers() if worker.stale_seconds < GRACE_SECONDS]
+        status = status_of(self.study, study_state, awake(alive, within=timedelta(hours=1)))
         self.view.show(status)
         self.mirror.follow(study_state, seconds=MIRROR_SECONDS)
 

@@ -84,9 +84,9 @@ class Bytes(Task):
     def metrics(self, means: Mapping[str, float]) -> dict[str, float]:
         return {"loss": means["loss"], "bits_per_byte": means["loss"] / math.log(2)}
 
-    def use_checkpointing(self, model: nn.Module) -> None:
+    def use_gradient_checkpointing(self, model: nn.Module) -> None:
         assert isinstance(model, ByteTransformer)
-        model.checkpointing = True
+        model.gradient_checkpointing = True
 
 
 def _as_tensor(text: bytes) -> Tensor:

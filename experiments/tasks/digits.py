@@ -93,6 +93,6 @@ class Digits(Task):
     def metrics(self, means: Mapping[str, float]) -> dict[str, float]:
         return {"loss": means["loss"], "accuracy": means["accuracy"]}
 
-    def use_checkpointing(self, model: nn.Module) -> None:
+    def use_gradient_checkpointing(self, model: nn.Module) -> None:
         assert isinstance(model, DigitTransformer)
-        model.checkpointing = True
+        model.gradient_checkpointing = True

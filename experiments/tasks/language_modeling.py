@@ -219,5 +219,5 @@ class LanguageModeling(Task):
     def _alone(self) -> str | None:
         return one_trial_reason(self.architecture())
 
-    def use_checkpointing(self, model: nn.Module) -> None:
-        self.base.use_checkpointing(model)
+    def use_gradient_checkpointing(self, model: nn.Module) -> None:
+        self.base.use_gradient_checkpointing(model)

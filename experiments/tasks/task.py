@@ -108,6 +108,6 @@ class Task(ABC):
         """What the task knows of ΔW itself at the end; empty where it knows nothing."""
         return {}
 
-    def use_checkpointing(self, model: nn.Module) -> None:
+    def use_gradient_checkpointing(self, model: nn.Module) -> None:
         """Have the base model compute activations again in backward instead of keeping them."""
         raise ValueError(f"training.gradient_checkpointing: the base model of task {self.config.name!r} has none")

@@ -214,8 +214,8 @@ class TextClassification(Task):
     def leave_out_unread_rows(self, model: nn.Module, wanted: bool) -> None:
         compute_first_row_only(model, wanted)
 
-    def use_checkpointing(self, model: nn.Module) -> None:
-        self.base.use_checkpointing(model)
+    def use_gradient_checkpointing(self, model: nn.Module) -> None:
+        self.base.use_gradient_checkpointing(model)
 
     def _logits(self, model: nn.Module, batch: Batch) -> Tensor:
         return model(**{key: batch[key] for key in MODEL_INPUTS if key in batch}).logits.float()

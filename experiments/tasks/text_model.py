@@ -87,10 +87,10 @@ class TextModel:
 
         return content_of(self.config)
 
-    def use_checkpointing(self, model: nn.Module) -> None:
-        from experiments.models.huggingface import use_checkpointing
+    def use_gradient_checkpointing(self, model: nn.Module) -> None:
+        from experiments.models.huggingface import use_gradient_checkpointing
 
-        use_checkpointing(model)
+        use_gradient_checkpointing(model)
 
     def sha256(self, model: nn.Module) -> dict[str, str]:
         """What W0's values do not say: the tokenizer, and the model's settings such as its number of heads."""

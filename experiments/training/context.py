@@ -36,7 +36,7 @@ def attached_pack(configs: Sequence[RunConfig], task: Task, model: nn.Module) ->
     """The variant of these configurations on the model, as one pack of fresh trials."""
     first = configs[0]
     if first.training.gradient_checkpointing:
-        task.use_checkpointing(model)
+        task.use_gradient_checkpointing(model)
     rows = first.training.batch_size // first.training.gradient_accumulation_steps
     task.leave_out_unread_rows(model, wanted=rows % 8 == 0)  # other numbers of rows would not be exact in packs
     variant = attach(

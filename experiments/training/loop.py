@@ -38,7 +38,7 @@ OnStep = Callable[[int], None]
 
 @dataclass
 class Outcome:
-    """What training did to one trial; `failure` says why it stopped, and is None where it did not."""
+    """What training did to one trial; `failure` says why it failed, and is None where it did not."""
 
     steps_executed: int = 0
     failure: str | None = None

@@ -446,7 +446,7 @@ def awake(variant: Variant) -> Variant:
 def test_gradient_checkpointing_gives_the_same_gradients_with_adapter_dropout_on(name: str) -> None:
     plain = gradients_of(awake(on_bytes(name, dropout=0.3)))
     variant = awake(on_bytes(name, dropout=0.3))
-    variant.model.checkpointing = True
+    variant.model.gradient_checkpointing = True
     torch.manual_seed(1)
     assert_same(gradients_of(variant), plain)
     if name in ADAPTERS:

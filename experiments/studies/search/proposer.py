@@ -31,7 +31,7 @@ class Proposer:
     def enqueue(self, queue: TrialQueue, study_state: StudyState) -> int:
         """Have the next trials of every search wait in the queue; how many were added.
 
-        Of two workers that do so at once, the first is heard.
+        Where two workers do so at once, the suggestions of the first count.
         """
         asking = [progress for progress in study_state.arms if progress.tuning.asks]
         return sum(queue.add(self._next(progress, study_state)) for progress in asking)

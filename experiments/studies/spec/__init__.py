@@ -1,1 +1,1 @@
-"""What a study is: its file, its arms, and the trials that its protocol wants."""
+"""What a study is: its file, its arms, and which of them are compared."""

@@ -78,7 +78,7 @@ class SearchConfig(Section):
     blocks: int = Field(2, ge=1, description="parts of the model's depth that make groups of layers, by kind of matrix")
     halving: HalvingConfig | None = Field(
         None,
-        description="null disables early stopping; random-rank trials are never stopped, since importances are "
+        description="null disables early stopping; random-rank trials are never pruned, since importances are "
         "computed on them",
     )
     contenders: int = Field(

@@ -18,7 +18,7 @@ from experiments.models.huggingface import (
     content_of,
     head_modules,
     load_tokenizer,
-    use_checkpointing,
+    use_gradient_checkpointing,
 )
 from experiments.models.weights import fingerprint
 from experiments.tasks.task import Batch
@@ -290,7 +290,7 @@ def test_gradient_checkpointing_computes_layers_twice_and_changes_nothing(tmp_pa
     for gradient_checkpointing in (False, True):
         model = classifier(at(tmp_path, pooling=pooling))
         if gradient_checkpointing:
-            use_checkpointing(model)
+            use_gradient_checkpointing(model)
         config = knobs("lora", rank=2, dropout=0.2)
         variant = attached("lora", model, targets=["mlp"], heads=["classifier"], configs=[config], rows=8)
         counted: list[int] = []
