@@ -47,6 +47,7 @@ class FullAll(Head):
         ]
         self._copies = {id(p): nn.Parameter(_widened(p)) for _, _, _, p in self._owned}
         self._are_wider = any(self._copies[id(p)].dtype != p.dtype for _, _, _, p in self._owned)
+        self.merged_dtype = torch.float32 if self._are_wider else None
         self._widening: RemovableHandle | None = None
         self._put(self._copies)
 

@@ -13,7 +13,8 @@ from transformers.pytorch_utils import Conv1D
 
 from experiments.tasks.task import Batch, Split, Task, TaskConfig
 from experiments.training.hyperparameters import SharedHyperparameters, TrialHyperparameters
-from experiments.training.loop import Outcome, Training
+from experiments.training.loop import Training
+from experiments.training.trial import Outcome
 from lora_variants import VARIANTS
 from lora_variants.interface.attach import attach
 from lora_variants.interface.pack import Pack

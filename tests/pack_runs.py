@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from experiments.tasks.task import Batch, Task
 from experiments.training.hyperparameters import SharedHyperparameters, TrialHyperparameters
-from experiments.training.loop import Outcome
+from experiments.training.trial import Outcome
 from lora_variants.interface.rng import stream
 
 STEPS, ROWS, TOKENS, VOCABULARY = 12, 8, 16, 256

@@ -90,7 +90,7 @@ def _tuning(study_state: StudyState, progress: ArmProgress) -> dict[str, Any]:
         "trials": len(tuning.trials),
         "failed": sum(study_state.state(trial.key) == "failed" for trial in tuning.trials),
         "learning_rates": sorted({trial.learning_rate for trial in tuning.trials if trial.learning_rate is not None}),
-        "added_multipliers": sorted(tuning.added),
+        "added_learning_rate_multipliers": sorted(tuning.added),
     }
 
 

@@ -175,7 +175,7 @@ def parse_override(override: str, errors: list[str]) -> dict[str, Any]:
         errors.append(f"{key}: {text!r} is invalid YAML: {error}")
         return {}
     if not equals or not key:
-        errors.append(f"{override}: a setting is key=value")
+        errors.append(f"{override}: an override is key=value")
         return {}
     return {key: value}
 

@@ -24,7 +24,8 @@ def choose_variant(tree: dict[str, Any], name: str) -> dict[str, Any]:
 def carry_over(tree: Mapping[str, Any], replaced: Mapping[str, Any]) -> list[str]:
     """Give the tree's variant the shared knobs that a replaced section states, except those that the tree states too.
 
-    To be called when every setting is in the tree. A default of the replaced variant never carries over.
+    To be called when every override is in the tree. A default of the replaced variant never carries over, not even one
+    that is written out, as in the configuration of a finished run.
     Returns: a line that says what carried over and one that says what was dropped, where there is something to say.
     """
     section, name = tree.get("variant"), name_of(tree.get("variant"))
@@ -33,14 +34,25 @@ def carry_over(tree: Mapping[str, Any], replaced: Mapping[str, Any]) -> list[str
     config = VARIANTS[name].load().config_class
     shared = config.shared_knobs()
     left = {knob: value for knob, value in replaced.items() if knob not in section and value is not None}
-    carried = {
+    free = {
         knob: value for knob, value in left.items() if knob in shared and section.get(shared[knob].alternative) is None
     }
-    dropped = {knob: value for knob, value in left.items() if knob not in shared}
+    defaults = _defaults_of_another(free, replaced, config)
+    carried = {knob: value for knob, value in free.items() if knob not in defaults}
+    dropped = {knob: value for knob, value in left.items() if knob not in shared or knob in defaults}
     section |= carried
     change = f"{name} in place of the file's {name_of(replaced) or 'variant'}"
     notes = [f"{change}: {_words(carried)} carried over{_instead(config, carried)}"] if carried else []
     return notes + ([f"{change}: {_words(dropped)} dropped"] if dropped else [])
+
+
+def _defaults_of_another(knobs: Mapping[str, Any], replaced: Mapping[str, Any], config: type[Config]) -> dict[str, Any]:
+    """The knobs that have the replaced variant's default where the new variant's is another one."""
+    name = name_of(replaced)
+    if name not in VARIANTS:
+        return {}
+    theirs, ours = VARIANTS[name].load().config_class.defaults(), config.defaults()
+    return {knob: value for knob, value in knobs.items() if value == theirs.get(knob) != ours.get(knob)}
 
 
 def _instead(config: type[Config], carried: Mapping[str, Any]) -> str:

@@ -2,8 +2,8 @@
 
 from pathlib import Path
 
-from experiments.config.errors import ConfigError
 from experiments.config.loading import resolve
+from experiments.config.retired_keys import RETIRED_KEYS
 from experiments.config.schema import RunConfig
 from experiments.record.run_description import RunDescription
 from experiments.record.run_dir import RunDirectory
@@ -24,6 +24,18 @@ def _is_same(earlier: RunDirectory, config: RunConfig, run: RunDescription) -> b
     try:
         environment = earlier.environment()
         same_config = resolve(earlier.config_tree()).hashed_config() == config.hashed_config()
-    except (OSError, ConfigError):
+    except (OSError, ValueError):  # whatever that directory is, it is not this run
         return False
     return same_config and all(environment.get(name) == run.environment[name] for name in CONTENT)
+
+
+def has_earlier_keys(run_dir: RunDirectory) -> bool:
+    """Whether a finished run was written with keys that have other names now."""
+    try:
+        text = (run_dir.path / "config.yaml").read_text(encoding="utf-8")
+        suspected = any(
+            f"\n  {key}:" in text for key in RETIRED_KEYS["training"]
+        )  # a study has thousands to look through
+        return suspected and run_dir.finished and run_dir.written_config() != run_dir.config_tree()
+    except (OSError, ValueError):
+        return False

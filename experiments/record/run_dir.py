@@ -14,7 +14,7 @@ from typing import Any, Self
 
 from filelock import FileLock, Timeout
 
-from experiments.config.loading import parse_yaml, resolve, yaml_text
+from experiments.config.loading import read_tree, resolve, yaml_text
 from experiments.config.retired_keys import rename_retired
 from experiments.config.schema import RunConfig
 
@@ -116,11 +116,15 @@ class RunDirectory:
 
     def config_tree(self) -> dict[str, Any]:
         """The resolved configuration of the run, under the names that keys have now."""
-        return rename_retired(parse_yaml((self.path / "config.yaml").read_text(encoding="utf-8")))
+        return rename_retired(self.written_config())
+
+    def written_config(self) -> dict[str, Any]:
+        """The same as it was written. Raises: ConfigError, naming the file, where it cannot be read."""
+        return read_tree(self.path / "config.yaml")
 
     def environment(self) -> dict[str, Any]:
-        found: dict[str, Any] = json.loads((self.path / "environment.json").read_text(encoding="utf-8"))
-        return found
+        found = json.loads((self.path / "environment.json").read_text(encoding="utf-8"))
+        return found if isinstance(found, dict) else {}
 
     def refuse_other(self, config: RunConfig) -> None:
         """Raise if the finished run here has another configuration than the one asked for."""

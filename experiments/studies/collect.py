@@ -9,6 +9,7 @@ from typing import Any
 from experiments.config.errors import ConfigError
 from experiments.config.loading import resolve
 from experiments.config.schema import RunConfig
+from experiments.record.earlier_run import has_earlier_keys
 from experiments.record.run_description import hash_run
 from experiments.record.run_dir import RecordError, RunDirectory
 from experiments.record.starting_point import read_start
@@ -21,17 +22,22 @@ COMPARED = ("score", "validation", "test", "learning_rate", "seed")
 
 @dataclass(frozen=True)
 class Collected:
-    """How many run directories came, were here before, and belong to nothing that the study wants."""
+    """How many run directories came, were here before, and belong to nothing that the study wants.
+
+    `earlier`: how many of the last were written with keys that have other names now.
+    """
 
     new: int
     known: int
     foreign: int
+    earlier: int
 
     def __str__(self) -> str:
-        return (
+        text = (
             f"collected {self.new} run directories; {self.known} were here already, {self.foreign} belong to no trial "
             "of this study and stay where they are"
         )
+        return text + (f" ({self.earlier} of them were written with earlier key names)" if self.earlier else "")
 
 
 class Collection:
@@ -48,7 +54,7 @@ class Collection:
 
         Raises: RecordError for a folder without this study, and for two run directories of one name that differ.
         """
-        new = known = foreign = 0
+        new = known = foreign = earlier = 0
         for folder in folders:
             if not (folder / self.study.name).is_dir():
                 raise RecordError(f"{folder} has no folder {self.study.name!r}; give the runs folder of a machine")
@@ -57,12 +63,13 @@ class Collection:
                     continue
                 if not self.wants(path):
                     foreign += 1
+                    earlier += has_earlier_keys(RunDirectory(path))
                 elif self._take(path):
                     new += 1
                 else:
                     known += 1
             _join_ledgers(folder / LEDGER, self.runs_dir / LEDGER, self.study.name)
-        return Collected(new, known, foreign)
+        return Collected(new, known, foreign, earlier)
 
     def wants(self, path: Path) -> bool:
         """Whether a finished run is one that a trial of the study would leave."""

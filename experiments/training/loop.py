@@ -6,9 +6,8 @@ The loop asks the variant what to do and never what it is called.
 
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from itertools import islice
-from typing import TYPE_CHECKING, NoReturn
+from typing import NoReturn
 
 import torch
 from jaxtyping import Float
@@ -16,6 +15,7 @@ from torch import Tensor
 
 from experiments.tasks.task import Batch, Task
 from experiments.training.batches import micro_batches, opening_batches, stack
+from experiments.training.context import TrainingContext
 from experiments.training.evaluation import autocast, by_split, evaluate, final_scores
 from experiments.training.gradient_scaler import GradientScaler
 from experiments.training.hyperparameters import (
@@ -26,31 +26,20 @@ from experiments.training.hyperparameters import (
 )
 from experiments.training.interruption import Interrupted, Interruption
 from experiments.training.optimizer import AdamW, schedule_factor
+from experiments.training.trial import Outcome, RunningTrial, TrialRun
 from lora_variants.interface.pack import Pack
 from lora_variants.interface.variant import Variant
-
-if TYPE_CHECKING:
-    from experiments.training.context import TrainingContext
-    from experiments.training.trial import RunningTrial, TrialRun
 
 OnStep = Callable[[int], None]
 
 
-@dataclass
-class Outcome:
-    """What training did to one trial; `failure` says why it failed, and is None where it did not."""
-
-    steps_executed: int = 0
-    failure: str | None = None
-
-
 def train_pack(
-    context: "TrainingContext",
-    trials: Sequence["TrialRun"],
+    context: TrainingContext,
+    trials: Sequence[TrialRun],
     *,
     interruption: Interruption,
     on_step: OnStep = lambda trials: None,
-) -> "list[TrialRun]":
+) -> list[TrialRun]:
     """Train a pack until a trial of it ends, and close those that ended; returns the others, ready for another pack.
 
     A single run is a pack of one. Every trial brings its state into a pack: what it is does not depend on its
@@ -86,16 +75,16 @@ def train_pack(
     return others
 
 
-def _share_overhead(trials: Sequence["TrialRun"], seconds: float) -> None:
+def _share_overhead(trials: Sequence[TrialRun], seconds: float) -> None:
     for trial in trials:
         trial.overhead += seconds / len(trials)
 
 
-def _training_seconds(trials: Sequence["TrialRun"]) -> float:
+def _training_seconds(trials: Sequence[TrialRun]) -> float:
     return sum(trial.seconds for trial in trials)
 
 
-def _stop(trials: Sequence["TrialRun"]) -> NoReturn:
+def _stop(trials: Sequence[TrialRun]) -> NoReturn:
     for trial in trials:
         trial.keep(now=True)
     raise Interrupted(
@@ -120,7 +109,7 @@ class Training:
         self.scaler = GradientScaler(self.groups, trials=len(trials)) if shared.precision == "float16" else None
         self._batches: list[Iterator[Batch]] = []
 
-    def train_until_one_ends(self, trials: Sequence["RunningTrial"], *, after_step: Callable[[], None]) -> None:
+    def train_until_one_ends(self, trials: Sequence[RunningTrial], *, after_step: Callable[[], None]) -> None:
         """Train the pack until a trial of it ends; every trial hears of each step that it did.
 
         `trials` are in the order of the pack's slots. `after_step` is called when all of them have heard of the step.
@@ -181,7 +170,7 @@ class Training:
         scores = by_split("validation", evaluate(self.variant, self.task, "validation", self.shared.precision))
         return [row if wanted else {} for row, wanted in zip(scores, due, strict=True)]
 
-    def _score_at_rungs(self, trials: Sequence["RunningTrial"]) -> None:
+    def _score_at_rungs(self, trials: Sequence[RunningTrial]) -> None:
         """Checkpoints precede rung evaluation, so a resumed trial may need evaluating before it trains."""
         due = [trial.at_rung for trial in trials]
         if any(due):

@@ -2,6 +2,7 @@
 
 import copy
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -13,12 +14,13 @@ from experiments.record.run_dir import RunDirectory, note_test_read
 from experiments.record.run_logger import RunLogger
 from experiments.record.starting_point import StartingPoint
 from experiments.terminal import Display
-from experiments.training.checkpoint import Checkpoints
+from experiments.training.checkpoint import Checkpoints, Holder
 from experiments.training.context import TrainingContext
 from experiments.training.device import peak_bytes
 from experiments.training.early_stopping import Rungs
 from experiments.training.evaluation import by_split, evaluate_plain
-from experiments.training.loop import Training
+from experiments.training.hyperparameters import SharedHyperparameters
+from lora_variants.interface.variant import Variant
 
 
 @dataclass(frozen=True)
@@ -32,6 +34,28 @@ class RunOptions:
     runs_dir: Path
     wandb_mode: str
     rungs: Rungs = field(default_factory=Rungs)
+
+
+@dataclass
+class Outcome:
+    """What training did to one trial; `failure` says why it failed, and is None where it did not."""
+
+    steps_executed: int = 0
+    failure: str | None = None
+
+
+class TrainingPack(Protocol):
+    """What a trial asks the pack that it trains in."""
+
+    variant: Variant
+    shared: SharedHyperparameters
+    outcomes: list[Outcome]
+
+    @property
+    def trains(self) -> bool: ...
+
+    @property
+    def holders(self) -> Mapping[str, Holder]: ...
 
 
 class RunningTrial(Protocol):
@@ -78,7 +102,7 @@ class TrialRun:
         self.start = None if self.checkpoints.start else start
         self.logger = RunLogger(config, context.task, folder, display, wandb_mode=options.wandb_mode)
 
-    def load_into(self, training: Training, slot: int) -> None:
+    def load_into(self, training: TrainingPack, slot: int) -> None:
         """Take a slot of a pack and put the trial's state into it."""
         self.training, self.slot, self.checkpoints.trial = training, slot, slot
         self.logger.load_into(training.variant, slot)

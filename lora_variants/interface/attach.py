@@ -56,7 +56,7 @@ def attach(
         by_site[path] = {path: variant.heads[path]}
     for path, layers in by_site.items():
         variant.sites.append(_site(model, path, layers))
-    variant.settings_before = _freeze(model)
+    variant.attributes_before = _freeze(model)
     variant.unmerge()
     variant.attached()
     return variant

@@ -37,9 +37,9 @@ class Site:
         for parent, attribute in self.places:
             setattr(parent, attribute, module)
 
-    def merged(self, trial: int) -> nn.Module:
-        """A copy of the original whose weights are W0 + ΔW of one trial (a head's: its own)."""
-        plain = copy.deepcopy(self.original)
+    def merged(self, trial: int, dtype: torch.dtype | None = None) -> nn.Module:
+        """A copy of the original whose weights are W0 + ΔW of one trial (a head's: its own), in `dtype` if given."""
+        plain = copy.deepcopy(self.original).to(dtype)
         inside = {id(module): path for path, module in self.original.named_modules()}
         with torch.no_grad():
             for layer in self.layers.values():

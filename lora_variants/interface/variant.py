@@ -25,6 +25,7 @@ class Variant(ABC):
 
     config_class: ClassVar[type[Config]]
     trains_alone: ClassVar[bool] = False  # whether a pack of one is all that it trains in
+    merged_dtype: torch.dtype | None = None  # of merged layers; None: that of the model's own
 
     def __init__(self, model: nn.Module, pack: Pack, configs: Sequence[Any]) -> None:
         self.model, self.pack, self.configs = model, pack, tuple(configs)
@@ -33,7 +34,7 @@ class Variant(ABC):
         self.sites: list[Site] = []
         self.head_rates: tuple[float, ...] | None = None  # of each trial, where heads have a rate of their own
         self.is_detached = False
-        self.settings_before: list[tuple[Any, str, Any]] = []
+        self.attributes_before: list[tuple[Any, str, Any]] = []
 
     def layer_ranks(self, maps: Mapping[str, LinearMap]) -> dict[str, tuple[int, ...]]:
         """The rank of each layer for each trial; layers that are 0 for all are left alone."""
@@ -139,7 +140,7 @@ class Variant(ABC):
         W0 itself is not written to. Until `unmerge`, training and other trials are out of reach.
         """
         for site in self.sites:
-            site.put(site.merged(trial))
+            site.put(site.merged(trial, self.merged_dtype))
         self.model.is_adapted = False  # type: ignore[assignment]
         return self.model
 
@@ -158,7 +159,7 @@ class Variant(ABC):
         for site in self.sites:
             site.put(site.original)
         self.detached()
-        for holder, attribute, value in self.settings_before:
+        for holder, attribute, value in self.attributes_before:
             setattr(holder, attribute, value)
         return self.model
 

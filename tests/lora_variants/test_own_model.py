@@ -146,6 +146,20 @@ def test_full_all_trains_a_model_in_16_bits_from_inputs_in_16_bits(kind: str, dt
     assert all(torch.equal(before[key], tensor) for key, tensor in model.state_dict().items())
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_full_all_with_a_head_merges_a_model_in_16_bits_into_one_that_computes_the_same(dtype: torch.dtype) -> None:
+    model, x = (
+        torch.nn.Sequential(torch.nn.Linear(8, 8), torch.nn.Linear(8, 4)).to(dtype),
+        torch.randn(3, 8, dtype=dtype),
+    )
+    variant = attached("full_all", model, heads=("1",), configs=[knobs("full_all")])
+    adapted = model(x)
+    assert adapted.dtype == torch.float32
+    torch.testing.assert_close(variant.merge()(x), adapted)  # to float32's rounding, not to that of 16 bits
+    assert torch.equal(variant.unmerge()(x), adapted)
+    assert variant.detach()(x).dtype == dtype
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_full_all_leaves_the_inputs_of_a_wider_model_alone(dtype: torch.dtype) -> None:
     model, x = built("linear").to(dtype), inputs(1)

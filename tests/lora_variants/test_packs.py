@@ -24,7 +24,8 @@ from torch import Tensor, nn
 
 from experiments.models.transformer import ByteTransformer
 from experiments.tasks.task import Batch
-from experiments.training.loop import Outcome, sums_by_trial
+from experiments.training.loop import sums_by_trial
+from experiments.training.trial import Outcome
 from lora_variants.interface.layer import rank_bucket
 from lora_variants.interface.variant import Variant
 

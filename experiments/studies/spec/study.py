@@ -116,7 +116,7 @@ def changes(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[str]:
 
 
 def _put(tree: dict[str, Any], key: str, value: Any) -> None:
-    """A setting of the command line, where it belongs in the study's tree."""
+    """An override of the command line, where it belongs in the study's tree."""
     section, parts = tree, key.split(".")
     if parts[0] == "set" or parts[0] not in StudyConfig.model_fields:
         section, parts = tree.setdefault("set", {}), [key.removeprefix("set.")]

@@ -17,7 +17,7 @@ from synthetic_studies import CONFIGS, Ending, study_of, study_state_of, valley
 from analysis.figures.registry import FIGURES, read_drawn, save_drawn
 from analysis.study_results.conclusion import conclusion_of
 from experiments.studies.protocol.trials import PlannedTrial
-from experiments.studies.search import importance as explaining
+from experiments.studies.search import importance
 from experiments.studies.spec.study import load_study
 
 
@@ -200,7 +200,7 @@ SHIPPED = sorted(path.stem for path in (CONFIGS / "studies").glob("*.yaml"))
 def test_the_figures_of_every_shipped_study_have_room_for_all_their_words(
     tmp_path: Path, study: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(explaining, "RESAMPLES", 2)
+    monkeypatch.setattr(importance, "RESAMPLES", 2)
     loaded = load_study(CONFIGS / "studies" / f"{study}.yaml")
     for name, table in conclusion_of(loaded, study_state_of(loaded, eventful), tmp_path).drawn.items():
         with warnings.catch_warnings():

@@ -91,16 +91,19 @@ def test_the_command_line_wins_over_what_would_carry_over_and_is_not_said_again(
     assert tree == alone("lora")
 
 
-def test_the_record_of_a_run_states_defaults_too_and_the_note_says_what_they_stand_in_for(tmp_path: Path) -> None:
-    record = tmp_path / "config.yaml"
-    record.write_text(yaml_text(load(PLANTED).tree()))
-    tree, notes = changed(record, "rslora")
-    assert tree == alone("rslora", rank=4, alpha_per_rank=2.0)
+def test_a_finished_run_writes_its_defaults_out_and_they_do_not_carry_over_all_the_same(tmp_path: Path) -> None:
+    written = tmp_path / "config.yaml"
+    written.write_text(yaml_text(load(PLANTED).tree()))
+    tree, notes = changed(written, "rslora")
+    assert tree == alone("rslora", rank=4)
     assert notes == [
-        "rslora in place of the file's lora: rank=4, alpha_per_rank=2.0, dropout=0.0 carried over "
-        "(defaults: rank=16, alpha=8.0)",
-        "rslora in place of the file's lora: pad_rank_to=0, learning_rate_ratio=1.0, init=kaiming dropped",
+        "rslora in place of the file's lora: rank=4, dropout=0.0 carried over (default: rank=16)",
+        "rslora in place of the file's lora: pad_rank_to=0, alpha_per_rank=2.0, learning_rate_ratio=1.0, init=kaiming "
+        "dropped",
     ]
+    assert changed(written, "rslora", "alpha_per_rank=2")[0] == alone("rslora", rank=4, alpha_per_rank=2.0)
+    written.write_text(yaml_text(load(PLANTED, overrides=["alpha_per_rank=3"]).tree()))
+    assert changed(written, "rslora")[0] == alone("rslora", rank=4, alpha_per_rank=3.0)
 
 
 def test_a_shared_knob_that_is_faulty_in_the_file_is_faulty_in_another_variant(tmp_path: Path) -> None:

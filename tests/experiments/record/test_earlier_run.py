@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 from project_paths import CONFIGS, ROOT
+from tiny_studies import start, study_file
 
 from analysis.spectra import main as spectra
 from experiments.record.run_dir import RunDirectory
@@ -69,3 +70,19 @@ def test_an_unfinished_run_of_earlier_keys_is_not_mentioned(runs_dir: Path, caps
     (runs_dir / "single" / EARLIER.name / "result.json").unlink()
     assert main([*SAME_RUN, "--runs-dir", str(runs_dir)]) == 0
     assert NOTICE not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("name", ["config.yaml", "environment.json"])
+@pytest.mark.parametrize("content", ["a: [1", "[1, 2", "null", ""])
+def test_a_directory_that_cannot_be_read_is_no_earlier_run_and_stops_none(
+    runs_dir: Path, capsys: pytest.CaptureFixture[str], name: str, content: str
+) -> None:
+    (runs_dir / "single" / EARLIER.name / name).write_text(content)
+    assert main([*SAME_RUN, "--runs-dir", str(runs_dir)]) == 0
+    assert NOTICE not in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_a_study_says_how_many_runs_in_its_folder_are_of_earlier_keys(tmp_path: Path) -> None:
+    shutil.copytree(EARLIER, tmp_path / "runs" / "tiny" / EARLIER.name)
+    assert "1 finished runs in" in start(study_file(tmp_path), tmp_path / "runs").said

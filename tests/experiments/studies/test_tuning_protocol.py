@@ -165,7 +165,7 @@ def test_a_best_rate_at_an_end_extends_the_grid_once_on_that_side(
     assert (tuning.added, tuning.state, tuning.multiplier) == (added, state, multiplier)
     assert tuning.side == ("higher" if added[0] > 1 else "lower")
     assert len(tuning.trials) == 14
-    assert rates(progress.evaluations("tuned")) == {tuning.chosen}  # evaluated all the same, kept out of verdicts
+    assert rates(progress.evaluations("tuned")) == {tuning.chosen}  # evaluated all the same, excluded from verdicts
     assert "extended" in tuning.reason
 
 

@@ -22,8 +22,9 @@ from experiments.training.checkpoint import Checkpoints, Holder
 from experiments.training.gradient_scaler import SMALLEST_SCALE, GradientScaler
 from experiments.training.hyperparameters import SharedHyperparameters, TrialHyperparameters
 from experiments.training.interruption import Interrupted
-from experiments.training.loop import Outcome, compute_gradients
+from experiments.training.loop import compute_gradients
 from experiments.training.optimizer import AdamW, schedule_factor
+from experiments.training.trial import Outcome
 from lora_variants.interface.variant import Variant
 
 STEPS, ROWS, SEEDS = 16, 8, (3, 4)
