@@ -83,7 +83,11 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"failed: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt as interruption:
-        print(str(interruption) or "interrupted; the same command goes on from the last checkpoint", file=sys.stderr)
+        print(
+            str(interruption)
+            or "interrupted; the same command goes on from the last checkpoint, or from the start without one",
+            file=sys.stderr,
+        )
         return 130
     if finished.found:
         display.say("this run has already finished; showing its results (move its directory away to train it again)")

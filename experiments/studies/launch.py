@@ -110,7 +110,7 @@ def show_status(study: Study, address: Address, view: StudyView) -> int:
     queue = TrialQueue.find(address, study.name)
     if queue is None:
         view.table(status_of(study, untouched(study)))
-        view.display.say(f"nothing of it was started yet (no study {study.name!r} in {address})")
+        view.display.say(f"not started yet: there is no study {study.name!r} in {address}")
         return 1
     workers = awake(queue.workers(), within=timedelta(minutes=5))
     status = status_of(study, snapshot(study, queue), workers)
