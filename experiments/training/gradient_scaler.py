@@ -18,7 +18,7 @@ from experiments.training.optimizer import multiply_gradients
 from lora_variants.interface.parameter_groups import ParameterGroup
 
 INITIAL_SCALE, GROWTH_INTERVAL = 2.0**16, 2000  # torch's own, as are doubling and halving
-SMALLEST_SCALE = 2.0**-14  # float16's smallest normal number: what overflows even here is not the scale's fault
+SMALLEST_SCALE = 2.0**-14  # float16's smallest normal number: no smaller scale could help what overflows even here
 LARGEST_SCALE = 2.0**127  # float32's largest power of two
 
 
