@@ -101,9 +101,8 @@ def _carry_out(asked: argparse.Namespace, ready: "list[subprocess.Popen[bytes]]"
     from experiments.studies.queue.storage import QueueError
     from experiments.studies.workers.pool import WorkerError
 
-    fields = {key: value for key, value in vars(asked).items() if key in LaunchOptions.__dataclass_fields__}
     try:
-        return launch(LaunchOptions(**fields), conclude=_conclude, prestarted=ready)
+        return launch(LaunchOptions(**vars(asked)), conclude=_conclude, prestarted=ready)
     except ConfigError as error:
         print(*(f"error: {message}" for message in error.errors), sep="\n", file=sys.stderr)
         return 2

@@ -5,7 +5,7 @@ import os
 import shutil
 import subprocess
 import sys
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 
 import pytest
@@ -17,11 +17,13 @@ from analysis.spectra_tables import spectrum_tables
 from experiments.config.errors import ConfigError
 from experiments.record.run_dir import RecordError
 from experiments.studies.consistency import check_protocol, check_runs_dir
+from experiments.studies.launch import LaunchOptions
 from experiments.studies.protocol.progress import enqueue, snapshot
 from experiments.studies.queue.storage import QueueError, storage_address
 from experiments.studies.spec.study import load_study
 from experiments.studies.wandb import StudyWandbLogger
 from experiments.studies.workers.worker_process import PlainStudy, open_queue
+from experiments.study import parse_arguments
 
 
 @pytest.fixture(scope="module")
@@ -38,6 +40,15 @@ def copy(finished: Path, tmp_path: Path) -> Path:
 
 def files_of(folder: Path) -> dict[str, int]:
     return {str(path): path.stat().st_mtime_ns for path in folder.rglob("*.safetensors")}
+
+
+def test_every_flag_reaches_the_launch_and_none_is_dropped(tmp_path: Path) -> None:
+    file = study_file(tmp_path)
+    asked = parse_arguments([str(file), "--set", "protocol.margin=0.5", "--set", "training.steps=7"])
+    options = LaunchOptions(**vars(asked))
+    assert set(vars(asked)) == {field.name for field in fields(LaunchOptions)}
+    assert options.overrides == ["protocol.margin=0.5", "training.steps=7"]
+    assert load_study(options.file, options.overrides).protocol.margin == 0.5
 
 
 def test_a_study_ends_with_a_record_for_each_trial_a_table_and_verdicts(finished: Path) -> None:
