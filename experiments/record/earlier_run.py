@@ -29,6 +29,11 @@ def _is_same(earlier: RunDirectory, config: RunConfig, run: RunDescription) -> b
     return same_config and all(environment.get(name) == run.environment[name] for name in CONTENT)
 
 
+def count_earlier_runs(folder: Path) -> int:
+    """How many finished runs in a study's folder were written with earlier keys."""
+    return sum(has_earlier_keys(RunDirectory(path)) for path in folder.iterdir() if path.is_dir())
+
+
 def has_earlier_keys(run_dir: RunDirectory) -> bool:
     """Whether a finished run was written with keys that have other names now."""
     try:

@@ -9,8 +9,7 @@ from pathlib import Path
 from typing import Protocol
 
 from experiments.models.weights import fingerprint
-from experiments.record.earlier_run import has_earlier_keys
-from experiments.record.run_dir import RunDirectory
+from experiments.record.earlier_run import count_earlier_runs
 from experiments.studies.collect import Collection
 from experiments.studies.consistency import (
     check_content,
@@ -162,22 +161,15 @@ class Launch:
             study_state = snapshot(self.study, self.queue)
             again = enqueue(self.queue, study_state, at_most=len(study_state.wanted), retry_failed=True)
             self.view.display.say(f"{again} trials wait again or for the first time")
-        self._say_what_is_trained_again()
         study_state = snapshot(self.study, self.queue)
         if study_state.complete:
             self.view.display.say(f"study {self.study.name}: all {len(study_state.wanted)} trials have ended already")
         else:
+            folder = self.runs_dir / self.study.name
+            if earlier := count_earlier_runs(folder):
+                self.view.display.say(f"{earlier} finished runs of earlier key names in {folder} do not count here")
             self._train(study_state)
         return self._conclude()
-
-    def _say_what_is_trained_again(self) -> None:
-        folder = self.runs_dir / self.study.name
-        earlier = sum(has_earlier_keys(RunDirectory(path)) for path in folder.iterdir() if path.is_dir())
-        if earlier:
-            self.view.display.say(
-                f"{earlier} finished runs in {folder} were written with earlier key names; "
-                "their trials are trained again"
-            )
 
     def collect(self) -> int:
         """Bring the run directories of other machines here; then write down what the study says."""

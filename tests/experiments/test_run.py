@@ -22,6 +22,7 @@ from wandb_reading import read_offline_run
 from analysis.spectra_tables import spectrum_tables
 from experiments.config.loading import load
 from experiments.record.run_dir import RunDirectory
+from experiments.run import main
 from experiments.runner import execute
 from experiments.terminal import Display
 from lora_variants import VARIANTS
@@ -286,3 +287,19 @@ def test_a_metric_that_is_not_finite_is_null_on_disk_and_nan_when_read_back(tmp_
 def test_a_run_may_be_carried_out_in_a_thread(tmp_path: Path) -> None:
     with ThreadPoolExecutor(1) as pool:
         assert pool.submit(recorded, tmp_path, "lora").result().finished
+
+
+def test_the_live_line_ends_with_the_last_loss(adalora: Path) -> None:
+    last = [row["train/task_loss"] for row in RunDirectory(only_run(adalora)).history() if "train/task_loss" in row][-1]
+    assert f"loss {last:.4f}" in (adalora / "printed").read_text()
+
+
+def test_an_interruption_outside_of_training_promises_no_checkpoint(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupted(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("experiments.runner.execute", interrupted)
+    assert main(["--rank", "2"]) == 130
+    assert "from the last checkpoint, or from the start without one" in capsys.readouterr().err

@@ -85,4 +85,6 @@ def test_a_directory_that_cannot_be_read_is_no_earlier_run_and_stops_none(
 @pytest.mark.slow
 def test_a_study_says_how_many_runs_in_its_folder_are_of_earlier_keys(tmp_path: Path) -> None:
     shutil.copytree(EARLIER, tmp_path / "runs" / "tiny" / EARLIER.name)
-    assert "1 finished runs in" in start(study_file(tmp_path), tmp_path / "runs").said
+    said = "1 finished runs of earlier key names in"
+    assert said in start(study_file(tmp_path), tmp_path / "runs").said
+    assert said not in start(study_file(tmp_path), tmp_path / "runs").said  # nothing is left to train
