@@ -3,8 +3,8 @@
 import warnings
 from typing import Any
 
-from experiments.config.loading import yaml_text
 from experiments.config.schema import RunConfig
+from experiments.config.yaml_files import yaml_text
 from experiments.record.starting_point import read_start
 from experiments.terminal import Display
 from experiments.training.context import attached, load_task

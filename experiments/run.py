@@ -37,8 +37,10 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
         metavar="NAME",
         help="which variant; of the file's, it takes over the knobs that all adapters share, such as rank",
     )
-    parser.add_argument("--rank", type=int, metavar="R", help="rank of every adapted matrix")
-    parser.add_argument("--seed", type=int, metavar="S", help="seed of data order, initialisation and dropout")
+    parser.add_argument("--rank", type=_whole_number, metavar="R", help="rank of every adapted matrix")
+    parser.add_argument(
+        "--seed", type=_whole_number, metavar="S", help="seed of data order, initialisation and dropout"
+    )
     parser.add_argument(
         "--start-from", type=Path, metavar="PATH",
         help="what the update starts from: a finished run, a PEFT adapter, or a loralib checkpoint (start.alpha=...)",
@@ -56,6 +58,13 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     return parser.parse_args(arguments)
 
 
+def _whole_number(text: str) -> int:
+    try:
+        return int(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"a whole number, not {text[:40]!r}") from None
+
+
 def main(arguments: list[str] | None = None) -> int:
     """0: a score; 1: the run failed; 2: the request is wrong; 130: interrupted."""
     if isinstance(sys.stdout, io.TextIOWrapper):
@@ -64,7 +73,7 @@ def main(arguments: list[str] | None = None) -> int:
     from experiments.config.errors import ConfigError
     from experiments.plan import show_plan
     from experiments.runner import TrainingFailedError, execute
-    from experiments.terminal import Display
+    from experiments.terminal import Display, print_errors
 
     display = Display()
     try:
@@ -74,10 +83,10 @@ def main(arguments: list[str] | None = None) -> int:
             return 0
         finished = execute(config, runs_dir=asked.runs_dir, test=asked.test, display=display)
     except ConfigError as error:
-        print(*(f"error: {message}" for message in error.errors), sep="\n", file=sys.stderr)
+        print_errors(error.errors)
         return 2
     except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        print_errors([str(error)])
         return 2
     except TrainingFailedError as error:
         print(f"failed: {error}", file=sys.stderr)

@@ -7,7 +7,7 @@ from typing import Any
 from experiments.config.schema import RunConfig
 from experiments.record.earlier_run import find_earlier_run
 from experiments.record.run_description import describe_run
-from experiments.record.run_dir import RunDirectory
+from experiments.record.run_dir import RunDirectory, refuse_unreadable
 from experiments.record.starting_point import read_start
 from experiments.terminal import Display
 from experiments.training.context import TrainingContext
@@ -34,6 +34,7 @@ def execute(config: RunConfig, *, runs_dir: Path, test: bool, display: Display) 
 
     Raises: ValueError for what does not fit together, before anything is trained; TrainingFailedError.
     """
+    refuse_unreadable(runs_dir)
     context, start = TrainingContext(config), read_start(config.start)
     plan, warnings = context.plan(config, start)
     if start is not None:

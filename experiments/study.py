@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from experiments.studies.spec.study import Study
 
 ROOT = Path(__file__).resolve().parent.parent
+MOST_PROCESSES = 1000  # and most trials of a pack
 if not __package__:  # run as a script: the project belongs on the path, this folder does not
     sys.path[:] = [str(ROOT), *(entry for entry in sys.path if entry != str(ROOT / "experiments"))]
 
@@ -65,21 +66,28 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     )
     parser.add_argument("--wandb-trials", action="store_true", help="a W&B run for every trial, however many there are")
     asked = parser.parse_args(arguments)
-    if asked.file is None or not asked.file.is_file():
-        told = "give the file of a study" if asked.file is None else f"{asked.file} is no file"
+    if asked.file is None or not _is_file(asked.file):
+        told = "give the file of a study" if asked.file is None else f"{str(asked.file)[:200]!r} is no file"
         parser.error(f"{told}; in {ROOT / 'configs' / 'studies'} are {', '.join(path.name for path in there)}")
     return asked
 
 
 def _count(text: str) -> int:
-    if not text.isdigit() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"a whole number from 1 on, not {text!r}")
+    if not text.isdecimal() or len(text) > 4 or not 1 <= int(text) <= MOST_PROCESSES:
+        raise argparse.ArgumentTypeError(f"a whole number from 1 to {MOST_PROCESSES}, not {text[:40]!r}")
     return int(text)
+
+
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except OSError:  # a name that is too long
+        return False
 
 
 def _question(path: Path) -> str:
     """What a study asks: the first sentence of its first line."""
-    with path.open(encoding="utf-8") as file:
+    with path.open(encoding="utf-8", errors="replace") as file:
         first = file.readline().lstrip("# ").strip()
     return first.partition("?")[0] + "?" if "?" in first else first
 
@@ -100,14 +108,15 @@ def _carry_out(asked: argparse.Namespace, ready: "list[subprocess.Popen[bytes]]"
     from experiments.studies.launch import LaunchOptions, launch
     from experiments.studies.queue.storage import QueueError
     from experiments.studies.workers.pool import WorkerError
+    from experiments.terminal import print_errors
 
     try:
         return launch(LaunchOptions(**vars(asked)), conclude=_conclude, prestarted=ready)
     except ConfigError as error:
-        print(*(f"error: {message}" for message in error.errors), sep="\n", file=sys.stderr)
+        print_errors(error.errors)
         return 2
     except (ValueError, OSError, QueueError, WorkerError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        print_errors([str(error)])
         return 2
     except KeyboardInterrupt as interruption:
         print(str(interruption) or "interrupted; the same command goes on from the last checkpoints", file=sys.stderr)

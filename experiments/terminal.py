@@ -2,13 +2,15 @@
 
 import os
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from rich.table import Table
+
+from experiments.config.shown import message, printable
 
 
 class _Console(Console):
@@ -19,11 +21,16 @@ class _Console(Console):
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
+def print_errors(errors: Iterable[str]) -> None:
+    """What is wrong with a request, each error on a line of its own."""
+    print(*(f"error: {message(error)}" for error in errors), sep="\n", file=sys.stderr)
+
+
 class Display:
     """Progress and results on a console; messages go through it so that they never tear the live line."""
 
     def __init__(self, console: Console | None = None) -> None:
-        self.console = console or _Console(highlight=False)
+        self.console = console or _Console(highlight=False, markup=False)
         self.progress: Progress | None = None
         self.tasks: dict[str, TaskID] = {}
 
@@ -36,8 +43,8 @@ class Display:
     def live(self) -> Iterator[None]:
         """A live line for each piece of work that reports inside."""
         columns = (
-            TextColumn("{task.description}"), BarColumn(bar_width=24), MofNCompleteColumn(),
-            TextColumn("{task.fields[note]}"), TimeRemainingColumn(elapsed_when_finished=True),
+            TextColumn("{task.description}", markup=False), BarColumn(bar_width=24), MofNCompleteColumn(),
+            TextColumn("{task.fields[note]}", markup=False), TimeRemainingColumn(elapsed_when_finished=True),
         )  # fmt: skip
         self.progress = Progress(*columns, console=self.console)
         try:
@@ -58,7 +65,7 @@ class Display:
             self.progress.update(self.tasks[what], completed=done, note=note)
 
     def say(self, text: str, *, style: str | None = None) -> None:
-        self.console.print(text, style=style, markup=False, soft_wrap=True)
+        self.console.print(printable(text), style=style, markup=False, soft_wrap=True)
 
     def warn(self, text: str) -> None:
         self.say(f"warning: {text}", style="yellow")

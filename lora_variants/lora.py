@@ -18,7 +18,7 @@ from lora_variants.frozen_model.linear_map import LinearMap
 from lora_variants.interface.config import AdapterConfig, Config
 from lora_variants.interface.factored_layer import FactoredLayer
 from lora_variants.interface.layer import Factors, Trained, padded_rank
-from lora_variants.interface.ranks import ranks_by_layer, warn_of_high_ranks
+from lora_variants.interface.ranks import ranks_by_layer, refuse_useless_padding, warn_of_high_ranks
 from lora_variants.interface.variant import Variant
 from lora_variants.interface.warm_start import Update, as_factors, rank_of
 
@@ -78,6 +78,7 @@ class LoRA(Variant):
 
     def layer_ranks(self, maps: Mapping[str, LinearMap]) -> dict[str, tuple[int, ...]]:
         shapes = {name: (lm.d_out, lm.d_in) for name, lm in maps.items()}
+        refuse_useless_padding(max(config.pad_rank_to for config in self.configs), shapes)
         by_trial = [ranks_by_layer(config.rank, shapes) for config in self.configs]
         ranks = {name: tuple(of_trial[name] for of_trial in by_trial) for name in shapes}
         trained = {

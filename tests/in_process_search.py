@@ -5,7 +5,7 @@ from typing import Any
 
 from project_paths import CONFIGS
 
-from experiments.config.loading import yaml_text
+from experiments.config.yaml_files import yaml_text
 from experiments.studies.protocol.progress import StudyState, snapshot
 from experiments.studies.queue.storage import storage_address
 from experiments.studies.queue.trial_queue import TrialQueue

@@ -5,7 +5,7 @@ from typing import Any
 
 from project_paths import CONFIGS
 
-from experiments.config.loading import yaml_text
+from experiments.config.yaml_files import yaml_text
 from experiments.record.run_dir import RunDirectory
 from experiments.studies.protocol.progress import snapshot
 from experiments.studies.queue.storage import storage_address

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from project_paths import CONFIGS
 
-from experiments.config.loading import yaml_text
+from experiments.config.yaml_files import yaml_text
 from experiments.studies.protocol.progress import StudyState, progress_of_arms, snapshot
 from experiments.studies.protocol.search_stage import Proposal, trial_key
 from experiments.studies.protocol.trials import ArmProgress, PlannedTrial, TrialResult

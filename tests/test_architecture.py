@@ -16,7 +16,7 @@ from project_paths import PACKAGES, ROOT, SOURCES
 
 OWNERS = {  # a file, or a folder with all in it
     "wandb": ("experiments/record",),
-    "yaml": ("experiments/config/loading.py",),
+    "yaml": ("experiments/config/yaml_files.py",),
     "seaborn": ("analysis/figures",),
     "transformers": ("experiments/models/huggingface.py", "experiments/benchmarking/workload.py"),
     "huggingface_hub": ("experiments/models/model_files.py",),

@@ -3,7 +3,7 @@
 import re
 from pathlib import Path
 
-from experiments.config.loading import yaml_text
+from experiments.config.yaml_files import yaml_text
 from experiments.record.run_dir import write_atomically
 from experiments.studies.protocol.progress import StudyState
 from experiments.studies.protocol.trials import PlannedTrial

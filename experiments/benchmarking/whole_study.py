@@ -14,7 +14,8 @@ from typing import Any, Self
 
 from experiments.benchmarking.measurement import Report
 from experiments.benchmarking.peft_trials import PeftTrial, folder_of, order
-from experiments.config.loading import resolve, yaml_text
+from experiments.config.loading import resolve
+from experiments.config.yaml_files import yaml_text
 from experiments.record.run_dir import RunDirectory
 from experiments.tasks.bytes import Bytes, BytesConfig
 from experiments.tasks.task import Split

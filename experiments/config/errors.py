@@ -8,20 +8,29 @@ from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
 from experiments.config.retired_keys import new_name
+from experiments.config.shown import message, shown
+
+MOST_ERRORS = 40
+LONGEST_KEY = 100  # characters; nobody misspells a longer one
 
 
 class ConfigError(ValueError):
-    """All errors of a configuration, each with its path, the value, the rule and the nearest known key."""
+    """All errors of a configuration, each with its path, the value, the rule and the nearest known key.
+
+    They are safe to print; of very many the first are told, and how many there are.
+    """
 
     def __init__(self, errors: Sequence[str]) -> None:
-        super().__init__("\n".join(errors))
-        self.errors = tuple(errors)
+        told = [message(error) for error in errors[:MOST_ERRORS]]
+        told += [f"... and {len(errors) - MOST_ERRORS:,} more errors"] * (len(errors) > MOST_ERRORS)
+        super().__init__("\n".join(told))
+        self.errors = tuple(told)
 
 
 def explained(schema: type[BaseModel], error: ValidationError, tree: Mapping[str, Any]) -> list[str]:
     """One line for each wrong path: the rules it breaks, the value, and the nearest known key."""
     rules: dict[str, list[str]] = {}
-    for detail in error.errors():
+    for detail in error.errors(include_url=False):
         path = _known_path(schema, detail)
         rules.setdefault(path, []).append(_rule(schema, detail, tree))
     return [f"{path or 'configuration'}: {', or '.join(dict.fromkeys(found))}" for path, found in rules.items()]
@@ -52,8 +61,13 @@ def _rule(schema: type[BaseModel], detail: ErrorDetails, tree: Mapping[str, Any]
     if detail["type"] == "missing":
         way_out = "; give the base model, e.g. model.name=FOLDER or a name on the Hub" if key == "model" else ""
         return f"missing{way_out}"
-    message = detail["msg"].removeprefix("Value error, ").removeprefix("Input ")
-    return message if detail["type"] == "value_error" else f"{message}, got {detail['input']!r}"
+    told = detail["msg"].removeprefix("Value error, ").removeprefix("Input ")
+    if detail["type"] == "value_error":
+        return told
+    is_word = isinstance(detail["input"], str)
+    way_out = ": write [...] around it" if is_word and detail["type"] == "list_type" else ""
+    way_out = "; write it in quotes for a text" if detail["type"] == "string_type" and not is_word else way_out
+    return f"{told}, got {shown(detail['input'])}{way_out}"
 
 
 def fields_of(schema: type[BaseModel], loc: Sequence[str | int]) -> list[str]:
@@ -76,13 +90,22 @@ def name_of(section: object) -> str | None:
     return name if isinstance(name, str) else None
 
 
-def nearest(key: str, known: Iterable[str]) -> str:
+def nearest(key: object, known: Iterable[str]) -> str:
     """' (did you mean ...?)', or nothing."""
-    close = difflib.get_close_matches(key, list(known), n=1)
-    return f" (did you mean {close[0]!r}?)" if close else ""
+    close = _closest(key, list(known))
+    return f" (did you mean {close!r}?)" if close else ""
 
 
 def _nearest_last(key: str, paths: Sequence[str]) -> str:
     """The path whose last name is nearest, for a knob that was looked for in the wrong section."""
-    close = difflib.get_close_matches(key, [path.rpartition(".")[2] for path in paths], n=1)
-    return f" (did you mean {next(p for p in paths if p.rpartition('.')[2] == close[0])!r}?)" if close else ""
+    close = _closest(key, [path.rpartition(".")[2] for path in paths])
+    return f" (did you mean {next(p for p in paths if p.rpartition('.')[2] == close)!r}?)" if close else ""
+
+
+def _closest(key: object, names: Sequence[str]) -> str | None:
+    """The name that is spelled most like a key, else one whose words begin with its letters, as lr."""
+    if not isinstance(key, str) or len(key) > LONGEST_KEY:
+        return None
+    close = difflib.get_close_matches(key, names, n=1)
+    initials = (name for name in names if key == "".join(word[:1] for word in name.split("_")))
+    return close[0] if close else next(initials, None)

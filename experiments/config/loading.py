@@ -1,47 +1,33 @@
 """From a file and a command line to a configuration: defaults < file < command line, and every error at once."""
 
 import functools
-import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
-from pydantic import BaseModel, ValidationError, create_model
+from pydantic import BaseModel, ConfigDict, ValidationError, create_model
 
-from experiments.config.errors import ConfigError, explained, fields_of, name_of, nearest
+from experiments.config.errors import LONGEST_KEY, ConfigError, explained, fields_of, name_of, nearest
 from experiments.config.schema import RunConfig
+from experiments.config.shown import is_utf8, shown
 from experiments.config.variant_change import carry_over, choose_variant
+from experiments.config.yaml_files import parse_yaml, read_tree
 from experiments.models.model_config import ModelConfig
 from experiments.tasks.registry import TASKS
 from lora_variants import VARIANTS
-from lora_variants.interface.config import Config
+from lora_variants.interface.config import AdapterConfig, Config
+
+MOST_PARTS = 8  # of a key
+OF_A_RUN = {"task", "variant", "targets", "training"}  # keys that tell the file of a run from that of a study
+OF_A_STUDY = {"arms", "protocol"}
 
 
-class _Loader(yaml.SafeLoader):
-    """YAML in which 3e-4 is a number and a duplicate key is an error."""
+class _UnknownVariant(AdapterConfig):
+    """The section of a variant that is not known: of its knobs those that all adapters share are checked."""
 
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
-        for key in keys:
-            if keys.count(key) > 1:
-                raise yaml.constructor.ConstructorError(None, None, f"duplicate key {key!r}", node.start_mark)
-        return super().construct_mapping(node, deep)
+    model_config = ConfigDict(extra="ignore")
 
-
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float", re.compile(r"^[-+]?(\d+(\.\d*)?|\.\d+)[eE][-+]?\d+$"), list("-+.0123456789")
-)
-
-
-def parse_yaml(text: str) -> Any:
-    """The value of a YAML text."""
-    return yaml.load(text, _Loader)
-
-
-def yaml_text(tree: Mapping[str, Any]) -> str:
-    """A tree as YAML that reads back equal."""
-    return yaml.safe_dump(dict(tree), sort_keys=False, allow_unicode=True)
+    name: Any = None
 
 
 def load(
@@ -62,7 +48,7 @@ def load(
     Raises: ConfigError with every error.
     """
     errors: list[str] = []
-    tree = read_tree(path) if path else {}
+    tree = read_run_tree(path) if path else {}
     replaced = {} if variant is None else choose_variant(tree, variant)
     if start_from is not None:
         tree["start"] = {"path": str(start_from)}
@@ -76,15 +62,11 @@ def load(
     return resolve(tree, errors)
 
 
-def read_tree(path: Path) -> dict[str, Any]:
-    try:
-        tree = parse_yaml(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ConfigError([f"{path}: cannot be read: {error.strerror or error}"]) from None
-    except (UnicodeDecodeError, yaml.YAMLError) as error:
-        raise ConfigError([f"{path}: invalid YAML: {error}"]) from None
-    if not isinstance(tree, dict):
-        raise ConfigError([f"{path}: a configuration is a map of keys to values, this is a {type(tree).__name__}"])
+def read_run_tree(path: Path) -> dict[str, Any]:
+    """The tree of a run's file. Raises: ConfigError, naming the file, and for a study's file what reads it."""
+    tree = read_tree(path)
+    if tree.keys() & OF_A_STUDY and not tree.keys() & OF_A_RUN:
+        raise ConfigError([f"{path}: this is the file of a study, which study.py reads: study.py {path}"])
     return tree
 
 
@@ -100,13 +82,17 @@ def resolve(tree: Mapping[str, Any], errors: Sequence[str] = ()) -> RunConfig:
     except ValidationError as error:
         raise ConfigError(found + explained(schema, error, tree)) from None
     config = _with_own_rate(config, found)
+    found = found or [
+        f"{path}: {shown(text)} is not UTF-8; give the file or folder a name that is"
+        for path, text in _odd(config.tree())
+    ]
     if found:
         raise ConfigError(found)
     return config
 
 
 def schema_of(tree: Mapping[str, Any], errors: list[str] | None = None) -> type[RunConfig]:
-    """RunConfig with the sections of the named task and variant; unknown names leave their section unchecked.
+    """RunConfig with the sections of the named task and variant; of one with an unknown name less is checked.
 
     `errors` gets a line for each such name.
     """
@@ -114,10 +100,12 @@ def schema_of(tree: Mapping[str, Any], errors: list[str] | None = None) -> type[
     sections: list[type[BaseModel] | None] = []
     for key, table in (("task", TASKS), ("variant", VARIANTS)):
         name = name_of(tree.get(key))
-        sections.append(table[name].load().config_class if name in table else None)  # type: ignore[index]
-        if name not in table:
-            given = "missing" if name is None else f"{name!r} is not known{nearest(name, table)}"
-            errors.append(f"{key}.name: {given}; one of {', '.join(table)}")
+        if name in table:
+            sections.append(table[name].load().config_class)
+            continue
+        sections.append(_UnknownVariant if key == "variant" and isinstance(tree.get(key), Mapping) else None)
+        given = "missing" if name is None else f"{shown(name)} is not known{nearest(name, table)}"
+        errors.append(f"{key}.name: {given}; one of {', '.join(table)}")
     task = TASKS.get(str(name_of(tree.get("task"))))
     return _schema_with(*sections, needs_model=task is not None and task.load().needs_model)
 
@@ -169,15 +157,25 @@ def _rate_of(variant: Config, rates: Mapping[str, float], errors: list[str]) -> 
 def parse_override(override: str, errors: list[str]) -> dict[str, Any]:
     """{key: value} of one 'key=value' with a YAML value; empty, with an error, where it is none."""
     key, equals, text = override.partition("=")
-    try:
-        value = parse_yaml(text)
-    except yaml.YAMLError as error:
-        errors.append(f"{key}: {text!r} is invalid YAML: {error}")
-        return {}
-    if not equals or not key:
-        errors.append(f"{override}: an override is key=value")
-        return {}
-    return {key: value}
+    if not equals or not all(key.split(".")):
+        errors.append(f"--set {shown(override)}: an override is key=value, e.g. training.steps=100")
+    elif key.count(".") >= MOST_PARTS or len(key) > LONGEST_KEY:
+        errors.append(f"--set {shown(key)}: a key has at most {MOST_PARTS} parts and {LONGEST_KEY} characters")
+    else:
+        try:
+            return {key: parse_yaml(text)}
+        except ConfigError as error:
+            errors += [f"{key}: {told}" for told in error.errors]
+    return {}
+
+
+def _odd(tree: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, str]]:
+    """The paths and values of texts that are no UTF-8: made of a path that is none."""
+    for key, value in tree.items():
+        if isinstance(value, Mapping):
+            yield from _odd(value, f"{above}{key}.")
+        elif isinstance(value, str) and not is_utf8(value):
+            yield f"{above}{key}", value
 
 
 def put(tree: dict[str, Any], key: str, value: Any, errors: list[str]) -> None:
@@ -185,14 +183,17 @@ def put(tree: dict[str, Any], key: str, value: Any, errors: list[str]) -> None:
     path = full_path(tree, key, errors)
     section = tree
     for part in path[:-1]:
-        if not isinstance(section.setdefault(part, {}), dict):
+        if section.get(part) is None:
             section[part] = {}
+        if not isinstance(section[part], dict):
+            return  # which is an error that is reported elsewhere
         section = section[part]
-    section[path[-1]] = value
+    if path:
+        section[path[-1]] = value
 
 
 def full_path(tree: Mapping[str, Any], key: str, errors: list[str]) -> list[str]:
-    """The parts of a key's path in the tree; of one that is not known, the key itself."""
+    """The parts of a key's path in the tree; of one that is not known, the key itself; none of one that is several."""
     if "." in key or key in RunConfig.model_fields:
         return key.split(".")
     schema = schema_of(tree)
@@ -200,6 +201,7 @@ def full_path(tree: Mapping[str, Any], key: str, errors: list[str]) -> list[str]
     sections = [name for name in there if key in fields_of(schema, (name,))]  # one that may be null takes whole paths
     if len(sections) > 1:
         errors.append(f"{key}: stands for {' and '.join(f'{name}.{key}' for name in sections)}; give the whole path")
+        return []
     if not sections and key == "rank":  # so that the error names the variant that has none
         return ["variant", "rank"]
     return [sections[0], key] if sections else [key]

@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, SerializeAsAny, field_validat
 
 from experiments.models.model_config import ModelConfig
 from experiments.tasks.task import TaskConfig
-from lora_variants.interface.config import Config
+from lora_variants.interface.config import MOST, Config, Pattern, Seed
 
 Rate = Annotated[float, Field(gt=0)]
 
@@ -24,9 +24,9 @@ class Section(BaseModel):
 class TrainingConfig(Section):
     """How a run trains; the same for every variant but for the learning rate."""
 
-    steps: int = Field(1000, ge=0, description="optimizer steps")
+    steps: int = Field(1000, ge=0, le=MOST, description="optimizer steps")
     batch_size: int = Field(
-        4, ge=1, description="examples in a step's batch; multiples of 8 in all shapes keep packs bit-exact"
+        4, ge=1, le=2**20, description="examples in a step's batch; multiples of 8 in all shapes keep packs bit-exact"
     )
     learning_rate: Rate | dict[str, Rate] = Field(
         5e-3,
@@ -43,7 +43,7 @@ class TrainingConfig(Section):
     warmup_ratio: float = Field(0.05, ge=0, lt=1, description="share of the steps over which the learning rate rises")
     max_grad_norm: float | None = Field(1.0, gt=0, description="largest norm of a trial's gradient; null for no limit")
     gradient_accumulation_steps: int = Field(
-        1, ge=1, description="parts that a step's batch goes through in; must divide batch_size"
+        1, ge=1, le=2**20, description="parts that a step's batch goes through in; must divide batch_size"
     )
     gradient_checkpointing: bool = Field(
         False, description="compute activations again in backward instead of keeping them"
@@ -51,10 +51,17 @@ class TrainingConfig(Section):
     precision: Literal["float32", "bfloat16", "float16"] = Field(
         "float32", description="bfloat16, float16: autocast, weights in float32; float16 scales each trial's loss"
     )
-    checkpoint_every: int = Field(100, ge=0, description="steps between checkpoints; 0: none. Changes no result")
-    evaluate_every: int = Field(250, ge=0, description="steps between evaluations on validation; 0: at the end only")
+    checkpoint_every: int = Field(
+        100, ge=0, le=MOST, description="steps between checkpoints; 0: none. Changes no result"
+    )
+    evaluate_every: int = Field(
+        250, ge=0, le=MOST, description="steps between evaluations on validation; 0: at the end only"
+    )
     threads: int | None = Field(
-        None, ge=1, description="CPU threads of torch; null: torch's own choice. Small models are fastest with 1"
+        None,
+        ge=1,
+        le=1024,
+        description="CPU threads of torch; null: torch's own choice. Small models are fastest with 1",
     )
     device: Literal["auto", "cpu", "cuda", "mps"] = Field("auto", description="auto: CUDA, else MPS, else CPU")
 
@@ -101,9 +108,9 @@ class RunConfig(Section):
     study: str = Field("single", pattern=r"^\w[\w.-]*$", description="folder of the run directory, and W&B group")
     task: SerializeAsAny[TaskConfig]
     model: ModelConfig | None = Field(None, description="the base model, of tasks that bring none of their own")
-    targets: list[str] = Field(min_length=1, description="patterns of the layers to adapt")
+    targets: list[Pattern] = Field(min_length=1, description="patterns of the layers to adapt")
     variant: SerializeAsAny[Config]
-    seed: int = Field(0, ge=0, description="seed of data order, initialisation, dropout and head")
+    seed: Seed = Field(0, description="seed of data order, initialisation, dropout and head")
     training: TrainingConfig = TrainingConfig()  # type: ignore[call-arg]
     start: StartConfig | None = Field(None, description="what ΔW starts from; null: from zero")
     wandb: WandbConfig = WandbConfig()  # type: ignore[call-arg]

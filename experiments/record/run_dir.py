@@ -14,9 +14,11 @@ from typing import Any, Self
 
 from filelock import FileLock, Timeout
 
-from experiments.config.loading import read_tree, resolve, yaml_text
+from experiments.config.loading import resolve
 from experiments.config.retired_keys import rename_retired
 from experiments.config.schema import RunConfig
+from experiments.config.shown import is_utf8
+from experiments.config.yaml_files import read_tree, yaml_text
 
 
 class RecordError(ValueError):
@@ -35,6 +37,12 @@ def write_atomically(path: Path, text: str) -> None:
 
 def as_json(tree: Mapping[str, Any]) -> str:
     return json.dumps(tree, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+
+
+def refuse_unreadable(runs_dir: Path) -> None:
+    """Raise where run directories could be written and not be read: safetensors and parquet read UTF-8 paths alone."""
+    if not is_utf8(str(runs_dir.resolve())):
+        raise RecordError(f"--runs-dir {runs_dir.resolve()}: the path is not UTF-8; give a folder whose path is")
 
 
 def run_dir_name(config: RunConfig, *, rank_total: int | None, config_hash: str) -> str:

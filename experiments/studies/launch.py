@@ -10,6 +10,7 @@ from typing import Protocol
 
 from experiments.models.weights import fingerprint
 from experiments.record.earlier_run import count_earlier_runs
+from experiments.record.run_dir import refuse_unreadable
 from experiments.studies.collect import Collection
 from experiments.studies.consistency import (
     check_content,
@@ -87,6 +88,7 @@ def launch(
     Raises: ConfigError, ValueError, OSError, QueueError, WorkerError for what the user has to mend; Interrupted.
     """
     view = StudyView(display or Display())
+    refuse_unreadable(options.runs_dir)
     study = load_study(options.file, options.overrides)
     address = storage_address(options.storage, runs_dir=options.runs_dir, study=study.name)
     if options.status:

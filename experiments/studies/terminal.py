@@ -73,7 +73,7 @@ class StudyView:
         for place, name in enumerate(columns):
             table.add_column(name, justify="right" if place else "left", overflow="fold", min_width=0 if place else 10)
         for row in rows:
-            table.add_row(*row)
+            table.add_row(*map(Text, row))
         self.display.console.print(table)
 
 

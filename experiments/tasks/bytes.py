@@ -19,6 +19,7 @@ from experiments.models.byte_pretraining import Recipe, pretrained, random_windo
 from experiments.models.transformer import ByteTransformer
 from experiments.models.weights import Report, silent
 from experiments.tasks.task import Batch, Split, Task, TaskConfig
+from lora_variants.interface.config import MOST
 from lora_variants.interface.rng import stream
 
 EVALUATION_ROWS = 32  # more do not fit into a core's cache, and cost a third more
@@ -28,7 +29,9 @@ HELD_OUT = {"validation": 3, "test": 7}  # of every eight topics in alphabetical
 class BytesConfig(TaskConfig):
     name: Literal["bytes"] = "bytes"
     context: int = Field(64, ge=8, le=64, description="bytes the model sees before the last one it predicts")
-    pretraining_steps: int = Field(1000, ge=1, description="steps of pretraining of the base model on Python's source")
+    pretraining_steps: int = Field(
+        1000, ge=1, le=MOST, description="steps of pretraining of the base model on Python's source"
+    )
 
 
 class Bytes(Task):

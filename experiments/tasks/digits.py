@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from experiments.models.digit_transformer import LABELS, DigitRecipe, DigitTransformer, pretrained_digits
 from experiments.models.weights import Report, silent
 from experiments.tasks.task import Batch, Split, Task, TaskConfig
+from lora_variants.interface.config import MOST, Seed
 from lora_variants.interface.rng import stream
 
 EVALUATION_ROWS = 256
@@ -21,8 +22,8 @@ PARTS = {"train": (0.0, 0.5), "validation": (0.5, 0.75), "test": (0.75, 1.0)}
 
 class DigitsConfig(TaskConfig):
     name: Literal["digits"] = "digits"
-    pretraining_steps: int = Field(1500, ge=1, description="steps of pretraining on the digits 0 to 4")
-    split_seed: int = Field(0, ge=0, description="seed of the three splits; not the run's seed")
+    pretraining_steps: int = Field(1500, ge=1, le=MOST, description="steps of pretraining on the digits 0 to 4")
+    split_seed: Seed = Field(0, description="seed of the three splits; not the run's seed")
 
 
 class Digits(Task):

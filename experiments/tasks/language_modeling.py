@@ -22,6 +22,7 @@ from experiments.models.weights import Report, silent
 from experiments.tasks.task import Batch, Split, Task, TaskConfig
 from experiments.tasks.text_config import TextDataConfig, location
 from experiments.tasks.text_model import TextModel
+from lora_variants.interface.config import MOST
 from lora_variants.interface.rng import stream
 
 LARGEST_EXPONENT = 700.0  # of a float64
@@ -33,7 +34,7 @@ class ForgettingConfig(BaseModel):
     model_config = ConfigDict(strict=True, frozen=True, extra="forbid")
 
     path: str = Field(min_length=1, description="a text file, or a folder of .txt files")
-    windows: int = Field(64, ge=1, description="most windows of it, spread evenly")
+    windows: int = Field(64, ge=1, le=MOST, description="most windows of it, spread evenly")
 
     @field_validator("path")
     @classmethod
@@ -45,7 +46,7 @@ class LanguageModelingConfig(TextDataConfig):
     places: ClassVar[tuple[str, ...]] = (*TextDataConfig.places, "forgetting.path")
 
     name: Literal["language_modeling"] = "language_modeling"
-    context: int = Field(256, ge=8, multiple_of=8, description="most tokens before the one that is predicted")
+    context: int = Field(256, ge=8, le=2**20, multiple_of=8, description="most tokens before the one that is predicted")
     layout: Literal["stream", "lines"] = Field(
         "stream", description="stream: all text, cut into windows; lines: every line or table row is a row"
     )
@@ -59,7 +60,9 @@ class LanguageModelingConfig(TextDataConfig):
         None, min_length=1, description="what ends the prompt in the lines of text files"
     )
     score: Literal["all", "reference"] = Field("all", description="reference: prompts are read but not learned")
-    evaluation_rows: int | None = Field(None, ge=1, description="most rows of validation and of test; null: all")
+    evaluation_rows: int | None = Field(
+        None, ge=1, le=MOST, description="most rows of validation and of test; null: all"
+    )
     forgetting: ForgettingConfig | None = Field(None, description="text of the base's own domain; null: none")
 
     @model_validator(mode="after")

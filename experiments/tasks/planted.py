@@ -18,9 +18,13 @@ from torch import Tensor, nn
 from experiments.models.weights import Report, silent
 from experiments.tasks.task import Batch, Split, Task, TaskConfig
 from lora_variants.frozen_model.linear_map import matches, slice_rows
+from lora_variants.interface.config import Seed
 from lora_variants.interface.layer import Factors
 from lora_variants.interface.rng import stream
 from lora_variants.interface.variant import Variant
+
+MOST_OUTPUTS = 2**13  # of a matrix: its readout is an orthogonal matrix of this size
+MOST_NUMBERS = 2**28  # of all matrices and readouts: 1 GiB
 
 
 class PlantedMatrix(BaseModel):
@@ -28,9 +32,9 @@ class PlantedMatrix(BaseModel):
 
     model_config = ConfigDict(strict=True, frozen=True, extra="forbid", allow_inf_nan=False)
 
-    rank: int = Field(8, ge=0, description="true rank of D")
-    d_out: int = Field(64, ge=1, description="rows of the matrix")
-    d_in: int = Field(64, ge=1, description="columns of the matrix")
+    rank: int = Field(8, ge=0, le=MOST_OUTPUTS, description="true rank of D")
+    d_out: int = Field(64, ge=1, le=MOST_OUTPUTS, description="rows of the matrix")
+    d_in: int = Field(64, ge=1, le=2**20, description="columns of the matrix")
     size: float = Field(1.0, gt=0, description="factor of all singular values of D")
     decay: float = Field(2**-0.5, gt=0, le=1, description="ratio of neighbouring singular values of D")
 
@@ -49,8 +53,18 @@ class PlantedConfig(TaskConfig):
     matrices: list[PlantedMatrix] = Field([PlantedMatrix()], min_length=1, description="the matrices")  # type: ignore[call-arg]
     hidden: bool = Field(False, description="a relu and a frozen random readout behind each matrix")
     noise: float = Field(0.0, ge=0, description="standard deviation of the noise on every training target")
-    evaluation_rows: int = Field(8192, ge=1, description="rows of the validation and of the test split")
-    problem_seed: int = Field(0, ge=0, description="seed of W0, of D and of the held-out rows; not the run's seed")
+    evaluation_rows: int = Field(8192, ge=1, le=2**22, description="rows of the validation and of the test split")
+    problem_seed: Seed = Field(0, description="seed of W0, of D and of the held-out rows; not the run's seed")
+
+    @model_validator(mode="after")
+    def _in_memory(self) -> "PlantedConfig":
+        numbers = sum(m.d_out * (m.d_in + m.d_out) for m in self.matrices)
+        if numbers > MOST_NUMBERS:
+            raise ValueError(
+                f"matrices: they have {numbers:,} numbers with their readouts, at most {MOST_NUMBERS:,} are made; take "
+                "fewer or smaller ones"
+            )
+        return self
 
 
 class PlantedModel(nn.Module):

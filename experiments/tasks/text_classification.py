@@ -44,7 +44,9 @@ class TextClassificationConfig(TextDataConfig):
     metrics: list[Metric] | None = Field(None, min_length=1, description="metrics to log; the first is the score")
     header: bool | None = Field(None, description="csv and tsv: the first row names the columns; null: yes")
     quoted: bool | None = Field(None, description='csv and tsv: "..." holds a field; null: in csv, not in tsv')
-    max_length: int = Field(128, ge=8, multiple_of=8, description="most tokens of a text; longer ones are cut")
+    max_length: int = Field(
+        128, ge=8, le=2**20, multiple_of=8, description="most tokens of a text; longer ones are cut"
+    )
 
     @model_validator(mode="after")
     def _complete(self) -> Self:

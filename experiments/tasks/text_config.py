@@ -6,6 +6,7 @@ from pydantic import Field, field_validator
 
 from experiments.data.sources import Location, whole
 from experiments.tasks.task import TaskConfig
+from lora_variants.interface.config import MOST, Seed
 
 Share = Annotated[float, Field(gt=0, lt=1)]
 
@@ -25,8 +26,8 @@ class TextDataConfig(TaskConfig):
     )
     validation: str | Share | None = Field(None, description="likewise, or a share of the training rows")
     test: str | Share | None = Field(None, description="likewise, or a share of the training rows")
-    split_seed: int = Field(0, ge=0, description="seed of shares and of the limit; not the run's seed")
-    train_rows: int | None = Field(None, ge=1, description="most rows to train on; null: all")
+    split_seed: Seed = Field(0, description="seed of shares and of the limit; not the run's seed")
+    train_rows: int | None = Field(None, ge=1, le=MOST, description="most rows to train on; null: all")
     format: Literal["csv", "tsv", "jsonl", "parquet", "trec", "text"] | None = Field(
         None, description="of the files; null: what their names say"
     )

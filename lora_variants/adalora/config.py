@@ -6,7 +6,7 @@ from typing import ClassVar, Literal
 from pydantic import Field, model_validator
 
 from lora_variants.frozen_model.linear_map import LinearMap
-from lora_variants.interface.config import AdapterConfig
+from lora_variants.interface.config import MOST, AdapterConfig
 
 INITIAL_OVER_TARGET = 1.5  # section 4: the initial budget is 1.5 times the final one
 
@@ -20,11 +20,12 @@ class AdaLoRAConfig(AdapterConfig):
     initial_rank: int | None = Field(
         None,
         ge=1,
+        le=MOST,
         description="rank of each layer at the start; default ceil(1.5 rank), at most min(d_out, d_in)",
     )
     initial_fraction: float = Field(0.1, ge=0, lt=1, description="t_i / T: share of steps before pruning starts")
     final_fraction: float = Field(0.4, ge=0, lt=1, description="t_f / T: share of steps with the final ranks")
-    prune_every: int = Field(5, ge=1, description="ΔT: steps between two prunings")
+    prune_every: int = Field(5, ge=1, le=MOST, description="ΔT: steps between two prunings")
     beta1: float = Field(0.85, ge=0, lt=1, description="smoothing of the sensitivity, eq. 9")
     beta2: float = Field(0.85, ge=0, lt=1, description="smoothing of the uncertainty, eq. 10")
     orthogonality: float = Field(0.1, ge=0, description="γ: weight of the orthogonality penalty, eq. 4")

@@ -91,7 +91,7 @@ def select_maps(
                 lm = LinearMap(lm.owner, rows=rows, whole=False)
             chosen[f"{name}{rows_text}"] = (path, lm)
     if unmatched or not targets:
-        what = ", ".join(map(repr, unmatched)) or "an empty list"
+        what = names_of(map(repr, unmatched)) or "an empty list"
         raise ValueError(f"target {what} matches no linear layer; the model has: {names_of(there)}")
     _refuse_overlaps(chosen)
     order = list(there)

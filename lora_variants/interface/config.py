@@ -5,7 +5,13 @@ from typing import Annotated, Any, ClassVar
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
-Rank = Annotated[int, Field(ge=0)]
+MOST = 10**9  # of any count: more than is of use to anybody, and little enough to compute with
+HIGHEST_SEED = 2**63 - 1  # what tables and databases hold
+LONGEST_PATTERN = 1000  # characters
+
+Rank = Annotated[int, Field(ge=0, le=MOST)]
+Seed = Annotated[int, Field(ge=0, le=HIGHEST_SEED)]
+Pattern = Annotated[str, Field(min_length=1, max_length=LONGEST_PATTERN)]
 
 
 @dataclass(frozen=True)
@@ -48,7 +54,7 @@ class AdapterConfig(Config):
 
     DEFAULT_ALPHA: ClassVar[dict[str, float]] = {"alpha_per_rank": 2.0}
 
-    rank: Annotated[Rank | dict[str, Rank], Shared()] = Field(
+    rank: Annotated[Rank | dict[Pattern, Rank], Shared()] = Field(
         16,
         description="rank of each ΔW: a number, or a map from layer pattern to number in which the last "
         "matching pattern wins; 0, or no pattern that matches, means not adapted",
@@ -56,6 +62,7 @@ class AdapterConfig(Config):
     pad_rank_to: int = Field(
         0,
         ge=0,
+        le=MOST,
         description="factors are padded with zeros to this rank at least, in every targeted layer: changes no "
         "parameter and lets trials of different ranks share a pack",
     )

@@ -5,6 +5,8 @@ from collections.abc import Mapping
 
 from lora_variants.frozen_model.linear_map import matches, names_of
 
+LEAST_PADDING_ALLOWED = 128  # however small the matrices: one number serves large and small models
+
 
 class RankWarning(UserWarning):
     """A rank so high that an adapter has at least as many parameters as the matrix it adapts."""
@@ -16,21 +18,33 @@ def ranks_by_layer(rank: int | Mapping[str, int], shapes: Mapping[str, tuple[int
     Raises: ValueError for a pattern that matches no layer and for a rank above min(d_out, d_in).
     """
     rules = {"*": rank} if isinstance(rank, int) else dict(rank)
-    unmatched = [pattern for pattern in rules if not any(matches(pattern, name) for name in shapes)]
+    ranks, unmatched = dict.fromkeys(shapes, 0), []
+    for pattern, of_pattern in rules.items():  # the last one that matches a layer wins
+        named = [name for name in shapes if matches(pattern, name)]
+        ranks |= dict.fromkeys(named, of_pattern)
+        unmatched += [] if named else [pattern]
     if unmatched:
         raise ValueError(
-            f"rank pattern {', '.join(map(repr, unmatched))} matches no targeted layer; "
+            f"rank pattern {names_of(map(repr, unmatched))} matches no targeted layer; "
             f"the targets are: {names_of(shapes)}"
         )
-    ranks = {}
     for name, (d_out, d_in) in shapes.items():
-        ranks[name] = next((r for pattern, r in reversed(rules.items()) if matches(pattern, name)), 0)
         if ranks[name] > min(d_out, d_in):
             raise ValueError(
                 f"rank {ranks[name]} of {name} is above min(d_out, d_in) = {min(d_out, d_in)} of its "
                 f"{d_out} x {d_in} matrix, the highest rank a ΔW can have there"
             )
     return ranks
+
+
+def refuse_useless_padding(padded_to: int, shapes: Mapping[str, tuple[int, int]]) -> None:
+    """Raise ValueError where every factor would be padded to more than any ΔW of the targets can need."""
+    highest = max((min(shape) for shape in shapes.values()), default=0)
+    if padded_to > max(highest, LEAST_PADDING_ALLOWED):
+        raise ValueError(
+            f"pad_rank_to {padded_to:,} (in a search: search.highest_rank) pads to more than {highest:,}, the highest "
+            f"rank of any ΔW here; set at most {max(highest, LEAST_PADDING_ALLOWED):,}"
+        )
 
 
 def warn_of_high_ranks(ranks: Mapping[str, int], shapes: Mapping[str, tuple[int, int]]) -> None:

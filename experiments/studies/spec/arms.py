@@ -4,6 +4,7 @@ import copy
 import hashlib
 import itertools
 import json
+import math
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, field, replace
@@ -12,9 +13,10 @@ from typing import Any
 from experiments.config.errors import ConfigError
 from experiments.config.loading import full_path, put, resolve
 from experiments.config.schema import RunConfig
+from experiments.config.shown import shown
 from experiments.config.variant_change import carry_over, choose_variant
 from experiments.studies.spec.search_config import ARM_KEYS, rank_learner, search_errors
-from experiments.studies.spec.study_config import rounded
+from experiments.studies.spec.study_config import MOST_ARMS, rounded
 from lora_variants import VARIANTS
 
 RESERVED = {
@@ -76,6 +78,8 @@ def expand(
     """
     grids = [{key: value if isinstance(value, list) else [value] for key, value in e.items()} for e in entries]
     named = [_variants(grid, {**base, **common}) for grid in grids]
+    if (size := sum(map(_size, grids))) > MOST_ARMS:
+        return Expansion((), {}, (f"arms: {size:,} arms; a study has at most {MOST_ARMS:,}, make it several",))
     defaults = _StudyDefaults(base, common, study, frozenset().union(*named), search)
     errors = [f"set.{key}: cannot be set: {why}" for key, why in RESERVED.items() if key in common]
     broken: dict[str, list[str]] = defaultdict(list)
@@ -128,6 +132,8 @@ def _describe_value(value: object) -> str:
         return "+".join(map(_describe_value, value))
     if isinstance(value, dict):
         return ",".join(f"{key}:{_describe_value(of_key)}" for key, of_key in value.items())
+    if isinstance(value, str) and not value.isprintable():
+        return repr(value)[1:-1]
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 
@@ -142,16 +148,23 @@ def _entry_errors(grid: Mapping[str, list[Any]], at: str) -> list[str]:
     errors = [f"{at}.{key}: cannot be set: {why}" for key, why in RESERVED.items() if key in grid]
     errors += [f"{at}.{key}: an empty list makes no arm" for key, values in grid.items() if not values]
     errors += [
-        f"{at}.variant: {value!r} is no name; a variant's knobs are keys of their own"
+        f"{at}.variant: {shown(value)} is no name; a variant's knobs are keys of their own"
         for value in grid.get("variant", [])
         if not isinstance(value, str)
     ]
-    size = len(list(_points(grid)))
+    size = _size(grid)
     if "label" in grid and size > 1:
         errors.append(f"{at}.label: names a single arm, and this entry makes {size}; give each an entry of its own")
-    if any(not isinstance(label, str) or not label for label in grid.get("label", [])):
-        errors.append(f"{at}.label: a label is a text, got {grid['label'][0]!r}")
+    errors += [
+        f"{at}.label: a label is a {'line of printable ' if isinstance(label, str) else ''}text, got {shown(label)}"
+        for label in grid.get("label", [])
+        if not isinstance(label, str) or not label or not label.isprintable()
+    ]
     return errors
+
+
+def _size(grid: Mapping[str, list[Any]]) -> int:
+    return math.prod(map(len, grid.values()))
 
 
 def _points(grid: Mapping[str, list[Any]]) -> Iterator[dict[str, Any]]:

@@ -35,7 +35,7 @@ def reference_errors(arms: Sequence[Arm], reference: Mapping[str, Any]) -> list[
             for key in strange
         ]
     if not any(is_reference(arm, reference) for arm in arms):
-        labels = ", ".join(arm.label for arm in arms)
+        labels = ", ".join(arm.label for arm in arms[:40]) + (f", ... ({len(arms)} in all)" if len(arms) > 40 else "")
         return [f"protocol.reference: no arm has {describe(reference)}; the arms are: {labels}"]
     return []
 

@@ -7,7 +7,9 @@ from pydantic import Field, field_validator, model_validator
 
 from experiments.config.errors import nearest
 from experiments.config.schema import Section
+from experiments.config.shown import shown
 from lora_variants import VARIANTS
+from lora_variants.interface.config import HIGHEST_SEED, MOST, Seed
 
 Sampler = Literal["tpe", "cmaes", "gp", "random"]
 RANK_LEARNERS = tuple(name for name, entry in VARIANTS.items() if entry.learns_ranks)
@@ -19,8 +21,12 @@ Ends = Annotated[list[Annotated[float, Field(gt=0)]], Field(min_length=2, max_le
 class BudgetConfig(Section):
     """What every trained trial keeps to."""
 
-    total_rank: int | None = Field(None, ge=1, description="sum of the ranks of all layers; give this or parameters")
-    parameters: int | None = Field(None, ge=1, description="numbers in A and B of all layers, at d_out + d_in a rank")
+    total_rank: int | None = Field(
+        None, ge=1, le=MOST, description="sum of the ranks of all layers; give this or parameters"
+    )
+    parameters: int | None = Field(
+        None, ge=1, le=10**12, description="numbers in A and B of all layers, at d_out + d_in a rank"
+    )
 
     @model_validator(mode="after")
     def _one_unit(self) -> Self:
@@ -68,29 +74,39 @@ class SearchConfig(Section):
     """Stage 1 of a study whose arms are allocations of a budget: each gets the same trials of the same sampler."""
 
     budget: BudgetConfig
-    trials: int = Field(48, ge=2, description="trained trials of each arm's search, with the first tuning seed")
-    batch: int = Field(8, ge=1, description="trials that are proposed at once; the next batch knows their scores")
+    trials: int = Field(
+        48, ge=2, le=10_000, description="trained trials of each arm's search, with the first tuning seed"
+    )
+    batch: int = Field(
+        8, ge=1, le=10_000, description="trials that are proposed at once; the next batch knows their scores"
+    )
     sampler: Sampler = Field("tpe", description="what proposes points, unless an arm says otherwise")
-    seed: int = Field(0, ge=0, description="seed of the proposals, unless an arm says otherwise (search_seed)")
+    seed: Seed = Field(0, description="seed of the proposals, unless an arm says otherwise (search_seed)")
     space: SpaceConfig = SpaceConfig()  # type: ignore[call-arg]
-    highest_rank: int = Field(32, ge=1, description="no layer gets more; all trials are padded to it, so that they "
-                              "share packs")  # fmt: skip
-    blocks: int = Field(2, ge=1, description="parts of the model's depth that make groups of layers, by kind of matrix")
+    highest_rank: int = Field(
+        32, ge=1, le=MOST, description="no layer gets more; all trials are padded to it, so that they share packs"
+    )
+    blocks: int = Field(
+        2, ge=1, le=10_000, description="parts of the model's depth that make groups of layers, by kind of matrix"
+    )
     halving: HalvingConfig | None = Field(
         None,
         description="null disables early stopping; random-rank trials are never pruned, since importances are "
         "computed on them",
     )
     contenders: int = Field(
-        8, ge=1, description="best points of a search that run with each further tuning seed; the worse half leaves "
-        "after every one, and the seed of the search does not count"
-    )  # fmt: skip
+        8,
+        ge=1,
+        le=10_000,
+        description="best points of a search that run with each further tuning seed; the worse half leaves after "
+        "every one, and the seed of the search does not count",
+    )
     sensitivity: Literal["gradient", "adalora"] = Field(
         "gradient",
         description="of `prior`: the norm of each layer's gradient at W0, or the ranks that AdaLoRA ends with",
     )
     gradient_batches: int = Field(
-        16, ge=1, description="batches of the first tuning seed whose gradient at W0 gives sensitivities"
+        16, ge=1, le=MOST, description="batches of the first tuning seed whose gradient at W0 gives sensitivities"
     )
 
 
@@ -116,8 +132,10 @@ def search_errors(given: Mapping[str, Any], *, searched: bool) -> list[str]:
     errors = []
     for key, known in (("allocation", ALLOCATIONS), ("sampler", get_args(Sampler))):
         if key in given and given[key] not in known:
-            errors.append(f"{key}: {given[key]!r} is not known{nearest(given[key], known)}; one of {', '.join(known)}")
+            errors.append(
+                f"{key}: {shown(given[key])} is not known{nearest(given[key], known)}; one of {', '.join(known)}"
+            )
     seed = given.get("search_seed", 0)
-    if type(seed) is not int or seed < 0:
-        errors.append(f"search_seed: a whole number from 0 on, got {seed!r}")
+    if type(seed) is not int or not 0 <= seed <= HIGHEST_SEED:
+        errors.append(f"search_seed: a whole number from 0 to {HIGHEST_SEED}, got {shown(seed)}")
     return errors

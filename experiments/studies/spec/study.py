@@ -8,11 +8,12 @@ from typing import Any
 from pydantic import ValidationError
 
 from experiments.config.errors import ConfigError, explained
-from experiments.config.loading import parse_override, read_tree
+from experiments.config.loading import OF_A_RUN, OF_A_STUDY, parse_override, read_run_tree
+from experiments.config.yaml_files import read_tree
 from experiments.studies.spec.arms import Arm, Expansion, expand
 from experiments.studies.spec.comparisons import comparison_warnings, comparisons, reference_errors
 from experiments.studies.spec.search_config import SearchConfig
-from experiments.studies.spec.study_config import ProtocolConfig, StudyConfig
+from experiments.studies.spec.study_config import MOST_TRIALS, ProtocolConfig, StudyConfig
 from experiments.tasks.registry import TASKS
 from experiments.tasks.task import Task
 
@@ -55,6 +56,8 @@ def load_study(path: Path, overrides: Sequence[str] = ()) -> Study:
     """
     errors: list[str] = []
     tree = read_tree(path)
+    if tree.keys() & OF_A_RUN and not tree.keys() & OF_A_STUDY:
+        raise ConfigError([f"{path}: this is the file of a run, which run.py reads: run.py --config {path}"])
     for override in overrides:
         for key, value in parse_override(override, errors).items():
             _put(tree, key, value)
@@ -72,6 +75,10 @@ def load_study(path: Path, overrides: Sequence[str] = ()) -> Study:
     reference = config.protocol.reference if config else {}
     if len(expansion.arms) > 1 and not expansion.errors:
         errors += reference_errors(expansion.arms, reference)
+    if config is not None and (trials := len(expansion.arms) * _most_trials(config)) > MOST_TRIALS:
+        errors.append(
+            f"protocol: up to {trials:,} trials; a study has at most {MOST_TRIALS:,}: leave out arms, rates or seeds"
+        )
     if errors or config is None or task is None:
         raise ConfigError(errors)
     return Study(
@@ -135,7 +142,7 @@ def _expansion(
     if not whole:
         return Expansion((), {}, ())
     try:
-        base = read_tree(path.parent / str(config))
+        base = read_run_tree(path.parent / str(config))
     except ConfigError as error:
         errors += [f"config: {message}" for message in error.errors]
         return Expansion((), {}, ())
@@ -145,6 +152,15 @@ def _expansion(
     plan = search.model_dump(mode="json", exclude={"sampler", "seed", "trials", "contenders"})
     defaults = {"sampler": search.sampler, "search_seed": search.seed, **plan}
     return expand(list(entries or ()), base=base, common=common, study=study, search=defaults)
+
+
+def _most_trials(config: StudyConfig) -> int:
+    """What an arm takes at most, where its grid is not extended."""
+    tuning, evaluation = config.protocol.tuning, len(config.protocol.evaluation.seeds)
+    if config.search is not None:
+        return config.search.trials + config.search.contenders * len(tuning.seeds) + evaluation
+    fixed = len(config.protocol.fixed_learning_rates)
+    return len(tuning.learning_rate_multipliers) * len(tuning.seeds) + (1 + fixed) * evaluation
 
 
 def _is_map(value: object) -> bool:

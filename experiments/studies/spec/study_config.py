@@ -8,9 +8,13 @@ from typing import Annotated, Any, Self
 from pydantic import Field, field_validator, model_validator
 
 from experiments.config.schema import Rate, Section
+from experiments.config.shown import shown
 from experiments.studies.spec.search_config import SearchConfig
+from lora_variants.interface.config import Seed as RunSeed
 
-Seed = Annotated[int, Field(ge=0)]
+MOST_ARMS = 2_000
+MOST_TRIALS = 100_000
+Seed = Annotated[RunSeed, Field(le=2**53)]  # the queue keeps it as a float
 CLOSEST = 1.01
 
 
@@ -23,6 +27,13 @@ def _each_once(values: Sequence[float]) -> None:
     twice = [f"{value:g}" for value, count in Counter(map(rounded, values)).items() if count > 1]
     if twice:
         raise ValueError(f"duplicate values (to six digits): {', '.join(twice)}; give each once")
+
+
+def _distinct_seeds(seeds: list[int]) -> list[int]:
+    twice = [str(seed) for seed, count in Counter(seeds).items() if count > 1]
+    if twice:
+        raise ValueError(f"duplicate values: {shown(', '.join(twice))}; give each once")
+    return seeds
 
 
 class TuningConfig(Section):
@@ -39,8 +50,7 @@ class TuningConfig(Section):
     @field_validator("seeds")
     @classmethod
     def _distinct(cls, seeds: list[int]) -> list[int]:
-        _each_once(seeds)
-        return seeds
+        return _distinct_seeds(seeds)
 
     @field_validator("learning_rate_multipliers")
     @classmethod
@@ -63,8 +73,7 @@ class EvaluationConfig(Section):
     @field_validator("seeds")
     @classmethod
     def _distinct(cls, seeds: list[int]) -> list[int]:
-        _each_once(seeds)
-        return seeds
+        return _distinct_seeds(seeds)
 
 
 class ProtocolConfig(Section):
@@ -95,8 +104,8 @@ class ProtocolConfig(Section):
         shared = sorted({*self.tuning.seeds} & {*self.evaluation.seeds})
         if shared:
             raise ValueError(
-                f"evaluation needs fresh seeds: {', '.join(map(str, shared))} of evaluation.seeds would be a rate's "
-                "own tuning seed; take others for tuning.seeds"
+                f"evaluation needs fresh seeds: {', '.join(map(str, shared[:10]))} of evaluation.seeds would be a "
+                "rate's own tuning seed; take others for tuning.seeds"
             )
         return self
 

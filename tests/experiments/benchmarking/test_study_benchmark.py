@@ -40,7 +40,7 @@ from experiments.benchmarking.whole_study import (
     median_difference,
 )
 from experiments.benchmarking.workload import in_place
-from experiments.config.loading import yaml_text
+from experiments.config.yaml_files import yaml_text
 from experiments.models.transformer import ByteTransformer
 from experiments.studies.protocol.protocol import plan_ahead
 from experiments.studies.spec.study import load_study

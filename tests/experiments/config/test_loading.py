@@ -6,8 +6,9 @@ import pytest
 from project_paths import CONFIGS
 
 from experiments.config.errors import ConfigError
-from experiments.config.loading import load, parse_yaml, resolve, yaml_text
+from experiments.config.loading import load, resolve
 from experiments.config.retired_keys import RETIRED_KEYS, rename_retired
+from experiments.config.yaml_files import parse_yaml, yaml_text
 
 BYTES = CONFIGS / "bytes.yaml"
 

@@ -9,7 +9,8 @@ from project_paths import CONFIGS
 from tiny_studies import start, study_file
 
 from experiments.config.errors import ConfigError
-from experiments.config.loading import load, yaml_text
+from experiments.config.loading import load
+from experiments.config.yaml_files import yaml_text
 from experiments.run import main
 from experiments.studies.spec.study import Study, load_study
 from lora_variants import VARIANTS

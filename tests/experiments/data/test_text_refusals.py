@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 from text_data import write_labelled, write_model
 
-from experiments.config.loading import load, yaml_text
+from experiments.config.loading import load
+from experiments.config.yaml_files import yaml_text
 from experiments.runner import execute
 from experiments.terminal import Display
 

@@ -13,7 +13,8 @@ from tiny_studies import start
 
 from analysis.study_results.conclusion import Conclusion, conclude
 from experiments.config.errors import ConfigError
-from experiments.config.loading import load, parse_yaml, yaml_text
+from experiments.config.loading import load
+from experiments.config.yaml_files import parse_yaml, yaml_text
 from experiments.record.run_dir import RunDirectory
 from experiments.studies.protocol.progress import enqueue
 from experiments.studies.protocol.protocol import plan_ahead

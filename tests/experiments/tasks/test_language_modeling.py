@@ -12,7 +12,8 @@ import pytest
 import torch
 from text_data import SENTENCES, write_model
 
-from experiments.config.loading import load, yaml_text
+from experiments.config.loading import load
+from experiments.config.yaml_files import yaml_text
 from experiments.data.passages import Layout, read_passages
 from experiments.data.reading import DataError
 from experiments.data.sources import Location, read_splits

@@ -12,7 +12,8 @@ from text_data import SENTENCES, write_labelled, write_model
 from tiny_transformers import saved
 
 from experiments.config.errors import ConfigError
-from experiments.config.loading import load, parse_yaml, resolve, yaml_text
+from experiments.config.loading import load, resolve
+from experiments.config.yaml_files import parse_yaml, yaml_text
 from experiments.data.presets import PRESETS
 from experiments.data.reading import DataError
 from experiments.runner import execute
