@@ -43,6 +43,7 @@ class _Dumper(yaml.SafeDumper):
 
     def represent_str(self, data: str) -> yaml.ScalarNode:
         style = "'" if _INTEGER.fullmatch(data) or _FLOAT.fullmatch(data) else None
+        style = '"' if "\x85" in data else style  # a line break to PyYAML's scanner, none to its emitter
         return self.represent_scalar("tag:yaml.org,2002:str", data, style=style)
 
 
@@ -89,15 +90,15 @@ def read_tree(path: Path) -> dict[str, Any]:
 def _text_of(path: Path) -> str:
     try:
         mode = path.stat().st_mode
-        if not stat.S_ISREG(mode):  # a pipe without a writer would never end, /dev/zero never either
-            what = "a folder" if stat.S_ISDIR(mode) else "a pipe or a device"
-            raise ConfigError([f"this is {what}; give a file, which is read whole"])
-        with path.open("rb") as file:
-            read = file.read(MOST_BYTES + 1)
+        read = b""
+        if stat.S_ISREG(mode):  # a pipe may have no writer, and /dev/zero has no end
+            with path.open("rb") as file:
+                read = file.read(MOST_BYTES + 1)
     except (OSError, ValueError) as error:
-        if isinstance(error, ConfigError):
-            raise
         raise ConfigError([f"cannot be read: {getattr(error, 'strerror', None) or error}"]) from None
+    if not stat.S_ISREG(mode):
+        what = "a folder" if stat.S_ISDIR(mode) else "a pipe or a device"
+        raise ConfigError([f"this is {what}; write the configuration into a file and give that"])
     if len(read) > MOST_BYTES:
         raise ConfigError([f"a configuration has at most {MOST_BYTES:,} bytes, this file has more"])
     try:
@@ -137,10 +138,8 @@ class _Reader:
                 self.error(event.start_mark, f"*{event.anchor} stands for nothing before it, or for what it is in")
             return self._copy(self.anchored.get(event.anchor), event, depth)
         if event.tag is not None:
-            self.error(
-                event.start_mark,
-                f"the tag {shown(event.tag.replace(YAML_TAG, '!!'))} is not read; write the value alone, a text in quotes",
-            )
+            tag = shown(event.tag.replace(YAML_TAG, "!!"))
+            self.error(event.start_mark, f"the tag {tag} is not read; write the value alone, a text in quotes")
         if isinstance(event, yaml.ScalarEvent):
             value = self._scalar(event)
         elif isinstance(event, yaml.SequenceStartEvent):

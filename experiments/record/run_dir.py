@@ -28,7 +28,7 @@ class RecordError(ValueError):
 def write_atomically(path: Path, text: str) -> None:
     """The whole text or, after a crash, what was there before."""
     partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
-    with partial.open("w", encoding="utf-8") as file:
+    with partial.open("w", encoding="utf-8", errors="backslashreplace") as file:  # of a path that is no UTF-8
         file.write(text)
         file.flush()
         os.fsync(file.fileno())

@@ -165,7 +165,7 @@ def test_every_error_of_the_file_the_arms_and_the_command_line_is_reported_at_on
         "protocol.evaluation.seeds.0: should be greater than or equal to 0, got -1",
         "variant=lora rank=1 (and 5 more): stps: unknown key (did you mean 'training.steps'?)",
         "variant=lorra rank=1 (and 2 more): variant.name: 'lorra' is not known (did you mean 'lora'?)",
-        "variant=lora rank=0.5 (and 1 more): variant.rank: should be a valid integer",
+        "variant=lora rank=0.5: variant.rank: should be a valid integer",
         "arms.1.seed: cannot be set: the protocol gives each trial its seed",
         "arms.2.rank: an empty list makes no arm",
     ):
