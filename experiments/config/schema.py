@@ -105,7 +105,9 @@ class WandbConfig(Section):
 class RunConfig(Section):
     """Everything that a run depends on."""
 
-    study: str = Field("single", pattern=r"^\w[\w.-]*$", description="folder of the run directory, and W&B group")
+    study: str = Field(
+        "single", pattern=r"^\w[\w.-]*$", max_length=200, description="folder of the run directory, and W&B group"
+    )
     task: SerializeAsAny[TaskConfig]
     model: ModelConfig | None = Field(None, description="the base model, of tasks that bring none of their own")
     targets: list[Pattern] = Field(min_length=1, description="patterns of the layers to adapt")

@@ -3,6 +3,7 @@
 import reprlib
 
 LONGEST_MESSAGE = 3000  # characters: room for the names of 40 layers
+LONGEST_VALUE = 300
 
 
 class _Short(reprlib.Repr):
@@ -24,15 +25,17 @@ _SHORT.maxlevel = 4
 
 def shown(value: object) -> str:
     """The repr of a value for a message."""
-    return _SHORT.repr(value)
+    return _without_middle(_SHORT.repr(value), LONGEST_VALUE)
 
 
 def message(text: str) -> str:
     """A message that is safe to print, whatever it quotes: its middle is left out where it is long."""
-    if len(text) > LONGEST_MESSAGE:
-        half = LONGEST_MESSAGE // 2
-        text = f"{text[:half]} ... ({len(text) - 2 * half:,} characters left out) ... {text[-half:]}"
-    return printable(text)
+    return printable(_without_middle(text, LONGEST_MESSAGE))
+
+
+def _without_middle(text: str, most: int) -> str:
+    half = most // 2
+    return text if len(text) <= most else f"{text[:half]} ... ({len(text) - most:,} more characters) ... {text[-half:]}"
 
 
 def is_utf8(text: str) -> bool:

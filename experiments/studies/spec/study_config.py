@@ -113,7 +113,7 @@ class ProtocolConfig(Section):
 class StudyConfig(Section):
     """Everything that a study depends on, apart from the run configuration that its arms vary."""
 
-    name: str = Field(pattern=r"^\w[\w.-]*$", description="folder below the runs folder, and W&B group")
+    name: str = Field(pattern=r"^\w[\w.-]*$", max_length=200, description="folder below the runs folder, and W&B group")
     config: str = Field(min_length=1, description="the run configuration that the arms vary, relative to this file")
     set: dict[str, Any] = Field(
         {}, description="knobs of that configuration for all arms: key -> value, by path or unique last name"
