@@ -101,7 +101,7 @@ def schema_of(tree: Mapping[str, Any], errors: list[str] | None = None) -> type[
     for key, table in (("task", TASKS), ("variant", VARIANTS)):
         name = name_of(tree.get(key))
         if name in table:
-            sections.append(table[name].load().config_class)
+            sections.append(table[name].load().config_class)  # type: ignore[index]
             continue
         sections.append(_UnknownVariant if key == "variant" and isinstance(tree.get(key), Mapping) else None)
         given = "missing" if name is None else f"{shown(name)} is not known{nearest(name, table)}"

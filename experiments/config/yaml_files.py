@@ -134,9 +134,10 @@ class _Reader:
     def _value(self, event: Any, depth: int) -> Any:
         self._count(event, depth)
         if isinstance(event, yaml.AliasEvent):
-            if event.anchor not in self.anchored:
-                self.error(event.start_mark, f"*{event.anchor} stands for nothing before it, or for what it is in")
-            return self._copy(self.anchored.get(event.anchor), event, depth)
+            anchor = str(event.anchor)
+            if anchor not in self.anchored:
+                self.error(event.start_mark, f"*{anchor} stands for nothing before it, or for what it is in")
+            return self._copy(self.anchored.get(anchor), event, depth)
         if event.tag is not None:
             tag = shown(event.tag.replace(YAML_TAG, "!!"))
             self.error(event.start_mark, f"the tag {tag} is not read; write the value alone, a text in quotes")
@@ -191,15 +192,14 @@ class _Reader:
                 event.start_mark, f"{shown(text)} has {len(text):,} characters, a number at most {LONGEST_NUMBER}"
             )
         elif _INTEGER.fullmatch(text):
-            value = int(plain, 0)
-            if abs(value) <= HIGHEST_INTEGER:
-                return value
-            self.error(event.start_mark, f"{shown(value)} is too large: a whole number is at most {HIGHEST_INTEGER}")
-        elif "." in text and text[-1] in "fFnN":
-            return float(plain.replace(".", ""))
-        elif math.isfinite(value := float(plain)):
-            return value
+            whole = int(plain, 0)
+            if abs(whole) <= HIGHEST_INTEGER:
+                return whole
+            self.error(event.start_mark, f"{shown(whole)} is too large: a whole number is at most {HIGHEST_INTEGER}")
         else:
+            number = float(plain.replace(".", "") if text[-1] in "fFnN" else plain)  # .inf, .nan
+            if math.isfinite(number) or text[-1] in "fFnN":
+                return number
             self.error(event.start_mark, f"{text} is too large for a number of 64 bits")
         return 0
 
