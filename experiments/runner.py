@@ -60,19 +60,28 @@ def execute(config: RunConfig, *, runs_dir: Path, test: bool, display: Display) 
             interruption = Interruption()
             with trial_run.logger, display.live(), interruption.heeded():
                 train_pack(context, [trial_run], interruption=interruption)
-            if trial_run.failure is not None:
-                raise TrainingFailedError(f"{trial_run.failure}\nrun directory: {folder.path}")
+        _refuse(trial_run.failure, folder)
     return Finished(folder.path, trial_run.result, found=False)
 
 
 def _found(
     config: RunConfig, context: TrainingContext, folder: RunDirectory, runs_dir: Path, test: bool
 ) -> dict[str, Any]:
-    """The result of a finished run; its test score only for who asks, read now where it was not before."""
+    """The result of a finished run; its test score only for who asks, read now where it was not before.
+
+    Raises: TrainingFailedError where the model had diverged: not every version has refused such a result.
+    """
     result = folder.result()
+    _refuse(context.task.divergence(result["validation"], "validation"), folder)
     if not test:
         return {key: value for key, value in result.items() if key != "test"}
     if "test" not in result:
         result["test"] = score_on_test(config, context, folder, runs_dir, name=folder.path.name)
+        _refuse(context.task.divergence(result["test"], "test"), folder)
         folder.finish(result)
     return result
+
+
+def _refuse(reason: str | None, folder: RunDirectory) -> None:
+    if reason is not None:
+        raise TrainingFailedError(f"{reason}\nrun directory: {folder.path}")

@@ -38,8 +38,8 @@ def study_in(folder: Path, **changed: Any) -> Study:
     return load_study(folder / "tiny.yaml")
 
 
-def worker_on(folder: Path, *, pack: int) -> Worker:
-    study = study_in(folder)
+def worker_on(folder: Path, *, pack: int, **changed: Any) -> Worker:
+    study = study_in(folder, **changed)
     queue = TrialQueue.open(
         storage_address(None, runs_dir=folder, study=study.name, environment={}), study.name, direction="minimize"
     )

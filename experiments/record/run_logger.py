@@ -102,8 +102,8 @@ class RunLogger:
         """The content of `result.json`, test apart; the score is that of the last evaluation."""
         task, variant = self.task, self.variant
         higher, name = task.higher_is_better, task.score_name
-        finite = [at for at in self.validation if math.isfinite(at[1][name])]
-        best = (max if higher else min)(finite, key=lambda at: at[1][name])
+        scored = [at for at in self.validation if math.isfinite(task.score_or_nan(at[1][name]))]
+        best = (max if higher else min)(scored, key=lambda at: at[1][name])
         trainable = variant.trainable_parameters(self.trial)
         return {
             "variant": self.config.variant.name,

@@ -18,10 +18,11 @@ from torch import Tensor, nn
 from experiments.models.byte_pretraining import Recipe, pretrained, random_windows
 from experiments.models.transformer import ByteTransformer
 from experiments.models.weights import Report, silent
-from experiments.tasks.task import Batch, Split, Task, TaskConfig
+from experiments.tasks.task import DIVERGED, Batch, Split, Task, TaskConfig
 from lora_variants.interface.config import MOST
 from lora_variants.interface.rng import stream
 
+BITS = 8.0  # of a byte, where nothing is known
 EVALUATION_ROWS = 32  # more do not fit into a core's cache, and cost a third more
 HELD_OUT = {"validation": 3, "test": 7}  # of every eight topics in alphabetical order
 
@@ -86,6 +87,10 @@ class Bytes(Task):
 
     def metrics(self, means: Mapping[str, float]) -> dict[str, float]:
         return {"loss": means["loss"], "bits_per_byte": means["loss"] / math.log(2)}
+
+    @property
+    def score_range(self) -> tuple[float, float]:
+        return 0.0, DIVERGED * BITS
 
     def use_gradient_checkpointing(self, model: nn.Module) -> None:
         assert isinstance(model, ByteTransformer)

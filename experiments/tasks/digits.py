@@ -94,6 +94,10 @@ class Digits(Task):
     def metrics(self, means: Mapping[str, float]) -> dict[str, float]:
         return {"loss": means["loss"], "accuracy": means["accuracy"]}
 
+    @property
+    def score_range(self) -> tuple[float, float]:
+        return 0.0, 1.0
+
     def use_gradient_checkpointing(self, model: nn.Module) -> None:
         assert isinstance(model, DigitTransformer)
         model.gradient_checkpointing = True

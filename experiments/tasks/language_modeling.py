@@ -19,7 +19,7 @@ from experiments.data.tables import Form
 from experiments.data.tokens import Tokens, cached_tokens
 from experiments.models.architecture import one_trial_reason
 from experiments.models.weights import Report, silent
-from experiments.tasks.task import Batch, Split, Task, TaskConfig
+from experiments.tasks.task import DIVERGED, Batch, Split, Task, TaskConfig
 from experiments.tasks.text_config import TextDataConfig, location
 from experiments.tasks.text_model import TextModel
 from lora_variants.interface.config import MOST
@@ -213,7 +213,11 @@ class LanguageModeling(Task):
         return batch["marked"][:, 1:].sum(dim=1).float()
 
     def metrics(self, means: Mapping[str, float]) -> dict[str, float]:
-        return {"loss": means["loss"], "perplexity": math.exp(min(means["loss"], LARGEST_EXPONENT))}
+        return {"loss": means["loss"], "perplexity": _perplexity(means["loss"])}
+
+    @property
+    def score_range(self) -> tuple[float, float]:
+        return 1.0, _perplexity(DIVERGED * math.log(self.base.vocabulary))
 
     def trains_alone(self) -> str | None:
         return self._alone
@@ -224,3 +228,7 @@ class LanguageModeling(Task):
 
     def use_gradient_checkpointing(self, model: nn.Module) -> None:
         self.base.use_gradient_checkpointing(model)
+
+
+def _perplexity(loss: float) -> float:
+    return math.exp(min(loss, LARGEST_EXPONENT))

@@ -16,6 +16,12 @@ from torch import Tensor
 Metric = Literal["accuracy", "mcc", "f1", "pearson", "spearman"]
 OF_CLASSES: tuple[Metric, ...] = ("accuracy", "mcc", "f1")
 OF_NUMBERS: tuple[Metric, ...] = ("pearson", "spearman")
+ROUNDING = 1e-6  # of a perfect correlation
+
+
+def metric_range(metric: Metric) -> tuple[float, float]:
+    """The least and the greatest value that it can have."""
+    return (0.0, 1.0) if metric in ("accuracy", "f1") else (-1.0 - ROUNDING, 1.0 + ROUNDING)
 
 
 def class_counts(

@@ -16,7 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor, nn
 
 from experiments.models.weights import Report, silent
-from experiments.tasks.task import Batch, Split, Task, TaskConfig
+from experiments.tasks.task import DIVERGED, Batch, Split, Task, TaskConfig
 from lora_variants.frozen_model.linear_map import matches, slice_rows
 from lora_variants.interface.config import Seed
 from lora_variants.interface.layer import Factors
@@ -116,7 +116,7 @@ class Planted(Task):
         return updates
 
     @cached_property
-    def teacher(self) -> nn.Module:
+    def teacher(self) -> PlantedModel:
         teacher = PlantedModel(self.config).requires_grad_(False)
         for i, update in enumerate(self.updates):
             linear_weight(teacher, i).add_(update)
@@ -156,6 +156,12 @@ class Planted(Task):
 
     def metrics(self, means: Mapping[str, float]) -> dict[str, float]:
         return {"loss": means["loss"], "squared_error": means["loss"]}
+
+    @property
+    def score_range(self) -> tuple[float, float]:
+        """Who predicts zeros errs by y, whose expected square is at most ‖W0 + D‖²."""
+        zeros = sum(float(linear_weight(self.teacher, i).double().square().sum()) for i in range(len(self.updates)))
+        return 0.0, DIVERGED**2 * zeros
 
     def diagnostics(self, variant: Variant, trial: int) -> dict[str, float]:
         """‖ΔW - D‖² over all matrices; without a hidden layer also the least that the ranks allow, and ‖D‖²."""

@@ -1,5 +1,6 @@
 """What a task is to the training loop: a base model, three splits, a loss for each row, and a score."""
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from typing import Any, ClassVar, Literal
@@ -14,6 +15,10 @@ from lora_variants.interface.variant import Variant
 
 Split = Literal["validation", "test", "forgetting"]
 Batch = dict[str, Tensor]
+
+# How much further off than a predictor that ignores its input a model is that has diverged. At up to 100 times the
+# shipped learning rates, with all variants, no run of 12 steps or more on bytes, stories and planted came that far.
+DIVERGED = 10.0
 
 
 class TaskConfig(BaseModel):
@@ -103,6 +108,32 @@ class Task(ABC):
         """`metrics` from the `row_quantities` (rows,) of a whole split; to override where means do not do: ranks."""
         total = float(counts.sum())
         return self.metrics({name: float(values.sum()) / total for name, values in rows.items()})
+
+    @property
+    def score_range(self) -> tuple[float, float]:
+        """The least and the greatest score that counts: beyond is no bad model but one that diverged, so be generous.
+
+        The greatest cross-entropy is `DIVERGED` times that of a predictor that ignores its input, the greatest squared
+        error `DIVERGED` squared times.
+        """
+        return -math.inf, math.inf
+
+    def score_or_nan(self, score: float) -> float:
+        """The score, NaN where a model diverged that has it."""
+        least, greatest = self.score_range
+        return score if least <= score <= greatest and math.isfinite(score) else math.nan
+
+    def divergence(self, metrics: Mapping[str, float], split: Split) -> str | None:
+        """Why the metrics of a split are no score but those of a model that diverged; None where they are one."""
+        if not all(map(math.isfinite, metrics.values())):
+            return f"not finite on the {split} split: {dict(metrics)}; a lower learning rate may help"
+        if math.isfinite(self.score_or_nan(score := metrics[self.score_name])):
+            return None
+        least, greatest = self.score_range
+        return (
+            f"diverged: {self.score_name} {score:.6g} on the {split} split is no score, which is from {least:g} to "
+            f"{greatest:.4g} here; a lower learning rate may help"
+        )
 
     def diagnostics(self, variant: Variant, trial: int) -> dict[str, float]:
         """What the task knows of ΔW itself at the end; empty where it knows nothing."""

@@ -21,7 +21,16 @@ from experiments.data.tokens import Tokens, cached_tokens
 from experiments.models.architecture import one_trial_reason
 from experiments.models.first_row import compute_first_row_only
 from experiments.models.weights import Report, silent
-from experiments.tasks.metrics import OF_CLASSES, OF_NUMBERS, Metric, class_counts, products, score, spearman
+from experiments.tasks.metrics import (
+    OF_CLASSES,
+    OF_NUMBERS,
+    Metric,
+    class_counts,
+    metric_range,
+    products,
+    score,
+    spearman,
+)
 from experiments.tasks.task import Batch, Split, Task, TaskConfig
 from experiments.tasks.text_config import TextDataConfig, location
 from experiments.tasks.text_model import TextModel
@@ -202,6 +211,10 @@ class TextClassification(Task):
     def split_metrics(self, rows: Mapping[str, Tensor], counts: Tensor) -> dict[str, float]:
         found = super().split_metrics(rows, counts)
         return found | {"spearman": spearman(rows["x"], rows["y"])} if "spearman" in self.metric_names else found
+
+    @property
+    def score_range(self) -> tuple[float, float]:
+        return metric_range(self.metric_names[0])
 
     def base_facts(self) -> dict[str, str]:
         return self.base.facts()

@@ -49,6 +49,11 @@ class TextModel:
         return model_settings(self.config)
 
     @property
+    def vocabulary(self) -> int:
+        """How many tokens the model tells apart."""
+        return int(self.settings.get_text_config().vocab_size)
+
+    @property
     def spare(self) -> int:
         """Places to keep free behind training rows of unequal length, so that all trials of a step have padding.
 

@@ -124,9 +124,13 @@ class TrialRun:
 
     @property
     def reached(self) -> dict[int, float]:
-        """The scores at the rungs so far, by step."""
+        """The scores at the rungs so far, by step; NaN where the trial had diverged, which misses any threshold."""
         name = self.context.task.score_name
-        return {step: scores[name] for step, scores in self.logger.validation if step in self.options.rungs.thresholds}
+        return {
+            step: self.context.task.score_or_nan(scores[name])
+            for step, scores in self.logger.validation
+            if step in self.options.rungs.thresholds
+        }
 
     @property
     def at_rung(self) -> bool:
@@ -171,8 +175,10 @@ class TrialRun:
 
     def conclude(self, scores: dict[str, float], forgetting: dict[str, float] | None) -> None:
         """Write down what was learned and what it scored, while the pack stands; `close` comes after it."""
-        if not all(math.isfinite(value) for value in scores.values()):
-            self.training.outcomes[self.slot].failure = f"not finite on the validation split: {scores}"
+        self._fail_if(self.context.task.divergence(scores, "validation"))
+        if forgetting is not None and not all(map(math.isfinite, forgetting.values())):
+            self._fail_if(f"not finite on the forgetting split: {forgetting}; a lower learning rate may help")
+        if self.failure is not None:
             return
         self.score(scores)
         seconds = {"training": self.seconds, "overhead": self.overhead}
@@ -185,8 +191,17 @@ class TrialRun:
         ) | ({} if forgetting is None else {"forgetting": forgetting})
         self.files = save_update(self.training.variant, self.slot, self.folder.path)
 
+    def _fail_if(self, reason: str | None) -> None:
+        """The trial has failed for this reason, where it is one, unless it had failed before."""
+        outcome = self.training.outcomes[self.slot]
+        outcome.failure = outcome.failure or reason
+
     def close(self) -> None:
         """With the base free of adapters: the test score where it is asked for, then the result, last."""
+        if self.has_score and self.options.test:
+            test = score_on_test(self.config, self.context, self.folder, self.options.runs_dir, name=self.name)
+            self.result["test"] = test
+            self._fail_if(self.context.task.divergence(test, "test"))
         if self.failure is not None:
             self.folder.fail(self.failure)
             self.logger.abandon(self.failure)
@@ -198,10 +213,6 @@ class TrialRun:
             self.checkpoints.remove()
             self.logger.abandon("pruned")
             return
-        if self.options.test:
-            self.result["test"] = score_on_test(
-                self.config, self.context, self.folder, self.options.runs_dir, name=self.name
-            )
         self.folder.finish(self.result)
         self.checkpoints.remove()
         self.logger.finish(self.result, self.files)

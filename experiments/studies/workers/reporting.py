@@ -28,24 +28,28 @@ class Reporter:
 
         Two trials may have one configuration and other thresholds: which of them trained first may not decide.
         """
-        result = run_dir.result()
-        reached = run_dir.scores(self.context.task.score_name) if trial.thresholds else {}
-        reached = {step: score for step, score in reached.items() if step in trial.thresholds}
+        result, task = run_dir.result(), self.context.task
+        reached = run_dir.scores(task.score_name) if trial.thresholds else {}
+        reached = {step: task.score_or_nan(score) for step, score in reached.items() if step in trial.thresholds}
         if self.rungs(trial).prunes_at(reached) is not None:
             self.pruned(claim, trial, run_dir, reached, executed=0, seconds=0.0)
             return
+        failure = task.divergence(result["validation"], "validation")  # not every version has refused such a result
         facts: dict[str, Any] = {"folder": run_dir.path.name, "loss": result["validation"].get("loss")}
         facts |= {"reached": _by_name(reached)} if reached else {}
         if trial.stage == "allocation":
             facts["ranks"] = result["ranks"]
-        if trial.stage == "evaluation":
-            if "test" not in result:  # run.py trained it, without a test score
-                result["test"] = score_on_test(
-                    trial.config, self.context, run_dir, self.runs_dir, name=run_dir.path.name
-                )
-                run_dir.finish(result)
-            facts["test"] = result["test"][result["score_name"]]
-        self.queue.finish(claim, result["score"], facts, _finite(reached))
+        if trial.stage == "evaluation" and failure is None:
+            test = result.get("test")
+            if test is None:  # run.py trained it, without a test score
+                test = score_on_test(trial.config, self.context, run_dir, self.runs_dir, name=run_dir.path.name)
+            failure, facts["test"] = task.divergence(test, "test"), test[result["score_name"]]
+            if failure is None and "test" not in result:
+                run_dir.finish(result | {"test": test})
+        if failure is None:
+            self.queue.finish(claim, result["score"], facts, _finite(reached))
+        else:
+            self.failed(claim, run_dir, failure)
 
     def pruned(
         self,
