@@ -16,7 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor, nn
 
 from experiments.models.weights import Report, silent
-from experiments.tasks.task import DIVERGED, Batch, Split, Task, TaskConfig
+from experiments.tasks.task import Batch, Split, Task, TaskConfig
 from lora_variants.frozen_model.linear_map import matches, slice_rows
 from lora_variants.interface.config import Seed
 from lora_variants.interface.layer import Factors
@@ -25,6 +25,7 @@ from lora_variants.interface.variant import Variant
 
 MOST_OUTPUTS = 2**13  # of a matrix: its readout is an orthogonal matrix of this size
 MOST_NUMBERS = 2**28  # of all matrices and readouts: 1 GiB
+FURTHEST = 100.0  # times as far from y as who predicts zeros: a model beyond has diverged
 
 
 class PlantedMatrix(BaseModel):
@@ -161,7 +162,7 @@ class Planted(Task):
     def score_range(self) -> tuple[float, float]:
         """Who predicts zeros errs by y, whose expected square is at most ‖W0 + D‖²."""
         zeros = sum(float(linear_weight(self.teacher, i).double().square().sum()) for i in range(len(self.updates)))
-        return 0.0, DIVERGED**2 * zeros
+        return 0.0, FURTHEST**2 * zeros
 
     def diagnostics(self, variant: Variant, trial: int) -> dict[str, float]:
         """‖ΔW - D‖² over all matrices; without a hidden layer also the least that the ranks allow, and ‖D‖²."""
