@@ -54,7 +54,7 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--runs-dir", type=Path, default=Path("runs"), help="where run directories go (default: ./runs)"
     )
-    parser.add_argument("--plan", action="store_true", help="show the resolved run and its costs; train nothing")
+    parser.add_argument("--plan", action="store_true", help="show and check the run: costs, data, base; train nothing")
     return parser.parse_args(arguments)
 
 
@@ -71,6 +71,7 @@ def main(arguments: list[str] | None = None) -> int:
         sys.stdout.reconfigure(errors="replace")  # a pipe may not have the letter Δ
     asked = parse_arguments(arguments)
     from experiments.config.errors import ConfigError
+    from experiments.data.reading import DataError
     from experiments.plan import show_plan
     from experiments.runner import TrainingFailedError, execute
     from experiments.terminal import Display, print_errors
@@ -79,10 +80,10 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         config = _load(asked, display)
         if asked.plan:
-            show_plan(config, display)
+            show_plan(config, display, runs_dir=asked.runs_dir)
             return 0
         finished = execute(config, runs_dir=asked.runs_dir, test=asked.test, display=display)
-    except ConfigError as error:
+    except (ConfigError, DataError) as error:
         print_errors(error.errors)
         return 2
     except (ValueError, OSError) as error:

@@ -7,8 +7,9 @@ from typing import Any
 from experiments.config.schema import RunConfig
 from experiments.record.earlier_run import find_earlier_run
 from experiments.record.run_description import describe_run
-from experiments.record.run_dir import RunDirectory, refuse_unreadable
-from experiments.record.starting_point import read_start
+from experiments.record.run_dir import RunDirectory, refuse_unreadable, refuse_unwritable
+from experiments.record.starting_point import StartingPoint, read_start
+from experiments.record.wandb_mode import wanted_mode
 from experiments.terminal import Display
 from experiments.training.context import TrainingContext
 from experiments.training.interruption import Interruption
@@ -29,21 +30,30 @@ class Finished:
     found: bool
 
 
+def begin(config: RunConfig, runs_dir: Path) -> tuple[TrainingContext, StartingPoint | None]:
+    """What a run and its plan begin with: the task on its device, and what the update starts from.
+
+    Raises: ValueError or OSError for what this machine, its environment or this folder does not offer.
+    """
+    wanted_mode(config.wandb.mode)
+    refuse_unreadable(runs_dir)
+    refuse_unwritable(runs_dir)
+    return TrainingContext(config), read_start(config.start)
+
+
 def execute(config: RunConfig, *, runs_dir: Path, test: bool, display: Display) -> Finished:
     """Carry out a run, or find it finished; the test split is read only with `test`.
 
     Raises: ValueError for what does not fit together, before anything is trained; TrainingFailedError.
     """
-    refuse_unreadable(runs_dir)
-    context, start = TrainingContext(config), read_start(config.start)
+    context, start = begin(config, runs_dir)
     plan, warnings = context.plan(config, start)
     if start is not None:
         display.say(start.describe())
     for warning in warnings:
         display.warn(warning)
-    runs_dir.mkdir(parents=True, exist_ok=True)  # so that a folder that cannot be written is known first
-    _ = context.data_sha256  # what is wrong with the data is known before anything is computed
     with display.live():
+        context.read_data(display.report)
         context.load(display.report)
     rank_total = sum(layer.ranks[0] for layer in plan.layers.values())
     run = describe_run(config, context, runs_dir, rank_total=rank_total, start=start)

@@ -105,6 +105,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 def _carry_out(asked: argparse.Namespace, ready: "list[subprocess.Popen[bytes]]") -> int:
     from experiments.config.errors import ConfigError
+    from experiments.data.reading import DataError
     from experiments.studies.launch import LaunchOptions, launch
     from experiments.studies.queue.storage import QueueError
     from experiments.studies.workers.pool import WorkerError
@@ -112,7 +113,7 @@ def _carry_out(asked: argparse.Namespace, ready: "list[subprocess.Popen[bytes]]"
 
     try:
         return launch(LaunchOptions(**vars(asked)), conclude=_conclude, prestarted=ready)
-    except ConfigError as error:
+    except (ConfigError, DataError) as error:
         print_errors(error.errors)
         return 2
     except (ValueError, OSError, QueueError, WorkerError) as error:

@@ -9,6 +9,7 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from rich.table import Table
+from rich.text import Text
 
 from experiments.config.shown import message, printable
 
@@ -92,6 +93,21 @@ class Display:
             )
         for row in rows:
             table.add_row(*row.values())
+        self.console.print(table)
+
+    def splits(self, described: Mapping[str, Mapping[str, str]]) -> None:
+        """The data of a plan: of each split its rows, its labels and what is cut; nothing where nothing is known."""
+        columns = list(dict.fromkeys(name for row in described.values() for name in row))
+        if not columns:
+            return
+        table = Table(title="data")
+        for name in ("split", *columns):
+            table.add_column(
+                name, justify="left" if name in ("split", "labels") else "right", overflow="fold",
+                no_wrap=name != "labels" and not name.startswith("cut"),
+            )  # fmt: skip
+        for split, row in described.items():
+            table.add_row(*(Text(text) for text in (split, *(row.get(name, "") for name in columns))))
         self.console.print(table)
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from experiments.data.reading import DataError, Malformed, refuse_malformed
+from experiments.data.reading import DataError, Malformed, errors_together, one_part, refuse_malformed
 from experiments.data.sources import split_rows
 from experiments.data.tables import Row, Table
 
@@ -64,30 +64,43 @@ def read_examples(
 ) -> Labelled:  # fmt: skip
     """Every split, those that are `shares` of the training rows included.
 
-    Raises: DataError for a column that is not there, a split without a row, and malformed rows unless they are
-    to be skipped: a label that is not known, no text, no number in regression, a line that is no row.
+    Raises: DataError, of all splits together, for a column that is not there, a split without a row, and malformed
+    rows unless they are to be skipped: a label that is not known, no text, no number in regression, a line that is
+    no row.
     """
-    read, malformed, rows = {}, [], 0
-    labels = columns.labels
-    for split, parts in tables.items():
-        read[split], errors = _examples(parts, columns, labels)
-        malformed += errors
-        rows += len(read[split].labels) + len(errors)
-        if labels is None and not columns.regression:
-            labels = tuple(sorted(set(read["train"].labels)))
-            _refuse_unlike_classes(labels, read["train"])
-    if not skip_malformed:
-        refuse_malformed(malformed, rows)
-    parts_of_train = split_rows(len(read["train"].labels), shares, seed=seed, limit=limit)
-    splits = {split: read["train"].chosen(places) for split, places in parts_of_train.items()}
-    splits["train"].malformed = read["train"].malformed
-    splits |= {split: examples for split, examples in read.items() if split != "train"}
-    for split, examples in splits.items():
-        if len(examples.labels) < 2:
-            raise DataError(
-                f"the {split} split has {'one' if examples.labels else 'no'} usable row; training and scores need two"
-            )
+    splits: dict[str, Examples] = {}
+    malformed, rows, labels = [], 0, columns.labels
+    with errors_together():
+        for split, parts in tables.items():
+            with one_part():
+                examples, errors = _examples(parts, columns, labels)
+                malformed += errors
+                rows += len(examples.labels) + len(errors)
+                if errors and not skip_malformed:
+                    continue  # what else is wrong may follow from that
+                if split == "train" and labels is None and not columns.regression:
+                    labels = _classes(examples)
+                splits |= _parts_of_train(examples, shares, seed, limit) if split == "train" else {split: examples}
+        for split, examples in splits.items():
+            with one_part():
+                _refuse_too_few(split, examples)
+        if not skip_malformed:
+            refuse_malformed(malformed, rows)
     return Labelled(splits, () if columns.regression else labels or ())
+
+
+def _parts_of_train(train: Examples, shares: Mapping[str, float], seed: int, limit: int | None) -> dict[str, Examples]:
+    places = split_rows(len(train.labels), shares, seed=seed, limit=limit)
+    splits = {split: train.chosen(rows) for split, rows in places.items()}
+    splits["train"].malformed = train.malformed
+    return splits
+
+
+def _refuse_too_few(split: str, examples: Examples) -> None:
+    if len(examples.labels) < 2:
+        raise DataError(
+            f"the {split} split has {'one' if examples.labels else 'no'} usable row; training and scores need two"
+        )
 
 
 def _examples(
@@ -132,7 +145,9 @@ def _as_text(label: object) -> str:
     return str(int(label)) if isinstance(label, bool) else str(label).strip()
 
 
-def _refuse_unlike_classes(labels: Sequence[str], train: Examples) -> None:
+def _classes(train: Examples) -> tuple[str, ...]:
+    """The labels of the training rows. Raises: DataError where they are unlike classes."""
+    labels = tuple(sorted(set(train.labels)))
     if len(labels) < 2:
         raise DataError(
             f"all training rows have the label {', '.join(labels) or 'none'}: there is nothing to tell apart"
@@ -142,3 +157,4 @@ def _refuse_unlike_classes(labels: Sequence[str], train: Examples) -> None:
             f"{len(labels)} different labels in {len(train.labels)} rows: is task.label the right column? "
             f"Numbers to predict are task.regression=true"
         )
+    return labels

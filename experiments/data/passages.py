@@ -9,7 +9,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from experiments.data.reading import DataError, Malformed, kind_of, read_text, refuse_malformed
+from experiments.data.reading import (
+    DataError,
+    Malformed,
+    errors_together,
+    kind_of,
+    one_part,
+    read_text,
+    refuse_malformed,
+)
 from experiments.data.sources import split_rows
 from experiments.data.tables import LINE, Row, Table
 
@@ -52,24 +60,36 @@ def read_passages(
     """The passages of every split, and how many rows of each were malformed.
 
     Shares of the training text are its end (contiguous), or documents drawn by the seed; in `lines` a document is
-    a line. Raises: DataError for a column that is not there, a split without text, and malformed rows unless they
-    are to be skipped.
+    a line. Raises: DataError, of all splits together, for a column that is not there, a split without text, and
+    malformed rows unless they are to be skipped.
     """
-    read, malformed, counts, rows = {}, [], {}, 0
-    for split, parts in tables.items():
-        read[split], errors = _passages(parts, layout)
-        malformed += errors
-        counts[split] = len(errors)
-        rows += sum(len(table.rows) + len(table.malformed) for table in parts)
-    if not skip_malformed:
-        refuse_malformed(malformed, rows)
-    if shares:
-        parts_of_train = split_rows(len(read["train"]), shares, seed=seed, contiguous=layout.split == "contiguous")
-        read |= {split: [read["train"][i] for i in places] for split, places in parts_of_train.items()}
-    for split, passages in read.items():
-        if not any(passage.text.strip() for passage in passages):
-            raise DataError(f"the {split} split has no text")
+    read: dict[str, list[Passage]] = {}
+    malformed, counts, rows = [], {}, 0
+    with errors_together():
+        for split, parts in tables.items():
+            with one_part():
+                passages, errors = _passages(parts, layout)
+                malformed += errors
+                counts[split] = len(errors)
+                rows += sum(len(table.rows) + len(table.malformed) for table in parts)
+                if not errors or skip_malformed:  # what else is wrong may follow from those
+                    read |= _parts_of_train(passages, shares, layout, seed) if split == "train" else {split: passages}
+        for split, passages in read.items():
+            with one_part():
+                if not any(passage.text.strip() for passage in passages):
+                    raise DataError(f"the {split} split has no text")
+        if not skip_malformed:
+            refuse_malformed(malformed, rows)
     return read, counts
+
+
+def _parts_of_train(
+    train: list[Passage], shares: Mapping[str, float], layout: Layout, seed: int
+) -> dict[str, list[Passage]]:
+    if not shares:
+        return {"train": train}
+    places = split_rows(len(train), shares, seed=seed, contiguous=layout.split == "contiguous")
+    return {split: [train[i] for i in rows] for split, rows in places.items()}
 
 
 def read_plain(path: str, encoding: str) -> list[Passage]:
@@ -81,7 +101,10 @@ def read_plain(path: str, encoding: str) -> list[Passage]:
     files = sorted(file for file in place.iterdir() if kind_of(file) == "txt") if place.is_dir() else [place]
     if not files:
         raise DataError(f"task.forgetting.path: {path} is a folder without .txt files")
-    return [Passage(read_text(file, encoding)) for file in files]
+    try:
+        return [Passage(read_text(file, encoding)) for file in files]
+    except DataError as error:
+        raise DataError(f"task.forgetting.path: {error}") from None
 
 
 def _passages(tables: Sequence[Table], layout: Layout) -> tuple[list[Passage], list[Malformed]]:

@@ -2,14 +2,54 @@
 
 import gzip
 import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
+from itertools import zip_longest
 from pathlib import Path
 
 SHOWN = 5
 
 
+_kept: ContextVar[list[str] | None] = ContextVar("kept", default=None)
+
+
 class DataError(ValueError):
-    """Data that cannot be used: which file, which line, why, and the way out."""
+    """Data that cannot be used: for each error which file, which line, why, and the way out."""
+
+    def __init__(self, *errors: str) -> None:
+        super().__init__("\n".join(errors))
+        self.errors = errors
+
+
+@contextmanager
+def errors_together() -> Iterator[None]:
+    """The errors of the parts inside are one DataError at the end; inside another such block, at the end of that."""
+    if _kept.get() is not None:
+        yield
+        return
+    errors: list[str] = []
+    token = _kept.set(errors)
+    try:
+        with one_part():
+            yield
+    finally:
+        _kept.reset(token)
+    if errors:
+        raise DataError(*dict.fromkeys(errors))
+
+
+@contextmanager
+def one_part() -> Iterator[None]:
+    """A DataError inside ends this part alone: the others are looked at too, before `errors_together` raises it."""
+    errors = _kept.get()
+    try:
+        yield
+    except DataError as error:
+        if errors is None:
+            raise
+        errors.extend(error.errors)
 
 
 @dataclass(frozen=True)
@@ -71,9 +111,13 @@ def kind_of(path: Path) -> str:
 
 
 def refuse_malformed(malformed: list[Malformed], rows: int) -> None:
-    """Raises: DataError that counts the malformed rows and shows the first."""
+    """Raises: DataError that counts the malformed rows and shows the first, of every file some."""
     if malformed:
-        shown = "\n".join(f"  {row}" for row in malformed[:SHOWN])
+        by_place: dict[str, list[int]] = {}
+        for i, row in enumerate(malformed):
+            by_place.setdefault(row.place, []).append(i)
+        in_turn = [i for turn in zip_longest(*by_place.values()) for i in turn if i is not None]
+        shown = "\n".join(f"  {malformed[i]}" for i in sorted(in_turn[:SHOWN]))
         more = f"\n  and {len(malformed) - SHOWN} more" if len(malformed) > SHOWN else ""
         raise DataError(
             f"{len(malformed)} of {rows} rows are malformed; mend them, or leave them out, counted, "

@@ -3,7 +3,9 @@
 Data sets of the Hugging Face Hub are read with `datasets`, which only this file imports.
 """
 
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -11,11 +13,13 @@ from typing import Any
 
 import torch
 
-from experiments.data.reading import DataError, bare_name, kind_of
-from experiments.data.tables import Form, Row, Table, read_table
+from experiments.data.reading import DataError, bare_name, errors_together, kind_of, one_part
+from experiments.data.tables import KINDS, Form, Row, Table, read_table
+from experiments.user_cache import NotHereError, is_read_only
 from lora_variants.interface.rng import stream
 
 USUAL = {"train": "train*", "validation": "validation*|valid*|dev*|val|val.*", "test": "test*"}
+HUB_NAME = re.compile(r"[\w-][\w.-]*(/[\w.-]+)?", re.ASCII)
 Where = str | float | None
 
 
@@ -54,18 +58,22 @@ class Location:
             return self._of_one_file(place)
         there = _files_in(place) if self.is_local else {name: Source(hub_split=name) for name in hub_splits}
         found: dict[str, Source] = {}
-        for split in ("train", "validation", "test"):
-            asked = getattr(self, split)
-            if isinstance(asked, float):
-                continue
-            found[split] = self._find(split, asked or USUAL[split], there, given=asked is not None)
-        _refuse_shared(found)
+        with errors_together():
+            for split in ("train", "validation", "test"):
+                asked = getattr(self, split)
+                if not isinstance(asked, float):
+                    with one_part():
+                        found[split] = self._find(split, asked or USUAL[split], there, given=asked is not None)
+            _refuse_shared(found)
         return found
 
     def _of_one_file(self, file: Path) -> dict[str, Source]:
-        for split in ("validation", "test"):
-            if not isinstance(getattr(self, split), float):
-                raise DataError(f"{file} is one file: say which share of it is for {split}, e.g. task.{split}=0.1")
+        with errors_together():
+            for split in ("validation", "test"):
+                if not isinstance(getattr(self, split), float):
+                    with one_part():
+                        way_out = f"say which share of it is for {split}, e.g. task.{split}=0.1"
+                        raise DataError(f"{file} is one file: {way_out}")
         return {"train": Source(files=(file,))}
 
     def _find(self, split: str, patterns: str, there: dict[str, Source], *, given: bool) -> Source:
@@ -86,8 +94,8 @@ class Location:
 
 
 def is_local(path: str) -> bool:
-    """Whether a path is of this machine: it is there, or it can be no name on the Hub."""
-    return Path(path).exists() or path.startswith((".", "/", "~")) or path.count("/") > 1
+    """Whether a path is of this machine: it is there, or it can be no name of a data set on the Hub."""
+    return Path(path).exists() or not HUB_NAME.fullmatch(path) or kind_of(Path(path)) in {*KINDS, "txt"}
 
 
 def whole(path: str) -> str:
@@ -121,21 +129,22 @@ def read_splits(
 ) -> dict[str, list[Table]]:
     """Every table of each split that is not a share of another.
 
-    Raises: DataError for what is not there or cannot be read.
+    Raises: DataError for what is not there or cannot be read, of all splits together; NotHereError.
     """
-    if where.is_local:
-        sources = where.sources()
-        return {split: [read_table(file, form) for file in source.files] for split, source in sources.items()}
-    sources = where.sources(hub_split_names(where.path, subset, revision))
-    return {
-        split: [read_hub_split(where.path, subset, revision, str(source.hub_split), set(labels))]
-        for split, source in sources.items()
-    }
+    tables: dict[str, list[Table]] = {}
+    with errors_together():
+        names = () if where.is_local else hub_split_names(where.path, subset, revision)
+        for split, source in where.sources(names).items():
+            with one_part():
+                tables[split] = [read_table(file, form) for file in source.files] or [
+                    read_hub_split(where.path, subset, revision, str(source.hub_split), set(labels))
+                ]
+    return tables
 
 
 def hub_split_names(name: str, subset: str | None, revision: str | None) -> tuple[str, ...]:
     """The splits that a data set has."""
-    return tuple(_ask_hub("get_dataset_hub_split_names", name, subset, revision))
+    return tuple(_ask_hub("get_dataset_split_names", name, subset, revision))
 
 
 def read_hub_split(name: str, subset: str | None, revision: str | None, split: str, known_labels: set[str]) -> Table:
@@ -162,22 +171,36 @@ def _with_names(values: dict[str, Any], named: dict[str, list[str]]) -> dict[str
 
 
 def _ask_hub(function: str, name: str, subset: str | None, revision: str | None, **more: str) -> Any:
+    unknown = f"task.path: {name!r} is no file or folder here; as a data set of the Hub it is unknown until a run reads"
     try:
         import datasets
     except ImportError:
-        raise DataError(
-            f"task.path: {name!r} is no file or folder here; reading it from the Hub needs datasets: "
-            f"pip install 'lora-rank-studies[hub]'"
-        ) from None
+        needed = "needs datasets: pip install 'lora-rank-studies[hub]'"
+        if is_read_only():
+            raise NotHereError(f"{unknown} it, which {needed}") from None
+        raise DataError(f"task.path: {name!r} is no file or folder here; reading it from the Hub {needed}") from None
     datasets.disable_progress_bars()
     try:
-        return getattr(datasets, function)(name, subset, revision=revision, **more)
+        with _from_cache(datasets.config):
+            return getattr(datasets, function)(name, subset, revision=revision, **more)
     except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:
+        if is_read_only():
+            raise NotHereError(f"{unknown} it") from None
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise DataError(
             f"task.path: the data set {name!r} cannot be had from the Hub ({reason}); a folder with its files takes "
             f"its place: task.path=FOLDER"
         ) from None
+
+
+@contextmanager
+def _from_cache(config: Any) -> Iterator[None]:
+    """Inside, `datasets` asks no network where nothing may be downloaded."""
+    before, config.HF_HUB_OFFLINE = config.HF_HUB_OFFLINE, config.HF_HUB_OFFLINE or is_read_only()
+    try:
+        yield
+    finally:
+        config.HF_HUB_OFFLINE = before
 
 
 def split_rows(
@@ -192,9 +215,10 @@ def split_rows(
     order = torch.arange(rows) if contiguous else torch.randperm(rows, generator=stream(seed, "split"))
     sizes = {split: round(share * rows) for split, share in shares.items()}
     kept = rows - sum(sizes.values())
-    for split, size in {"train": kept, **sizes}.items():
-        if size < 1:
-            raise DataError(f"{split} has none of {rows} rows: give it a larger share, or the data more rows")
+    if none := [split for split, size in {"train": kept, **sizes}.items() if size < 1]:
+        raise DataError(
+            *(f"{split} has none of {rows} rows: give it a larger share, or the data more rows" for split in none)
+        )
     found, after = {}, kept
     for split, size in sizes.items():
         found[split] = sorted(order[after : after + size].tolist())

@@ -15,9 +15,9 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from experiments.models.weights import fingerprint
-from experiments.user_cache import cache_folder
+from experiments.user_cache import cache_folder, is_read_only
 
-FORMAT = "2"  # of what is cached; another number makes all of it anew
+FORMAT = "3"  # of what is cached; another number makes all of it anew
 
 
 @dataclass(frozen=True)
@@ -28,12 +28,16 @@ class Tokens:
     starts: Int[Tensor, " rows"]
     ends: Int[Tensor, " rows"]
     marked: Bool[Tensor, " tokens"]  # what a language model is scored on
-    truncated: Bool[Tensor, " rows"]
+    cut: Int[Tensor, " rows"]  # how many tokens more a row would have
     segments: UInt8[Tensor, " tokens"] | None = None  # 0 in the first text of a pair, 1 in the second
 
     @property
     def lengths(self) -> Int[Tensor, " rows"]:
         return self.ends - self.starts
+
+    @property
+    def truncated(self) -> Bool[Tensor, " rows"]:
+        return self.cut > 0
 
     @property
     def scored(self) -> Int[Tensor, " rows"]:
@@ -55,7 +59,7 @@ class Tokens:
 
 
 def joined(
-    rows: Sequence[Sequence[int]], truncated: Sequence[bool], *,
+    rows: Sequence[Sequence[int]], cut: Sequence[int], *,
     marks: Sequence[Sequence[bool]] | None = None, segments: Sequence[Sequence[int]] | None = None,
 ) -> Tokens:  # fmt: skip
     """Rows of token numbers as Tokens; without marks every token is marked."""
@@ -66,7 +70,7 @@ def joined(
     if marks is not None:
         marked = torch.tensor([mark for row in marks for mark in row], dtype=torch.bool)
     kinds = None if segments is None else torch.tensor([kind for row in segments for kind in row], dtype=torch.uint8)
-    return Tokens(flat, starts, ends, marked, torch.tensor(truncated, dtype=torch.bool), kinds)
+    return Tokens(flat, starts, ends, marked, torch.tensor(cut, dtype=torch.int64), kinds)
 
 
 def tokenizer_sha256(tokenizer: Any) -> str:
@@ -81,14 +85,16 @@ def tokenizer_sha256(tokenizer: Any) -> str:
 def cached_tokens(build: Callable[[], Tokens], **depends_on: str | int | None) -> Tokens:
     """The tokens from the user's cache, or built and stored there; `depends_on` is all that they depend on.
 
-    A file that is torn or changed is built again; where the cache cannot be written, nothing is lost but time.
+    A file that is torn or changed is built again; where the cache cannot or must not be written, nothing is lost but
+    time.
     """
     key = hashlib.sha256(json.dumps([FORMAT, depends_on], sort_keys=True).encode()).hexdigest()[:24]
     path = cache_folder() / "tokens" / f"{key}.safetensors"
     found = _load(path)
     if found is None:
         found = build()
-        _store(found, path)
+        if not is_read_only():
+            _store(found, path)
     return found
 
 

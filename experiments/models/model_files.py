@@ -7,6 +7,7 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 
 from experiments.models.model_config import ModelConfig, ModelError
+from experiments.user_cache import NotHereError, is_read_only
 
 SETTINGS = ("config.json", "*token*", "vocab*", "merges.txt", "*.model")
 WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "model-*.safetensors")
@@ -18,9 +19,12 @@ def model_folder(config: ModelConfig, *, weights: bool) -> Path:
 
     A folder is used as it is and nothing asks the network. A name is looked up on the Hub, and its files lie in the
     cache afterwards; without network they are taken from there.
-    Raises: ModelError for a name, a revision or files that are not to be had.
+    Raises: ModelError for a name, a revision or files that are not to be had; NotHereError for a name that would have
+    to be downloaded where nothing may be.
     """
     folder = config.folder or _downloaded(config, weights=weights)
+    if is_read_only() and config.folder is None:
+        _refuse_partial(config, folder, weights=weights)
     refuse_adapters(config, folder)
     if not (folder / "config.json").is_file():
         raise ModelError(f"model.name: the folder {config.name!r} has no config.json; name the folder of a whole model")
@@ -28,6 +32,20 @@ def model_folder(config: ModelConfig, *, weights: bool) -> Path:
         for path in weight_files(config, folder):
             _refuse_torn(config, path)
     return folder
+
+
+def _refuse_partial(config: ModelConfig, folder: Path, *, weights: bool) -> None:
+    """Raises: NotHereError where the cache lacks some of the files that a download would bring."""
+    wanted = [("config.json",), *([(*WEIGHTS, *PICKLED_WEIGHTS)] if weights else [])]
+    if not all(any(found for name in names for found in folder.glob(name)) for names in wanted):
+        raise NotHereError(_unknown(config))
+
+
+def _unknown(config: ModelConfig) -> str:
+    return (
+        f"model.name: {config.name!r} is no folder here and not whole in the cache; as a model of the Hub it is "
+        f"unknown until a run downloads it"
+    )
 
 
 def refuse_adapters(config: ModelConfig, folder: Path) -> None:
@@ -120,7 +138,11 @@ def _downloaded(config: ModelConfig, *, weights: bool) -> Path:
     client_errors: tuple[type[Exception], ...] = (OSError, *errors.HfHubHTTPError.__bases__)  # of its HTTP client too
     at = f"{config.name!r}" + (f" at revision {config.revision!r}" if config.revision else "")
     try:
-        return Path(huggingface_hub.snapshot_download(config.name, revision=config.revision, allow_patterns=patterns))
+        return Path(
+            huggingface_hub.snapshot_download(
+                config.name, revision=config.revision, allow_patterns=patterns, local_files_only=is_read_only()
+            )
+        )
     except errors.GatedRepoError:
         problem = (
             f"{at} is gated: accept its terms at https://huggingface.co/{config.name} and log in with 'hf auth login'"
@@ -135,6 +157,8 @@ def _downloaded(config: ModelConfig, *, weights: bool) -> Path:
     except errors.HFValidationError:
         problem = f"{at} is neither a folder here nor a possible name on the Hub, which is 'model' or 'owner/model'"
     except (errors.LocalEntryNotFoundError, errors.OfflineModeIsEnabled):
+        if is_read_only():
+            raise NotHereError(_unknown(config)) from None
         problem = (
             f"{at} is not a folder, not whole in the cache, and the Hub cannot be reached; get a network "
             f"(and unset HF_HUB_OFFLINE), or name a folder that holds the model"

@@ -10,7 +10,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from experiments.user_cache import cache_folder
+from experiments.user_cache import NotHereError, cache_folder, is_read_only
 
 Report = Callable[[str, int, int], None]
 
@@ -33,12 +33,14 @@ def cached(model: nn.Module, *, key: str, build: Callable[[], None], report: Rep
     """Load the model's weights from the cache, or build them and store them there.
 
     `key` must change with everything that the weights depend on. A file that is torn or whose content
-    is not what was written is built again.
+    is not what was written is built again. Raises: NotHereError where nothing may be built now.
     """
     path = cache_folder() / f"{key}.safetensors"
     problem = load_verified(model, path)
     if problem is None:
         return
+    if is_read_only():
+        raise NotHereError(f"the base model is pretrained when a run starts: {path.name} is not in the cache")
     if path.exists():
         report(f"cached base model {path.name} is unusable ({problem}): building it again", 0, 0)
     build()

@@ -53,6 +53,18 @@ def run_dir_name(config: RunConfig, *, rank_total: int | None, config_hash: str)
     return "-".join([*parts, config_hash])
 
 
+def refuse_unwritable(folder: Path) -> None:
+    """Raises: OSError where no run directory can be made in a folder, there or not; nothing is written."""
+    there = folder.absolute()
+    while not there.exists() and there != there.parent:
+        there = there.parent
+    way_out = "choose another --runs-dir"
+    if not there.is_dir():
+        raise NotADirectoryError(f"{folder}: run directories cannot be made there: {there} is a file; {way_out}")
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise PermissionError(f"{folder}: run directories cannot be made there: {there} is not writable; {way_out}")
+
+
 class RunDirectory:
     """One run on disk. As a context manager it writes the traceback of a crash to `error.txt`."""
 

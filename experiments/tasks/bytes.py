@@ -57,6 +57,15 @@ class Bytes(Task):
     def data_sha256(self) -> dict[str, str]:
         return {split: hashlib.sha256(text).hexdigest() for split, text in self.texts.items()}
 
+    def describe_data(self) -> dict[str, dict[str, str]]:
+        context = self.config.context
+        windows = {split: f"{(len(text) - 1) // context:,}" for split, text in self.texts.items()}
+        windows["train"] = "drawn at random"
+        return {
+            split: {"bytes": f"{len(text):,}", "rows": windows[split], "bytes in a row": str(context + 1)}
+            for split, text in self.texts.items()
+        }
+
     def architecture(self) -> nn.Module:
         return ByteTransformer()
 

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
+from experiments.data.description import describe_labels
 from experiments.models.digit_transformer import LABELS, DigitRecipe, DigitTransformer, pretrained_digits
 from experiments.models.weights import Report, silent
 from experiments.tasks.task import Batch, Split, Task, TaskConfig
@@ -56,6 +57,16 @@ class Digits(Task):
         return {
             split: hashlib.sha256(images.numpy().tobytes() + labels.numpy().tobytes()).hexdigest()
             for split, (images, labels) in self.splits.items()
+        }
+
+    def describe_data(self) -> dict[str, dict[str, str]]:
+        names = [str(digit) for digit in range(LABELS, 10)]
+        return {
+            split: {
+                "rows": f"{len(labels):,}",
+                "labels": describe_labels([names[label] for label in labels.tolist()], names),
+            }
+            for split, (_, labels) in self.splits.items()
         }
 
     def architecture(self) -> nn.Module:

@@ -11,9 +11,10 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 from torch import Tensor, nn
 
 from experiments.data.batching import evaluation_order, padded_length, training_order
+from experiments.data.description import describe_tokens
 from experiments.data.encoding import encode_lines, encode_stream
 from experiments.data.passages import Layout, Passage, passages_sha256, read_passages, read_plain
-from experiments.data.reading import DataError, Malformed, refuse_malformed
+from experiments.data.reading import DataError, Malformed, errors_together, one_part, refuse_malformed
 from experiments.data.sources import read_splits, whole
 from experiments.data.tables import Form
 from experiments.data.tokens import Tokens, cached_tokens
@@ -21,8 +22,8 @@ from experiments.models.architecture import one_trial_reason
 from experiments.models.weights import Report, silent
 from experiments.tasks.task import DIVERGED, Batch, Split, Task, TaskConfig
 from experiments.tasks.text_config import TextDataConfig, location
-from experiments.tasks.text_model import TextModel
 from lora_variants.interface.config import MOST
+from experiments.tasks.text_model import TextModel, counting
 from lora_variants.interface.rng import stream
 
 LARGEST_EXPONENT = 700.0  # of a float64
@@ -101,16 +102,27 @@ class LanguageModeling(Task):
         layout = Layout(
             config.layout, config.split, config.document_separator, config.prompt_separator, config.text, config.prompt
         )
-        tables = read_splits(where, form, subset=config.subset, revision=config.revision)
         shares = {split: at for split in ("validation", "test") if isinstance(at := getattr(where, split), float)}
-        passages, malformed = read_passages(
-            tables, layout, shares, seed=config.split_seed, skip_malformed=config.skip_malformed
-        )
-        if config.forgetting is not None:
-            passages["forgetting"] = read_plain(config.forgetting.path, encoding)
+        passages: dict[str, list[Passage]] = {}
+        malformed: dict[str, int] = {}
+        with errors_together():
+            with one_part():
+                tables = read_splits(where, form, subset=config.subset, revision=config.revision)
+                passages, malformed = read_passages(
+                    tables, layout, shares, seed=config.split_seed, skip_malformed=config.skip_malformed
+                )
+            if config.forgetting is not None:
+                passages["forgetting"] = read_plain(config.forgetting.path, encoding)
         return passages, malformed
 
-    def tokens(self, split: str) -> Tokens:
+    def read_data(self, report: Report = silent) -> None:
+        splits = self.data[0]
+        with errors_together():
+            for split in splits:
+                with one_part():
+                    self.tokens(split, report)  # so that a line without a token to score is known now
+
+    def tokens(self, split: str, report: Report = silent) -> Tokens:
         """The rows of a split.
 
         Raises: DataError where there is nothing to predict, in all of it or in a line that is not to be skipped.
@@ -118,11 +130,12 @@ class LanguageModeling(Task):
         if split not in self._tokens:
             passages, config, tokenizer = self.data[0][split], self.config, self.base.tokenizer
             in_lines, all_scored = config.layout == "lines" and split != "forgetting", config.score == "all"
+            count = counting(split, report)
 
             def encode() -> Tokens:
                 if in_lines:
-                    return encode_lines(tokenizer, passages, config.context, score_prompts=all_scored)
-                return encode_stream(tokenizer, passages, config.context)
+                    return encode_lines(tokenizer, passages, config.context, count, score_prompts=all_scored)
+                return encode_stream(tokenizer, passages, config.context, count)
 
             found = cached_tokens(
                 encode, text=passages_sha256(passages), tokenizer=self.base.tokenizer_sha256, context=config.context,
@@ -156,8 +169,7 @@ class LanguageModeling(Task):
         return usable[torch.arange(min(rows, most or rows)) * rows // min(rows, most or rows)]
 
     def data_sha256(self) -> dict[str, str]:
-        for split in self.data[0]:
-            self.tokens(split)  # so that a line without a token to score is known now
+        self.read_data()
         hashes = {split: passages_sha256(passages) for split, passages in self.data[0].items()}
         return hashes | self.base.sha256(self.architecture())
 
@@ -172,6 +184,17 @@ class LanguageModeling(Task):
             for split in self.data[0]
         }
 
+    def describe_data(self) -> dict[str, dict[str, str]]:
+        found = {}
+        for split, passages in self.data[0].items():
+            found[split] = {"passages": f"{len(passages):,}"}
+            if split in self._tokens:
+                used, tokens = self.rows_of(split), self._tokens[split]
+                malformed = self.data[1].get(split, 0) + int((tokens.scored == 0).sum())
+                found[split] |= {"rows": f"{len(used):,} of {len(tokens.lengths):,}", "malformed": f"{malformed:,}"}
+                found[split] |= describe_tokens(tokens, used, self.config.context + 1)
+        return found
+
     @property
     def has_forgetting_split(self) -> bool:
         return self.config.forgetting is not None
@@ -181,6 +204,9 @@ class LanguageModeling(Task):
 
     def base_model(self, report: Report = silent) -> nn.Module:
         return self.base.build(0, length=self.config.context, weights=True)
+
+    def find_base(self) -> None:
+        self.base.find()
 
     def base_facts(self) -> dict[str, str]:
         return self.base.facts()

@@ -129,6 +129,14 @@ class Planted(Task):
         splits = ("train", "validation", "test")
         return {split: hashlib.sha256(f"{split} {knobs}".encode()).hexdigest() for split in splits}
 
+    def describe_data(self) -> dict[str, dict[str, str]]:
+        width = str(sum(m.d_in for m in self.config.matrices))
+        rows = dict.fromkeys(("validation", "test"), f"{self.config.evaluation_rows:,}")
+        return {
+            split: {"rows": said, "numbers in a row": width}
+            for split, said in {"train": "drawn afresh at every step", **rows}.items()
+        }
+
     def architecture(self) -> nn.Module:
         return PlantedModel(self.config)
 

@@ -44,6 +44,16 @@ class Task(ABC):
     def __init__(self, config: Any, model_config: ModelConfig | None = None) -> None:
         self.config, self.model_config = config, model_config
 
+    def read_data(self, report: Report = silent) -> None:
+        """Have the data as batches are made of them; `report` hears of work that takes long.
+
+        Raises: DataError with what is wrong with each split; NotHereError.
+        """
+
+    def describe_data(self) -> dict[str, dict[str, str]]:
+        """What a plan says of each split, in words: its rows, its labels, what is cut."""
+        return {}
+
     @abstractmethod
     def data_sha256(self) -> dict[str, str]:
         """What the data are, by content: split or source -> hash."""
@@ -60,6 +70,9 @@ class Task(ABC):
     @abstractmethod
     def architecture(self) -> nn.Module:
         """The base model with arbitrary weights: enough to plan with."""
+
+    def find_base(self) -> None:
+        """Raises: ModelError where the files of W0 are not there or torn; NotHereError. Nothing is loaded."""
 
     def base_facts(self) -> dict[str, str]:
         """What `environment.json` says of the base model, next to the fingerprint of its weights."""

@@ -11,10 +11,11 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from experiments.data.batching import evaluation_order, padded_length, training_order
+from experiments.data.description import describe_labels, describe_tokens
 from experiments.data.encoding import encode_texts
 from experiments.data.examples import Columns, Labelled, read_examples
 from experiments.data.presets import PRESETS
-from experiments.data.reading import DataError
+from experiments.data.reading import DataError, errors_together, one_part
 from experiments.data.sources import read_splits
 from experiments.data.tables import Form
 from experiments.data.tokens import Tokens, cached_tokens
@@ -33,7 +34,7 @@ from experiments.tasks.metrics import (
 )
 from experiments.tasks.task import Batch, Split, Task, TaskConfig
 from experiments.tasks.text_config import TextDataConfig, location
-from experiments.tasks.text_model import TextModel
+from experiments.tasks.text_model import TextModel, counting
 
 EVALUATION_ROWS = 64
 MODEL_INPUTS = ("input_ids", "attention_mask", "token_type_ids")
@@ -114,14 +115,14 @@ class TextClassification(Task):
         knobs, config = self.knobs, self.config
         where = location(config, knobs["path"], knobs)
         form = Form(config.format, header=knobs["header"], quoted=knobs["quoted"], encoding=knobs["encoding"])
-        tables = read_splits(
-            where, form, subset=knobs.get("subset"), revision=knobs.get("revision"), labels=self.columns.labels or ()
-        )
         shares = {split: at for split in ("validation", "test") if isinstance(at := getattr(where, split), float)}
-        found = read_examples(
-            tables, self.columns, shares,
-            seed=config.split_seed, limit=config.train_rows, skip_malformed=config.skip_malformed,
-        )  # fmt: skip
+        with errors_together():
+            subset, revision, labels = knobs.get("subset"), knobs.get("revision"), self.columns.labels or ()
+            tables = read_splits(where, form, subset=subset, revision=revision, labels=labels)
+            found = read_examples(
+                tables, self.columns, shares,
+                seed=config.split_seed, limit=config.train_rows, skip_malformed=config.skip_malformed,
+            )  # fmt: skip
         if "f1" in self.metric_names and len(found.labels) != 2:
             raise DataError(f"task.metrics: f1 is that of the second of two labels, the data have {len(found.labels)}")
         return found
@@ -131,12 +132,19 @@ class TextClassification(Task):
         """Logits of a row; known without the data where the labels are."""
         return 1 if self.columns.regression else len(self.columns.labels or self.data.labels)
 
-    def tokens(self, split: str) -> Tokens:
+    def read_data(self, report: Report = silent) -> None:
+        splits = self.data.splits
+        with errors_together():
+            for split in splits:
+                with one_part():
+                    self.tokens(split, report)  # so that a text without a token is known now
+
+    def tokens(self, split: str, report: Report = silent) -> Tokens:
         """The texts of a split, with the model's special tokens, at most `max_length` long."""
         if split not in self._tokens:
-            examples, length = self.data.splits[split], self.config.max_length
+            examples, length, count = self.data.splits[split], self.config.max_length, counting(split, report)
             self._tokens[split] = cached_tokens(
-                lambda: encode_texts(self.base.tokenizer, examples.texts, length),
+                lambda: encode_texts(self.base.tokenizer, examples.texts, length, count),
                 text=examples.sha256(), tokenizer=self.base.tokenizer_sha256, max_length=length,
             )  # fmt: skip
         return self._tokens[split]
@@ -150,8 +158,7 @@ class TextClassification(Task):
         return {split: self.data.targets(split) for split in self.data.splits}
 
     def data_sha256(self) -> dict[str, str]:
-        for split in self.data.splits:
-            self.tokens(split)  # so that a text without a token is known now
+        self.read_data()
         labels = ",".join(self.data.labels)
         hashes = {
             split: hashlib.sha256(f"{labels} {examples.sha256()}".encode()).hexdigest()
@@ -169,6 +176,19 @@ class TextClassification(Task):
             for split, examples in self.data.splits.items()
         }
         return facts | {"labels": len(self.data.labels)}
+
+    def describe_data(self) -> dict[str, dict[str, str]]:
+        found = {}
+        for split, examples in self.data.splits.items():
+            found[split] = {"rows": f"{len(examples.labels):,}", "malformed": f"{examples.malformed:,}"}
+            found[split] |= {"labels": describe_labels(examples.labels, self.data.labels)}
+            if split in self._tokens:
+                tokens = self._tokens[split]
+                found[split] |= describe_tokens(tokens, torch.arange(len(tokens.lengths)), self.config.max_length)
+        return found
+
+    def find_base(self) -> None:
+        self.base.find()
 
     def architecture(self) -> nn.Module:
         return self.base.build(self.outputs, length=self.config.max_length, weights=False)

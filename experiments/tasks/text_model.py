@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import nn
 
+from experiments.data.encoding import Count
 from experiments.data.reading import DataError
 from experiments.data.tokens import tokenizer_sha256
 from experiments.models.architecture import (
@@ -18,8 +19,14 @@ from experiments.models.architecture import (
     settings_of,
 )
 from experiments.models.model_config import ModelConfig
+from experiments.models.weights import Report
 
 NOT_CONTENT = ("_name_or_path", "transformers_version", "dtype", "torch_dtype", "pad_token_id", "use_cache")
+
+
+def counting(split: str, report: Report) -> Count:
+    """A count of rows as a report on the tokens of a split."""
+    return lambda done, total: report(f"tokenising {split}", done, total)
 
 
 class TextModel:
@@ -66,6 +73,12 @@ class TextModel:
     def takes_segments(self) -> bool:
         """Whether the model wants to know which text of a pair a token is of, and its tokenizer says it."""
         return "token_type_ids" in self.tokenizer.model_input_names and has_segments(self.settings)
+
+    def find(self) -> None:
+        """Raises: ModelError where the files of the weights are not there or torn; NotHereError."""
+        from experiments.models.model_files import model_folder
+
+        model_folder(self.config, weights=self.config.weights == "pretrained")
 
     def build(self, labels: int, *, length: int, weights: bool) -> nn.Module:
         """The model; without weights it needs no tokenizer.

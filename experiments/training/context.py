@@ -72,6 +72,13 @@ class TrainingContext:
             variant = attached(config, self.task, self.task.architecture(), start)
         return variant, [str(warning.message) for warning in caught]
 
+    def read_data(self, report: Report = silent) -> None:
+        """What is wrong with the data is known after this, before anything is computed.
+
+        Raises: DataError with what is wrong with each split; NotHereError.
+        """
+        self.task.read_data(report)
+
     @cached_property
     def data_sha256(self) -> dict[str, str]:
         return self.task.data_sha256()

@@ -1,0 +1,37 @@
+"""What a plan says of a split, in words: its labels, its length in tokens, and what of it is cut."""
+
+from collections import Counter
+from collections.abc import Sequence
+
+from jaxtyping import Int
+from torch import Tensor
+
+from experiments.data.tokens import Tokens
+
+SHOWN_LABELS = 6
+
+
+def describe_labels(given: Sequence[str], known: Sequence[str]) -> str:
+    """How many rows have each label, of many labels the most frequent and the rarest; of numbers their range."""
+    if not known:
+        numbers = [float(label) for label in given]
+        return f"numbers from {min(numbers):g} to {max(numbers):g}"
+    counts = Counter(given)
+    if len(known) <= SHOWN_LABELS:
+        return ", ".join(f"{label}: {counts[label]:,}" for label in known)
+    often = counts.most_common()
+    shown = ", ".join(f"{label}: {rows:,}" for label, rows in often[: SHOWN_LABELS // 2])
+    rarest, rows = often[-1]
+    return f"{len(counts)} of {len(known)} labels; {shown}, ... {rarest}: {rows:,}"
+
+
+def describe_tokens(tokens: Tokens, rows: Int[Tensor, " chosen"], most: int) -> dict[str, str]:
+    """Of these rows all tokens, the longest row, and what is cut at `most` tokens."""
+    lengths, cut = tokens.lengths[rows], tokens.cut[rows]
+    long = int((cut > 0).sum())
+    loss = f"{long:,} rows ({long / len(rows):.1%}), {int(cut.sum()):,} tokens"
+    return {
+        "tokens": f"{int(lengths.sum()):,}",
+        "longest": f"{int(lengths.max()):,}",
+        f"cut at {most} tokens": loss if long else "none",
+    }
