@@ -60,9 +60,9 @@ def refuse_unwritable(folder: Path) -> None:
         there = there.parent
     way_out = "choose another --runs-dir"
     if not there.is_dir():
-        raise NotADirectoryError(f"{folder}: run directories cannot be made there: {there} is a file; {way_out}")
+        raise NotADirectoryError(f"{folder}: run directories cannot be written there: {there} is a file; {way_out}")
     if not os.access(there, os.W_OK | os.X_OK):
-        raise PermissionError(f"{folder}: run directories cannot be made there: {there} is not writable; {way_out}")
+        raise PermissionError(f"{folder}: run directories cannot be written there: {there} is not writable; {way_out}")
 
 
 class RunDirectory:

@@ -18,6 +18,7 @@ from experiments.studies.queue.trial_queue import TrialQueue
 from experiments.studies.spec.study import Study, changes, frozen
 from experiments.studies.status import awake
 from experiments.training.context import TrainingContext
+from experiments.user_cache import NotHereError
 
 TOKEN = ".token"
 FROZEN = "frozen-"
@@ -72,13 +73,15 @@ def _shared(config: Any, other: Any) -> list[tuple[str, Any, Any]]:
 def warnings_of_arms(study: Study, context: TrainingContext) -> list[str]:
     """What is doubtful about arms.
 
-    Raises: ConfigError with every arm that does not fit the base model.
+    Raises: ConfigError with every arm that does not fit the base model; NotHereError.
     """
     errors: dict[str, list[str]] = {}
     warnings: dict[str, list[str]] = {}
     for arm in study.arms:
         try:
             _, of_arm = context.plan(arm.config, read_start(arm.config.start))
+        except NotHereError:
+            raise
         except (ValueError, OSError) as error:
             errors.setdefault(str(error), []).append(arm.label)
         else:

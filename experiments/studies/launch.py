@@ -10,7 +10,7 @@ from typing import Protocol
 
 from experiments.models.weights import fingerprint
 from experiments.record.earlier_run import count_earlier_runs
-from experiments.record.run_dir import refuse_unreadable
+from experiments.record.run_dir import refuse_unreadable, refuse_unwritable
 from experiments.studies.collect import Collection
 from experiments.studies.consistency import (
     check_content,
@@ -100,7 +100,8 @@ def launch(
     for note in study.notes:
         view.display.say(note)
     if options.plan:
-        plan_study(study, view, workers=options.workers, pack=options.pack)
+        study_mode(options.wandb or study.arms[0].config.wandb.mode)
+        plan_study(study, view, address, options.runs_dir, workers=options.workers, pack=options.pack)
         return 0
     this = Launch(options, study, address, view, conclude=conclude, prestarted=prestarted or [])
     return this.collect() if options.collect else this.train()
@@ -184,8 +185,8 @@ class Launch:
 
     def _prepare_base(self) -> str:
         """The fingerprint of W0; what takes long is done once, before there are workers to wait for it."""
-        _ = self.context.data_sha256  # what is wrong with the data is known before anything is computed
         with self.view.display.live():
+            self.context.read_data(self.view.display.report)
             return fingerprint(self.context.task.base_model(self.view.display.report).state_dict())
 
     def _train(self, study_state: StudyState) -> None:
@@ -271,6 +272,7 @@ class Launch:
 
 def _make_writable(folder: Path) -> None:
     """Raises: OSError where run directories cannot be written."""
+    refuse_unwritable(folder)
     probe = folder / ".writable"
     try:
         folder.mkdir(parents=True, exist_ok=True)

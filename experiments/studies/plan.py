@@ -3,63 +3,44 @@
 import os
 import time
 import warnings
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
-from itertools import islice
-from typing import Any, cast
+from collections.abc import Callable, Sequence
+from pathlib import Path
 
 import torch
 
 from experiments.config.schema import RunConfig
+from experiments.plan import has_base, show_data, show_unknown
+from experiments.record.run_dir import refuse_unwritable
 from experiments.record.starting_point import StartingPoint, read_start
-from experiments.studies.consistency import shared_context
+from experiments.studies.consistency import shared_context, warnings_of_arms
+from experiments.studies.costs import Count, GroupCost, group_costs
 from experiments.studies.protocol.grid_stage import POINTS_ADDED
 from experiments.studies.protocol.protocol import plan_ahead
+from experiments.studies.queue.storage import Address
+from experiments.studies.queue.trial_queue import TrialQueue
 from experiments.studies.search.proposer import refuse_impossible_searches
 from experiments.studies.spec.arms import Arm
 from experiments.studies.spec.study import Study
 from experiments.studies.terminal import StudyView, duration
 from experiments.studies.workers.packing import Packing, groups_of
-from experiments.tasks.task import Batch, Split, Task
-from experiments.training.context import TrainingContext, attached_pack
-from experiments.training.evaluation import split_rows
+from experiments.training.context import TrainingContext
+from experiments.user_cache import NotHereError, read_only
 from lora_variants.interface.ranks import RankWarning
 from lora_variants.interface.variant import Variant
 
-TIMED_BATCHES = 2  # of a split: few beside a trial
 PATIENCE_SECONDS = 2.0  # of measuring packs, before further groups are estimated
 
 
-@dataclass(frozen=True)
-class Count:
-    """Trials of one arm: planned, and at most more if its grid is extended."""
-
-    tuning: int
-    evaluation: int
-    extension: int
-    extended_for_sure: bool
-
-
-@dataclass(frozen=True)
-class GroupCost:
-    """A group of arms whose trials share packs: seconds of one core (of the GPU) for all its trials."""
-
-    label: str
-    arms: int
-    trials: int
-    pack: int
-    step_seconds: float  # of one trial in a pack
-    seconds: float
-    seconds_of_extension: float
-
-
 class PlanningContext(TrainingContext):
-    """One that has arbitrary weights, and remembers the last arm that it planned."""
+    """One that may have arbitrary weights, and remembers the last arm that it planned."""
 
     def __init__(self, config: RunConfig) -> None:
         super().__init__(config)
-        self.base = self.task.architecture().to(self.device)
         self._last: tuple[RunConfig, tuple[Variant, list[str]]] | None = None
+
+    def build(self) -> None:
+        """Have a base of arbitrary weights."""
+        self.base = self.task.architecture().to(self.device)
 
     def plan(self, config: RunConfig, start: StartingPoint | None = None) -> tuple[Variant, list[str]]:
         if self._last is None or self._last[0] is not config:
@@ -67,31 +48,76 @@ class PlanningContext(TrainingContext):
         return self._last[1]
 
 
-def plan_study(study: Study, view: StudyView, *, workers: int, pack: int | None) -> None:
-    """Print the plan; nothing is trained for keeps, downloaded or written. Costs are measured, once a group."""
+def plan_study(
+    study: Study, view: StudyView, address: Address, runs_dir: Path, *, workers: int, pack: int | None
+) -> None:
+    """Print the plan; nothing is trained for keeps, downloaded or written. Costs are measured, once a group.
+
+    What is not on this machine yet is said, and what depends on it is left out.
+    Raises: what a launch would raise before it trains.
+    """
+    refuse_unwritable(runs_dir / study.name)
+    TrialQueue.find(address, study.name)  # to know whether it can be read
     shared_context(study)
     context = PlanningContext(study.arms[0].config)
-    refuse_impossible_searches(study, context)
     torch.set_num_threads(study.arms[0].config.training.threads or 1)
-    packing = Packing(context, size=pack, workers=workers, patience=PATIENCE_SECONDS)
-    counts = {arm.config_hash: _count(study, arm) for arm in study.arms}
-    rows = [_row(study, arm, counts[arm.config_hash], packing) for arm in study.arms]
-    groups = groups_of(study.arms, packing)
-    columns: tuple[str, ...] = ("arm", "rate around", "trainable parameters", "tuning", "evaluation", "extension")
-    if study.config.search is not None:
-        columns = ("arm", "rate around", "budget", "tuning", "evaluation")
+    unknown: list[str] = []
+    with read_only():
+        planned = _known(lambda: _check_arms(study, context, view), unknown)
+        packing = Packing(context, size=pack, workers=workers, patience=PATIENCE_SECONDS)
+        _show_arms(study, packing if planned else None, view)
+        readable = _known(lambda: show_data(context, view.display), unknown)
+        if planned and readable:
+            _known(lambda: has_base(context, view.display), unknown)
+            _show_costs(study, packing, view)
+    show_unknown(unknown, view.display)
+
+
+def _known(show: Callable[[], object], unknown: list[str]) -> bool:
+    """Whether all that `show` needs is on this machine; what is not is added to `unknown`."""
+    try:
+        show()
+    except NotHereError as error:
+        unknown.append(str(error))
+        return False
+    return True
+
+
+def _check_arms(study: Study, context: "PlanningContext", view: StudyView) -> None:
+    """Raises: ConfigError with every arm that does not fit the base, ValueError for searches; NotHereError."""
+    for warning in warnings_of_arms(study, context):
+        view.display.warn(warning)
+    context.build()
+    refuse_impossible_searches(study, context)
+
+
+def _show_arms(study: Study, packing: Packing | None, view: StudyView) -> None:
+    """Print every arm with its trials; without a packing its base is not here, and its parameters are not known."""
+    columns = ("arm", "rate around", *_columns(study, packing), "tuning", "evaluation")
+    columns += ("extension",) if study.config.search is None else ()
+    rows = [_row(study, arm, packing) for arm in study.arms]
     view.plan(columns, rows, title=f"study {study.name}: {len(rows)} arms; trials of tuning and evaluation")
-    begun = time.process_time()
+
+
+def _columns(study: Study, packing: Packing | None) -> tuple[str, ...]:
+    if study.config.search is not None:
+        return ("budget",)
+    return () if packing is None else ("trainable parameters",)
+
+
+def _show_costs(study: Study, packing: Packing, view: StudyView) -> None:
+    counts = {arm.config_hash: _count(study, arm) for arm in study.arms}
+    groups = groups_of(study.arms, packing)
     view.display.say(f"measuring {len(groups)} group{'s' * (len(groups) > 1)} of arms whose trials can train together")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", RankWarning)
-        costs = list(_costs(packing, groups.values(), counts))
-    view.plan(
-        ("group", "arms", "trials", "pack", "ms/step", "one core"),
-        [_words(cost) for cost in costs],
-        title="trials that can train together; ms/step: of one trial in its pack",
-    )
-    view.display.say(_describe(study, context, counts, costs, workers=workers, start=begun, probed=time.process_time()))
+        costs = list(group_costs(packing, groups.values(), counts))
+    title = "trials that can train together; ms/step: of one trial in its pack"
+    if any(cost.is_estimated for cost in costs):
+        title += "; ≈: measured alone, and taken to gain in packs what another group gains"
+    columns = ("group", "arms", "trials", "pack", "ms/step", "one core")
+    view.plan(columns, [_words(cost) for cost in costs], title=title)
+    view.display.say(_describe(study, packing, counts, costs, ready_seconds=time.process_time()))
 
 
 def _count(study: Study, arm: Arm) -> Count:
@@ -104,35 +130,32 @@ def _count(study: Study, arm: Arm) -> Count:
     return Count(len(planned) - evaluation, evaluation, extension, extended_for_sure=sure)
 
 
-def _row(study: Study, arm: Arm, count: Count, packing: Packing) -> tuple[str, ...]:
-    packing.group(arm)
-    trials = (str(count.tuning), str(count.evaluation))
+def _row(study: Study, arm: Arm, packing: Packing | None) -> tuple[str, ...]:
+    count, row = _count(study, arm), [arm.label, f"{arm.centre:g}"]
     if study.config.search is not None:
-        return (arm.label, f"{arm.centre:g}", study.config.search.budget.description, *trials)
-    trainable = packing.context.plan(arm.config)[0].trainable_parameters(0)  # of the plan that it remembers
+        return (*row, study.config.search.budget.description, str(count.tuning), str(count.evaluation))
+    if packing is not None:
+        packing.group(arm)
+        trainable = packing.context.plan(arm.config)[0].trainable_parameters(0)  # of the plan that it remembers
+        row.append(f"{trainable:,}" if trainable else "0, trains nothing")
     extension = f"{'' if count.extended_for_sure else 'up to '}{count.extension}"
-    return (arm.label, f"{arm.centre:g}", f"{trainable:,}", *trials, extension)
+    return (*row, str(count.tuning), str(count.evaluation), extension)
 
 
 def _words(cost: GroupCost) -> tuple[str, ...]:
     sizes = (str(cost.arms), str(cost.trials), str(cost.pack))
-    return (cost.label, *sizes, f"{1e3 * cost.step_seconds:.2f}", duration(cost.seconds))
+    step = f"{'≈ ' * cost.is_estimated}{1e3 * cost.step_seconds:.2f}" if cost.step_seconds else "trains nothing"
+    return (cost.label, *sizes, step, duration(cost.seconds))
 
 
 def _describe(
-    study: Study,
-    context: TrainingContext,
-    counts: dict[str, Count],
-    costs: Sequence[GroupCost],
-    *,
-    workers: int,
-    start: float,
-    probed: float,
+    study: Study, packing: Packing, counts: dict[str, Count], costs: Sequence[GroupCost], *, ready_seconds: float
 ) -> str:
     """The sum: what this process needed to get ready, every worker needs too."""
+    context, workers = packing.context, packing.workers
     base = sum(parameter.numel() for parameter in context.base.parameters())
     at_once = 1 if context.device.type == "cuda" else min(workers, _cores())
-    ready = probed * workers / at_once
+    ready = ready_seconds * workers / at_once
     seconds = ready + sum(cost.seconds for cost in costs) / at_once
     longest = seconds + sum(cost.seconds_of_extension for cost in costs) / at_once
     trials = sum(cost.trials for cost in costs)
@@ -143,110 +166,6 @@ def _describe(
     text += f"; {'at most' if halved else 'about'} {duration(seconds)} with {workers} worker{'s' * (workers > 1)}"
     text += f" on {_cores()} free cores"
     return text + (f" ({duration(longest)} if every grid is extended)" if more else "")
-
-
-def _costs(packing: Packing, groups: Iterable[Sequence[Arm]], counts: dict[str, Count]) -> Iterator[GroupCost]:
-    """Of every group; once patience is used up, evaluations are taken to cost what they did in the last group."""
-    rows: _RowCosts | None = None
-    for arms in groups:
-        size, speeds = packing.size(arms[0]), packing.speeds(arms[0])
-        if rows is None or not packing.impatient:
-            rows = _RowCosts(packing.context, arms[0], sorted({1, min(size, speeds[-1].trials)}))
-        yield _cost(arms, counts, size, {speed.trials: speed.seconds for speed in speeds}, rows)
-
-
-def _cost(
-    arms: Sequence[Arm], counts: dict[str, Count], size: int, speeds: dict[int, float], rows: "_RowCosts"
-) -> GroupCost:
-    arm = arms[0]
-
-    def seconds(trials: int, *, test: bool) -> float:
-        full, rest = divmod(trials, size)
-        return sum(_of_pack(n, speeds, rows, arm, test=test) * times for n, times in ((size, full), (rest, 1)) if n)
-
-    tuning = sum(counts[a.config_hash].tuning for a in arms)
-    tuning += sum(counts[a.config_hash].extension for a in arms if counts[a.config_hash].extended_for_sure)
-    evaluation = sum(counts[a.config_hash].evaluation for a in arms)
-    extension = sum(counts[a.config_hash].extension for a in arms if not counts[a.config_hash].extended_for_sure)
-    return GroupCost(
-        label=arm.label if len(arms) == 1 else f"{arm.label} ... {arms[-1].label}",
-        arms=len(arms),
-        trials=tuning + evaluation,
-        pack=size,
-        step_seconds=_nearest(speeds, size),
-        seconds=seconds(tuning, test=False) + seconds(evaluation, test=True),
-        seconds_of_extension=seconds(extension, test=False),
-    )
-
-
-def _of_pack(trials: int, speeds: dict[int, float], rows: "_RowCosts", arm: Arm, *, test: bool) -> float:
-    """Steps and evaluations of a pack of so many, and the reads of the test split, each trial alone."""
-    training = arm.config.training
-    evaluations = 1 + (training.steps // training.evaluate_every if training.evaluate_every else 0)
-    steps = training.steps * _nearest(speeds, trials)
-    of_splits = evaluations * rows.seconds("validation", trials) + 2 * rows.seconds("forgetting", trials)
-    return trials * (steps + of_splits + (rows.seconds("test", 1) if test else 0.0) + rows.overhead)
-
-
-def _nearest(speeds: dict[int, float], trials: int) -> float:
-    return speeds[max((size for size in speeds if size <= trials), default=min(speeds))]
-
-
-class _RowCosts:
-    """What evaluating a split costs a trial, from a part of the validation split, in packs of these sizes."""
-
-    def __init__(self, context: TrainingContext, arm: Arm, sizes: Sequence[int]) -> None:
-        self.context, self.arm = context, arm
-        self.by_size: dict[int, float] = {}
-        self.overhead = 0.0
-        for trials in sizes:
-            since = time.process_time()
-            configs = [arm.config.model_copy(update={"seed": arm.config.seed + trial}) for trial in range(trials)]
-            variant = attached_pack(configs, context.task, context.base)
-            self.overhead = max(self.overhead, (time.process_time() - since) / trials)
-            try:
-                part = _Part(context.task)
-                split_rows(variant.model, variant.pack, cast(Task, part), "validation", arm.config.training.precision)
-                part.rows, since = 0, _now(context)
-                split_rows(variant.model, variant.pack, cast(Task, part), "validation", arm.config.training.precision)
-                self.by_size[trials] = (_now(context) - since) / trials / part.rows
-            finally:
-                variant.detach()
-        self.rows: dict[str, int] = {}
-
-    def seconds(self, split: Split, trials: int) -> float:
-        if split == "forgetting" and not self.context.task.has_forgetting_split:
-            return 0.0
-        if split not in self.rows:
-            self.rows[split] = sum(map(_rows, self.context.task.evaluation_batches(split)))
-        return self.rows[split] * _nearest(self.by_size, trials)
-
-
-class _Part:
-    """A task whose splits have their first batches only; it counts the rows that were read."""
-
-    def __init__(self, task: Task) -> None:
-        self.task, self.rows = task, 0
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self.task, name)
-
-    def evaluation_batches(self, split: Split) -> Iterator[Batch]:
-        for batch in islice(self.task.evaluation_batches(split), TIMED_BATCHES):
-            self.rows += _rows(batch)
-            yield batch
-
-
-def _rows(batch: Batch) -> int:
-    return len(next(iter(batch.values())))
-
-
-def _now(context: TrainingContext) -> float:
-    """Processor time, or wall time once a GPU has done what it was given."""
-    if context.device.type != "cuda":
-        return time.process_time()
-    torch.cuda.synchronize(context.device)
-    return time.perf_counter()
 
 
 def _cores() -> int:

@@ -191,7 +191,7 @@ class LanguageModeling(Task):
             if split in self._tokens:
                 used, tokens = self.rows_of(split), self._tokens[split]
                 malformed = self.data[1].get(split, 0) + int((tokens.scored == 0).sum())
-                found[split] |= {"rows": f"{len(used):,} of {len(tokens.lengths):,}", "malformed": f"{malformed:,}"}
+                found[split] |= {"rows": f"{len(used):,} of {len(tokens.lengths):,}", "left out": f"{malformed:,}"}
                 found[split] |= describe_tokens(tokens, used, self.config.context + 1)
         return found
 

@@ -180,7 +180,7 @@ class TextClassification(Task):
     def describe_data(self) -> dict[str, dict[str, str]]:
         found = {}
         for split, examples in self.data.splits.items():
-            found[split] = {"rows": f"{len(examples.labels):,}", "malformed": f"{examples.malformed:,}"}
+            found[split] = {"rows": f"{len(examples.labels):,}", "left out": f"{examples.malformed:,}"}
             found[split] |= {"labels": describe_labels(examples.labels, self.data.labels)}
             if split in self._tokens:
                 tokens = self._tokens[split]

@@ -42,7 +42,7 @@ class Packing:
     """Groups of arms whose trials may share a pack, and the size of a pack for each group, measured.
 
     After `patience` seconds of measuring, the first group is not tried in larger packs, and a further one is measured
-    alone and taken to gain as much as the last.
+    alone and taken to gain as much as the last that trains anything.
 
     Trials share a pack if they have all in common but what belongs to a trial, and if every layer's rank is padded to
     the same length: then a trial's arithmetic is the same alone and in the pack.
@@ -56,6 +56,7 @@ class Packing:
         self._groups: dict[str, Hashable] = {}
         self._totals: dict[str, int] = {}
         self._speeds: dict[Hashable, list[Speed]] = {}
+        self._estimated: set[Hashable] = set()
 
     @property
     def impatient(self) -> bool:
@@ -90,16 +91,25 @@ class Packing:
         """What a trial-step costs in packs of 1, 2, 4, ..., measured once a group; the last may be the slowest."""
         group = self.group(arm)
         if group not in self._speeds:
-            known = list(self._speeds.values())
+            known = [speeds for speeds in self._speeds.values() if speeds[0].seconds]  # others train nothing
             self.deadline = self.deadline or time.process_time() + self.patience
-            hurried = known and self.impatient
-            self._speeds[group] = self._like(known[-1], arm.config) if hurried else self._measured(arm.config)
+            if known and self.impatient:
+                self._speeds[group] = self._like(known[-1], arm.config)
+                self._estimated.add(group)
+            else:
+                self._speeds[group] = self._measured(arm.config)
         return self._speeds[group]
+
+    def is_estimated(self, arm: Arm) -> bool:
+        """Whether only a pack of one was measured, and larger ones are taken to gain what another group's do."""
+        return self.group(arm) in self._estimated
 
     def _like(self, other: list[Speed], config: RunConfig) -> list[Speed]:
         """The speeds of another group, in proportion to what a pack of one takes here."""
-        ratio = self._seconds(config, 1) / other[0].seconds if other[0].seconds else 1.0
-        return [Speed(speed.trials, speed.seconds * ratio) for speed in other]
+        alone = self._seconds(config, 1)
+        return [Speed(speed.trials, speed.seconds * alone / other[0].seconds) for speed in other if alone] or [
+            Speed(1, 0.0)
+        ]
 
     def halve(self, arm: Arm, trials: int) -> None:
         """A pack of so many did not fit into memory."""
@@ -121,6 +131,8 @@ class Packing:
             except (MemoryError, RuntimeError) as error:
                 if not found or not out_of_memory(error):
                     raise
+                break
+            if not found[-1].seconds:  # nothing trains
                 break
             before, memory = memory, _peak(self.context)
             if trials >= SURE_FROM and found[-1].seconds > WORTH_IT * min(speed.seconds for speed in found[:-1]):
