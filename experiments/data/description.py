@@ -29,7 +29,7 @@ def describe_tokens(tokens: Tokens, rows: Int[Tensor, " chosen"], most: int) -> 
     """Of these rows all tokens, the longest row, and what is cut at `most` tokens."""
     lengths, cut = tokens.lengths[rows], tokens.cut[rows]
     long = int((cut > 0).sum())
-    loss = f"{long:,} rows ({long / len(rows):.1%}), {int(cut.sum()):,} tokens"
+    loss = f"{long:,} row{'s' * (long != 1)} ({long / len(rows):.1%}), {int(cut.sum()):,} tokens"
     return {
         "tokens": f"{int(lengths.sum()):,}",
         "longest": f"{int(lengths.max()):,}",

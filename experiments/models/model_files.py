@@ -23,22 +23,20 @@ def model_folder(config: ModelConfig, *, weights: bool) -> Path:
     to be downloaded where nothing may be.
     """
     folder = config.folder or _downloaded(config, weights=weights)
-    if is_read_only() and config.folder is None:
-        _refuse_partial(config, folder, weights=weights)
     refuse_adapters(config, folder)
-    if not (folder / "config.json").is_file():
-        raise ModelError(f"model.name: the folder {config.name!r} has no config.json; name the folder of a whole model")
-    if weights:
-        for path in weight_files(config, folder):
-            _refuse_torn(config, path)
+    try:
+        if not (folder / "config.json").is_file():
+            raise ModelError(
+                f"model.name: the folder {config.name!r} has no config.json; name the folder of a whole model"
+            )
+        files = weight_files(config, folder) if weights else []
+    except ModelError:
+        if is_read_only() and config.folder is None:
+            raise NotHereError(_unknown(config)) from None
+        raise
+    for path in files:
+        _refuse_torn(config, path)
     return folder
-
-
-def _refuse_partial(config: ModelConfig, folder: Path, *, weights: bool) -> None:
-    """Raises: NotHereError where the cache lacks some of the files that a download would bring."""
-    wanted = [("config.json",), *([(*WEIGHTS, *PICKLED_WEIGHTS)] if weights else [])]
-    if not all(any(found for name in names for found in folder.glob(name)) for names in wanted):
-        raise NotHereError(_unknown(config))
 
 
 def _unknown(config: ModelConfig) -> str:

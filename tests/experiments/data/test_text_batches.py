@@ -18,6 +18,7 @@ from experiments.data.encoding import encode_lines, encode_stream, encode_texts
 from experiments.data.passages import Passage
 from experiments.data.reading import DataError
 from experiments.data.tokens import Tokens, cached_tokens, joined
+from experiments.user_cache import read_only
 
 
 @settings(max_examples=60, deadline=None)
@@ -77,7 +78,7 @@ def test_padding_goes_to_a_multiple_of_eight_and_hides_what_it_adds() -> None:
 
 
 def three_rows() -> Tokens:
-    return joined([[1, 2], [3], [4, 5, 6]], [False, True, False])
+    return joined([[1, 2], [3], [4, 5, 6]], [0, 7, 0])
 
 
 def test_tokens_are_cached_by_what_they_depend_on_and_a_torn_file_is_built_again(
@@ -95,6 +96,7 @@ def test_tokens_are_cached_by_what_they_depend_on_and_a_torn_file_is_built_again
     again = cached_tokens(build, text="a", tokenizer="t")
     assert len(built) == 1
     assert torch.equal(again.flat, three_rows().flat)
+    assert again.cut.tolist() == [0, 7, 0]
     assert again.truncated.tolist() == [False, True, False]
     cached_tokens(build, text="a", tokenizer="other")
     assert len(built) == 2
@@ -113,6 +115,13 @@ def test_a_cache_that_is_full_costs_time_and_nothing_else(tmp_path: Path, monkey
     monkeypatch.setattr("experiments.data.tokens.save_file", full)
     assert torch.equal(cached_tokens(three_rows, text="a").flat, three_rows().flat)
     assert not list((tmp_path / "tokens").iterdir())
+
+
+def test_tokens_are_not_cached_while_nothing_may_be_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("experiments.data.tokens.cache_folder", lambda: tmp_path)
+    with read_only():
+        assert torch.equal(cached_tokens(three_rows, text="a").flat, three_rows().flat)
+    assert not list(tmp_path.iterdir())
 
 
 def newest(folder: Path) -> int:
@@ -140,6 +149,28 @@ def test_a_text_of_which_the_tokenizer_makes_no_token_is_refused() -> None:
         encode_texts(tokenizer, [("a-a",), ("--",), ("-",)], 8)
 
 
+def words_tokenizer() -> PreTrainedTokenizerFast:
+    inner = Tokenizer(WordLevel({"a": 0, "?": 1}, unk_token="?"))
+    inner.pre_tokenizer = Split(" ", "removed")
+    return PreTrainedTokenizerFast(tokenizer_object=inner)
+
+
+def test_the_tokens_that_each_text_has_lost_are_counted_of_pairs_too() -> None:
+    assert encode_texts(words_tokenizer(), [("a a",), ("a " * 20,), ("a",)], 8).cut.tolist() == [0, 12, 0]
+    assert encode_texts(words_tokenizer(), [("a a", "a"), ("a " * 9, "a " * 6)], 8).cut.tolist() == [0, 7]
+
+
+def test_texts_in_parts_are_the_same_tokens_and_are_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    texts = [("a " * (1 + i % 5),) for i in range(10)]
+    whole, counted = encode_texts(words_tokenizer(), texts, 4), []
+    monkeypatch.setattr("experiments.data.encoding.TEXTS", 4)
+    parts = encode_texts(words_tokenizer(), texts, 4, lambda *at: counted.append(at))
+    assert (parts.flat.tolist(), parts.ends.tolist(), parts.cut.tolist()) == (
+        whole.flat.tolist(), whole.ends.tolist(), whole.cut.tolist(),
+    )  # fmt: skip
+    assert counted == [(4, 10), (8, 10), (10, 10)]
+
+
 def test_windows_predict_every_token_of_a_stream_once() -> None:
     text = "".join(chr(65 + i % 50) for i in range(1000))
     tokens = encode_stream(Characters(), [Passage(text)], 64)
@@ -155,6 +186,7 @@ def test_a_line_scores_its_reference_alone_and_one_that_is_cut_says_so() -> None
     assert tokens.marked[:7].tolist() == [False] * 3 + [True] * 4
     assert tokens.lengths.tolist() == [7, 17]
     assert tokens.truncated.tolist() == [False, True]
+    assert tokens.cut.tolist() == [0, 27]
     assert encode_lines(Characters(), lines, 16, score_prompts=True).marked[:7].tolist() == [False] + [True] * 6
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from experiments.data.examples import Columns, Labelled, read_examples
-from experiments.data.reading import DataError
+from experiments.data.reading import DataError, errors_together
 from experiments.data.sources import Location, read_splits
 from experiments.data.tables import Form, Table, read_table
 
@@ -114,6 +114,58 @@ def test_malformed_rows_of_all_splits_stop_the_run_before_it_begins_or_are_skipp
     found = examples(folder, skip=True)
     assert [found.splits[split].malformed for split in ("train", "validation", "test")] == [3, 0, 1]
     assert found.splits["train"].texts == [("a",), ("d",)]
+
+
+def errors_of(folder: Path, columns: Columns = TWO, **splits: object) -> tuple[str, ...]:
+    with pytest.raises(DataError) as error, errors_together():
+        examples(folder, columns, **splits)
+    return error.value.errors
+
+
+def test_what_is_wrong_with_each_split_is_said_together(tmp_path: Path) -> None:
+    folder = write_splits(tmp_path, "a,yes\n", "a,yes\nb,maybe\n")
+    (folder / "test.csv").write_text("sentence,label\na,yes\n")
+    test, train, validation = errors_of(folder)
+    assert "test.csv has no column text; it has: sentence, label" in test
+    assert "the train split has one usable row" in train
+    assert "1 of 3 rows are malformed" in validation
+    assert "dev.csv line 3: unknown label 'maybe'" in validation
+
+
+@pytest.mark.parametrize("labels", [("no", "yes"), None])
+def test_a_split_that_cannot_be_read_keeps_nothing_of_the_others_back(
+    tmp_path: Path, labels: tuple[str, ...] | None
+) -> None:
+    folder = write_splits(tmp_path, "", "a,yes\n,no\n", "c,no\n")
+    (folder / "train.csv").write_bytes(b"\0")
+    errors = errors_of(folder, Columns(("text",), "label", labels))
+    assert "train.csv is no text" in errors[0]
+    assert "the test split has one usable row" in errors[1]
+    assert "line 3: 'text' is empty" in errors[-1]
+    assert "unknown label" not in "".join(errors)  # without the training rows, labels that are not given are unknown
+
+
+def test_splits_that_are_not_there_are_named_together_and_the_others_read(tmp_path: Path) -> None:
+    (tmp_path / "train.csv").write_text("text\na\n")
+    validation, test, train = errors_of(tmp_path)
+    assert "nothing is the validation split" in validation
+    assert "nothing is the test split" in test
+    assert "train.csv has no column label" in train
+    assert len(errors_of(tmp_path / "train.csv")) == 3  # two shares that are not given, and the column
+
+
+def test_of_every_file_some_malformed_rows_are_shown(tmp_path: Path) -> None:
+    wrong = "a,1\n" * 9
+    (error,) = errors_of(write_splits(tmp_path, wrong, wrong, wrong))
+    assert error.startswith("27 of 27 rows are malformed")
+    assert [error.count(f"{name}.csv line") for name in ("train", "dev", "test")] == [2, 2, 1]
+    assert error.endswith("and 22 more")
+
+
+@pytest.mark.parametrize("path", ["data.csv", "data/train.jsonl", "my data", "a/b/c", "./a", "~/a"])
+def test_what_can_be_no_name_on_the_hub_is_a_file_that_is_not_there(path: str) -> None:
+    with pytest.raises(DataError, match="there is no file or folder"):
+        Location(path).sources()
 
 
 def test_a_missing_column_says_which_there_are(tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ from text_data import write_labelled, write_model
 
 from experiments.config.loading import load
 from experiments.config.yaml_files import yaml_text
+from experiments.data.reading import DataError
 from experiments.runner import execute
 from experiments.terminal import Display
 
@@ -175,3 +176,24 @@ def test_a_line_whose_prompt_fills_the_context_is_left_out_and_counted(tmp_path:
     result = run(prompted(tmp_path, "task.skip_malformed=true", "training.batch_size=1", "training.steps=24"), tmp_path)
     counted = {split: (facts["rows"], facts["malformed"]) for split, facts in result["data"].items()}
     assert counted == {"train": (10, 2), "validation": (5, 1), "test": (2, 0)}
+
+
+def test_what_is_wrong_with_the_texts_of_each_split_is_said_together(tmp_path: Path) -> None:
+    write_model(tmp_path / "model", "llama")
+    config = prompted(tmp_path, f"task.forgetting={{path: {tmp_path / 'none.txt'}}}")
+    (tmp_path / "data" / "valid.txt").write_text("no separator\n")
+    (tmp_path / "data" / "test.txt").write_text("\n")
+    with pytest.raises(DataError) as error:
+        run(config, tmp_path)
+    test, malformed, forgetting = error.value.errors
+    assert test.endswith("test.txt is empty")
+    assert "1 of 13 rows are malformed" in malformed
+    assert "valid.txt line 1: no text behind '||'" in malformed
+    assert forgetting.startswith(f"task.forgetting.path: {tmp_path / 'none.txt'} cannot be read")
+
+
+def test_lines_without_a_token_to_score_are_named_in_every_split(tmp_path: Path) -> None:
+    write_model(tmp_path / "model", "llama")
+    with pytest.raises(DataError) as error:
+        run(prompted(tmp_path), tmp_path)
+    assert [("train.txt" in one, "valid.txt" in one) for one in error.value.errors] == [(True, False), (False, True)]

@@ -1,0 +1,85 @@
+"""The plan of a study: numbers of each group's own, and what a launch would refuse, before anything is made."""
+
+from pathlib import Path
+
+import pytest
+import yaml
+from text_data import write_labelled, write_model
+from tiny_studies import start, study_file
+
+
+def test_an_arm_that_trains_nothing_says_so_and_leaves_the_other_groups_their_own_numbers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("experiments.studies.plan.PATIENCE_SECONDS", 0.0)  # all but the first group are estimated
+    arms = [{"variant": "lora", "rank": 4}, {"variant": "head"}, {"variant": "lora", "rank": 16}]
+    plan = start(study_file(tmp_path, arms=arms), tmp_path / "runs", plan=True)
+    assert (plan.error, plan.code) == (None, 0)
+    first, head, last = (line.split() for line in plan.said.partition("measuring")[2].splitlines() if " 5 " in line)
+    assert "0, trains nothing" in plan.said
+    assert "trains nothing" in " ".join(head)
+    assert int(first[-4]) == int(last[-5]) > 1  # trials of a pack
+    assert last[-4] == "≈"
+    assert float(last[-3]) > 0
+    assert "≈: measured alone" in plan.said
+
+
+def runs_in(folder: Path, left: str) -> Path:
+    """A runs folder where the study's own is a file, or has a journal that is none."""
+    study = folder / left / "tiny"
+    study.parent.mkdir()
+    if left == "a file":
+        study.write_text("")
+    if left == "damaged":
+        study.mkdir()
+        (study / "journal.log").write_text("no journal\n")
+    return study.parent
+
+
+@pytest.mark.parametrize(
+    ("arms", "left", "mode"),
+    [
+        ([{"rank": 4}, {"rank": 8, "targets": [["nothing.*"]]}], "nothing", None),
+        ([{"rank": 4, "start": [{"path": "/nowhere"}]}], "nothing", None),
+        ([{"rank": 4}], "nothing", "sometimes"),
+        ([{"rank": 4}], "a file", None),
+        ([{"rank": 4}], "damaged", None),
+    ],
+)
+def test_a_plan_refuses_what_a_launch_refuses_in_the_same_words(
+    tmp_path: Path, arms: list[dict[str, object]], left: str, mode: str | None
+) -> None:
+    file = study_file(tmp_path, arms=[{"variant": "lora", **arm} for arm in arms])
+    runs_dir = runs_in(tmp_path, left)
+    planned, launched = (start(file, runs_dir, plan=plan, wandb=mode) for plan in (True, False))
+    assert planned.error is not None
+    assert (str(planned.error), type(planned.error)) == (str(launched.error), type(launched.error))
+
+
+def test_the_plan_of_a_study_on_text_shows_the_data_and_what_it_has_not_checked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    write_labelled(tmp_path / "data")
+    task = {"name": "text_classification", "path": str(tmp_path / "data"), "text": ["sentence"], "max_length": 8}
+    tree = {"task": task, "model": {"name": write_model(tmp_path / "model", "bert"), "pooling": "mean"}}
+    (tmp_path / "c.yaml").write_text(yaml.safe_dump(tree | {"targets": ["all-linear"], "variant": {"name": "lora"}}))
+    knobs = {"training.steps": 2, "training.batch_size": 8, "training.learning_rate": 0.01, "rank": 2}
+    study = {"config": str(tmp_path / "c.yaml"), "set": knobs, "arms": [{"variant": ["lora", "head"]}]}
+    plan = start(study_file(tmp_path, **study), tmp_path / "runs", plan=True, pack=2)
+    assert (plan.error, plan.code) == (None, 0)
+    assert "53 rows (66.2%), 105 tokens" in plan.said
+    elsewhere = {"set": knobs | {"model.name": "some/model"}}
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    plan = start(study_file(tmp_path, **(study | elsewhere)), tmp_path / "runs", plan=True)
+    assert (plan.error, plan.code) == (None, 0)
+    assert "0: 53, 1: 27" in plan.said
+    assert "not checked: model.name: 'some/model' is no folder here" in plan.said
+    assert not (tmp_path / "runs").exists()
+    assert not (tmp_path / "cache").exists()
+    (tmp_path / "model" / "model.safetensors").unlink()
+    (tmp_path / "data" / "test.tsv").write_text("sentence\tlabel\n")
+    for said in ("the test split has no usable row", "has no weights in model"):
+        plan = start(study_file(tmp_path, **study), tmp_path / "runs", plan=True)
+        assert said in str(plan.error)
+        write_labelled(tmp_path / "data")
