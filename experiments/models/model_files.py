@@ -136,7 +136,7 @@ def _downloaded(config: ModelConfig, *, weights: bool) -> Path:
     client_errors: tuple[type[Exception], ...] = (OSError, *errors.HfHubHTTPError.__bases__)  # of its HTTP client too
     at = f"{config.name!r}" + (f" at revision {config.revision!r}" if config.revision else "")
     try:
-        only_here = {"local_files_only": True} if is_read_only() else {}
+        only_here: dict[str, Any] = {"local_files_only": True} if is_read_only() else {}
         return Path(
             huggingface_hub.snapshot_download(
                 config.name, revision=config.revision, allow_patterns=patterns, **only_here

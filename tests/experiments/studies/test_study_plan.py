@@ -32,7 +32,7 @@ def runs_in(folder: Path, left: str) -> Path:
         study.write_text("")
     if left == "damaged":
         study.mkdir()
-        (study / "journal.log").write_text("no journal\n")
+        (study / "journal.log").write_text("no journal\n{\n")
     return study.parent
 
 
