@@ -22,8 +22,8 @@ from experiments.models.architecture import one_trial_reason
 from experiments.models.weights import Report, silent
 from experiments.tasks.task import DIVERGED, Batch, Split, Task, TaskConfig
 from experiments.tasks.text_config import TextDataConfig, location
-from lora_variants.interface.config import MOST
 from experiments.tasks.text_model import TextModel, counting
+from lora_variants.interface.config import MOST
 from lora_variants.interface.rng import stream
 
 LARGEST_EXPONENT = 700.0  # of a float64

@@ -13,7 +13,8 @@ from rich.console import Console
 from safetensors.torch import load_file, save_file
 from text_data import write_labelled, write_model
 
-from experiments.config.loading import load, yaml_text
+from experiments.config.loading import load
+from experiments.config.yaml_files import yaml_text
 from experiments.plan import show_plan
 from experiments.run import main
 from experiments.runner import execute
