@@ -35,16 +35,20 @@ def report_spectra(runs: Sequence[Path], out: Path) -> list[Path]:
     """Prints a table a run; writes spectra.csv, spectra_values.csv, spectra.png and .pdf; returns their paths.
 
     Runs that adapted no matrix are named; where no run did, nothing is written. Raises RunStoreError for
-    what cannot be read, OSError for a folder that cannot be written.
+    what cannot be read, RecordError for a run whose files are not what it wrote, OSError for a folder that cannot be
+    written.
     """
     from rich.console import Console
 
     from analysis.figures.spectra import spectra_figure
     from analysis.figures.style import save_figure
     from analysis.spectra_tables import print_tables, spectrum_tables
+    from experiments.record.finished_runs import note_unchecked
 
     tables = spectrum_tables(runs)
     console = Console(highlight=False, markup=False)
+    for note in filter(None, map(note_unchecked, dict.fromkeys(runs))):
+        console.print(note)
     print_tables(tables, console)
     if tables.summary.empty:
         return []
@@ -64,10 +68,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         sys.stdout.reconfigure(errors="replace")  # a pipe may not have the letter σ
     given = parser().parse_args(arguments)
     from experiments.record.adapter_formats import RunStoreError
+    from experiments.record.errors import RecordError
 
     try:
         report_spectra(given.runs, given.out)
-    except (RunStoreError, OSError) as error:
+    except (RunStoreError, RecordError, OSError) as error:
         print(f"spectra.py: error: {error}", file=sys.stderr)
         return 2
     return 0

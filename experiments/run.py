@@ -66,15 +66,13 @@ def _whole_number(text: str) -> int:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """0: a score; 1: the run failed; 2: the request is wrong; 130: interrupted."""
+    """0: a score; 1: the run failed, for want of disk or memory too; 2: the request is wrong; 130: interrupted."""
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="replace")  # a pipe may not have the letter Δ
     asked = parse_arguments(arguments)
-    from experiments.config.errors import ConfigError
-    from experiments.data.reading import DataError
     from experiments.plan import show_plan
-    from experiments.runner import TrainingFailedError, execute
-    from experiments.terminal import Display, print_errors
+    from experiments.runner import execute
+    from experiments.terminal import Display
 
     display = Display()
     try:
@@ -83,15 +81,6 @@ def main(arguments: list[str] | None = None) -> int:
             show_plan(config, display, runs_dir=asked.runs_dir)
             return 0
         finished = execute(config, runs_dir=asked.runs_dir, test=asked.test, display=display)
-    except (ConfigError, DataError) as error:
-        print_errors(error.errors)
-        return 2
-    except (ValueError, OSError) as error:
-        print_errors([str(error)])
-        return 2
-    except TrainingFailedError as error:
-        print(f"failed: {error}", file=sys.stderr)
-        return 1
     except KeyboardInterrupt as interruption:
         print(
             str(interruption)
@@ -99,10 +88,30 @@ def main(arguments: list[str] | None = None) -> int:
             file=sys.stderr,
         )
         return 130
+    except (ValueError, OSError, RuntimeError, MemoryError) as error:
+        return _report(error)
     if finished.found:
         display.say("this run has already finished; showing its results (move its directory away to train it again)")
     display.result(finished.result, str(finished.folder))
     return 0
+
+
+def _report(error: Exception) -> int:
+    """Say what is wrong, on standard error; returns the exit code. What nobody expects is raised again."""
+    from experiments.config.errors import ConfigError
+    from experiments.data.reading import DataError
+    from experiments.record.out_of_resources import describe_exhaustion
+    from experiments.runner import TrainingFailedError
+    from experiments.terminal import print_errors
+
+    exhaustion = describe_exhaustion(error)
+    if exhaustion is None and not isinstance(error, ValueError | OSError | TrainingFailedError):
+        raise error
+    if exhaustion is not None or isinstance(error, TrainingFailedError):
+        print(f"failed: {exhaustion or error}", file=sys.stderr)
+        return 1
+    print_errors(error.errors if isinstance(error, ConfigError | DataError) else [str(error)])
+    return 2
 
 
 def _load(asked: argparse.Namespace, display: "Display") -> "RunConfig":

@@ -6,6 +6,8 @@ from typing import Any
 
 from experiments.config.schema import RunConfig
 from experiments.record.earlier_run import find_earlier_run
+from experiments.record.errors import RecordError
+from experiments.record.finished_runs import note_unchecked
 from experiments.record.run_description import describe_run
 from experiments.record.run_dir import RunDirectory, refuse_unreadable, refuse_unwritable
 from experiments.record.starting_point import StartingPoint, read_start
@@ -50,6 +52,7 @@ def execute(config: RunConfig, *, runs_dir: Path, test: bool, display: Display) 
     plan, warnings = context.plan(config, start)
     if start is not None:
         display.say(start.describe())
+        _tell_unchecked(Path(start.path), display)
     for warning in warnings:
         display.warn(warning)
     with display.live():
@@ -61,21 +64,30 @@ def execute(config: RunConfig, *, runs_dir: Path, test: bool, display: Display) 
     with folder.locked():  # from before the first look, so that no other process finishes it in between
         if folder.finished:
             folder.refuse_other(config)
-            return Finished(folder.path, _found(config, context, folder, runs_dir, test), found=True)
+            return Finished(folder.path, _found(config, context, folder, runs_dir, test, display), found=True)
         if (earlier := find_earlier_run(config, run)) is not None:
             display.say(f"{earlier} is this run, written with earlier key names; the run is trained again")
         with folder:
             options = RunOptions(test=test, runs_dir=runs_dir, wandb_mode=config.wandb.mode)
             trial_run = TrialRun(config, context, run, options, display, start=start)
-            interruption = Interruption()
-            with trial_run.logger, display.live(), interruption.heeded():
-                train_pack(context, [trial_run], interruption=interruption)
+            _train(context, trial_run, display)
         _refuse(trial_run.failure, folder)
     return Finished(folder.path, trial_run.result, found=False)
 
 
+def _train(context: TrainingContext, trial_run: TrialRun, display: Display) -> None:
+    """Train a run to its end. Raises: TrainingFailedError, also where its directory was lost or cannot be written."""
+    interruption = Interruption()
+    try:
+        with trial_run.logger, display.live(), interruption.heeded():
+            train_pack(context, [trial_run], interruption=interruption)
+    except (RecordError, OSError) as error:
+        way_out = "the same command goes on from the last checkpoint, or from the start without one"
+        raise TrainingFailedError(f"{error}; {way_out}\nrun directory: {trial_run.folder.path}") from error
+
+
 def _found(
-    config: RunConfig, context: TrainingContext, folder: RunDirectory, runs_dir: Path, test: bool
+    config: RunConfig, context: TrainingContext, folder: RunDirectory, runs_dir: Path, test: bool, display: Display
 ) -> dict[str, Any]:
     """The result of a finished run; its test score only for who asks, read now where it was not before.
 
@@ -86,12 +98,18 @@ def _found(
     if not test:
         return {key: value for key, value in result.items() if key != "test"}
     if "test" not in result:
+        _tell_unchecked(folder.path, display)
         result["test"] = score_on_test(config, context, folder, runs_dir, name=folder.path.name)
         _refuse(context.task.divergence(result["test"], "test"), folder)
-        folder.finish(result)
+        folder.add_test(result["test"])
     return result
 
 
 def _refuse(reason: str | None, folder: RunDirectory) -> None:
     if reason is not None:
         raise TrainingFailedError(f"{reason}\nrun directory: {folder.path}")
+
+
+def _tell_unchecked(folder: Path, display: Display) -> None:
+    if (note := note_unchecked(folder)) is not None:
+        display.say(note)

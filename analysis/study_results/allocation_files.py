@@ -4,7 +4,7 @@ import re
 from pathlib import Path
 
 from experiments.config.yaml_files import yaml_text
-from experiments.record.run_dir import write_atomically
+from experiments.record.atomic_files import write_atomically
 from experiments.studies.protocol.progress import StudyState
 from experiments.studies.protocol.trials import PlannedTrial
 

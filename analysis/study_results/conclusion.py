@@ -15,7 +15,7 @@ from analysis.study_results.results import ELSEWHERE, results_table, write_table
 from analysis.study_results.summary import summary_of
 from analysis.study_results.verdict_tables import TextTable, arms_tables, verdict_table
 from analysis.study_results.verdicts import Judged, evaluations, families
-from experiments.record.run_dir import as_json, write_atomically
+from experiments.record.atomic_files import as_json, write_atomically
 from experiments.studies.protocol.progress import StudyState
 from experiments.studies.protocol.trials import PlannedTrial
 from experiments.studies.spec.study import Study

@@ -14,8 +14,8 @@ import torch
 
 from experiments.benchmarking.cases import Case
 from experiments.benchmarking.implementations import LIBRARIES, PEFT
+from experiments.record.atomic_files import as_json, write_atomically
 from experiments.record.environment import describe
-from experiments.record.run_dir import as_json, write_atomically
 
 ROOT = Path(__file__).resolve().parents[2]
 FILE = "benchmark.json"

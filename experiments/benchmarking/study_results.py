@@ -9,7 +9,7 @@ from experiments.benchmarking.cases import PackCase
 from experiments.benchmarking.pack_timing import PackResult
 from experiments.benchmarking.results import FILE, unfinished
 from experiments.benchmarking.whole_study import StudyCase, StudyResult
-from experiments.record.run_dir import as_json, write_atomically
+from experiments.record.atomic_files import as_json, write_atomically
 
 
 @dataclass

@@ -8,12 +8,11 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from experiments.record.adapter_formats import CONFIG, DELTA, HEAD, PREFIX, WEIGHTS
 from experiments.record.adapter_reading import read_folder
-from experiments.record.run_dir import as_json, write_atomically
+from experiments.record.atomic_files import as_json, save_atomically, write_atomically
 from lora_variants.frozen_model.linear_map import is_conv1d
 from lora_variants.interface.layer import Factors
 from lora_variants.interface.peft_layouts import PeftAdapter
@@ -63,9 +62,7 @@ def _save_adapter(adapter: PeftAdapter, heads: Mapping[str, Tensor], folder: Pat
 
 
 def _save(tensors: Mapping[str, Tensor], path: Path) -> Path:
-    partial = path.with_name(f"{path.name}.partial")
-    save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, partial)
-    partial.replace(path)
+    save_atomically(tensors, path)
     return path
 
 

@@ -21,6 +21,7 @@ from experiments.record.adapter_formats import (
     loralib_adapter,
     peft_adapter,
 )
+from experiments.record.finished_runs import check_adapter
 
 CHECKPOINT_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt")
 STATE_DICTS = ("model_state_dict", "state_dict")  # where trainers put it in a checkpoint: loralib's examples, Lightning
@@ -53,6 +54,7 @@ def read_folder(folder: Path) -> Adapter:
 
     Where there is a `delta.safetensors`, that is ΔW, whatever factors lie beside it.
     """
+    check_adapter(folder)
     heads = _read_safetensors(folder / HEAD) if (folder / HEAD).is_file() else {}
     if (folder / DELTA).is_file():
         beside = _read_safetensors(folder / WEIGHTS) if (folder / WEIGHTS).is_file() else {}

@@ -6,21 +6,22 @@ import os
 import torch
 
 DISK = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}  # full; over a quota; over the limit of a file's size
-DISK_TEXTS = tuple(os.strerror(number) for number in sorted(DISK))  # libraries in Rust and C++ pass on the text alone
+DISK_TEXTS = tuple(os.strerror(number) for number in sorted(DISK))  # libraries in Rust and C++ pass the text on alone
 # Torch has no type of its own for the CPU's memory, nor for what cuBLAS allocates.
 MEMORY_TEXTS = ("allocate memory", "not enough memory", "CUBLAS_STATUS_ALLOC_FAILED", os.strerror(errno.ENOMEM))
+GO_ON = "then give the same command again: it goes on from the last checkpoint, or from the start without one"
 
 
 def describe_exhaustion(error: BaseException) -> str | None:
     """One line for the user where the error, or what caused it, says that disk or memory ran out; None elsewhere."""
+    if error.__cause__ is not None and (told := describe_exhaustion(error.__cause__)) is not None:
+        return told
     if _is_disk(error):
-        return f"out of disk space ({_in_short(error)}): free some, then give the same command again"
+        return f"out of disk space ({_in_short(error)}): free some, {GO_ON}"
     if _is_memory(error):
-        return (
-            f"out of memory ({_in_short(error)}): free some, or lower training.batch_size or raise "
-            "training.gradient_accumulation_steps, then give the same command again"
-        )
-    return None if error.__cause__ is None else describe_exhaustion(error.__cause__)
+        smaller = "lower training.batch_size or raise training.gradient_accumulation_steps"
+        return f"out of memory ({_in_short(error)}): free some, {GO_ON}; or {smaller}"
+    return None
 
 
 def _is_disk(error: BaseException) -> bool:

@@ -1,42 +1,28 @@
 """The directory of a run: written as it goes, finished when `result.json` is there."""
 
 import json
-import math
-import os
 import shutil
 import traceback
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from datetime import UTC, datetime
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
 from filelock import FileLock, Timeout
 
+from experiments.config.errors import ConfigError
 from experiments.config.loading import resolve
 from experiments.config.retired_keys import rename_retired
 from experiments.config.schema import RunConfig
 from experiments.config.shown import is_utf8
 from experiments.config.yaml_files import read_tree, yaml_text
+from experiments.record.atomic_files import as_json, write_atomically
+from experiments.record.errors import RecordError, RunInUseError, shortened, train_again
+from experiments.record.files_sha256 import KEY, UPDATE, difference, digest_files, lost_without_sha256
+from experiments.record.metrics_file import METRICS, MetricsFile
 
-
-class RecordError(ValueError):
-    """A run directory that is not what it should be."""
-
-
-def write_atomically(path: Path, text: str) -> None:
-    """The whole text or, after a crash, what was there before."""
-    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
-    with partial.open("w", encoding="utf-8", errors="backslashreplace") as file:  # of a path that is no UTF-8
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    partial.replace(path)
-
-
-def as_json(tree: Mapping[str, Any]) -> str:
-    return json.dumps(tree, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+CONFIG_FILE, ENVIRONMENT, RESULT = "config.yaml", "environment.json", "result.json"
 
 
 def refuse_unreadable(runs_dir: Path) -> None:
@@ -65,57 +51,112 @@ def refuse_unwritable(folder: Path) -> None:
         raise PermissionError(f"{folder}: run directories cannot be written there: {there} is not writable; {way_out}")
 
 
+class Result(dict[str, Any]):
+    """What a finished run came to; a key that is missing is named with its file."""
+
+    def __init__(self, path: Path, tree: Mapping[str, Any]) -> None:
+        super().__init__(tree)
+        self.path = path
+
+    def __missing__(self, key: str) -> Any:
+        raise RecordError(f"{self.path} has no {key!r}; {train_again(self.path.parent)}")
+
+
 class RunDirectory:
     """One run on disk. As a context manager it writes the traceback of a crash to `error.txt`."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self.metrics = MetricsFile(path / METRICS)
+        self._written: dict[str, bytes] = {}  # by this process, or found by it when it went on
 
     @contextmanager
     def locked(self, patience: float = 0.0) -> Iterator[None]:
         """Inside, no other process trains this run.
 
-        Raises: RecordError if one does, and still does after `patience` seconds.
+        Raises: RunInUseError if one does, and still does after `patience` seconds.
         """
         self.path.parent.mkdir(parents=True, exist_ok=True)
         try:
             with FileLock(self.path.with_name(f".{self.path.name}.lock"), timeout=patience):
                 yield
         except Timeout:
-            raise RecordError(f"another process is training this run now: {self.path}; wait for it to end") from None
+            raise RunInUseError(f"another process is training this run now: {self.path}; wait for it to end") from None
 
     @property
     def finished(self) -> bool:
-        return (self.path / "result.json").exists()
-
-    def go_on(self) -> None:
-        """Go on with an unfinished attempt, without what a kill left half written."""
-        for left in (self.path / "error.txt", *self.path.glob("*.partial"), *self.path.glob(".tmp*")):
-            left.unlink(missing_ok=True)  # .tmp*: safetensors' own
+        return (self.path / RESULT).exists()
 
     def start(self, config: RunConfig, environment: Mapping[str, Any]) -> None:
         """Begin from nothing: what an unfinished attempt left here is removed."""
+        if self.path.is_symlink() or (self.path.exists() and not self.path.is_dir()):
+            raise RecordError(f"{self.path} is no folder of its own but a link or a file; move it away")
         if self.path.exists():
             shutil.rmtree(self.path)
         self.path.mkdir(parents=True)
-        write_atomically(self.path / "config.yaml", yaml_text(config.tree()))
-        write_atomically(self.path / "environment.json", as_json(environment))
-        (self.path / "metrics.jsonl").touch()
+        self._describe(config, environment)
+        self.metrics.begin()
+
+    def go_on(self, config: RunConfig, environment: Mapping[str, Any]) -> list[str]:
+        """Go on with an unfinished attempt, without what a kill left half written.
+
+        Returns the names of the files that were lost or are not of this run, and were written again.
+        """
+        for left in (self.path / "error.txt", *self.path.glob("*.partial"), *self.path.glob(".tmp*")):
+            left.unlink(missing_ok=True)  # .tmp*: safetensors' own
+        return self._describe(config, environment)
+
+    def _describe(self, config: RunConfig, environment: Mapping[str, Any]) -> list[str]:
+        """Have the files that say what the run is, and keep in mind what stands in them."""
+        texts = {CONFIG_FILE: yaml_text(config.tree()), ENVIRONMENT: as_json(environment)}
+        again = [name for name in texts if not self._is_whole(name, config)]
+        for name in again:
+            write_atomically(self.path / name, texts[name])
+        self._written = {name: (self.path / name).read_bytes() for name in texts}
+        return again
+
+    def _is_whole(self, name: str, config: RunConfig) -> bool:
+        try:
+            if name == ENVIRONMENT:
+                return bool(self.environment())
+            return resolve(self.config_tree()).hashed_config() == config.hashed_config()
+        except (OSError, ValueError):
+            return False
+
+    def check(self) -> None:
+        """Raise RecordError where somebody else has changed or deleted what says what the run is."""
+        for name, content in self._written.items():
+            path = self.path / name
+            if not path.is_file() or path.read_bytes() != content:
+                done = "changed" if path.is_file() else "deleted"
+                raise RecordError(f"{path} was {done} by somebody else while the run went on")
 
     def log(self, row: Mapping[str, Any]) -> None:
         """Append a row of metrics, null for what is not finite; it is on its way to disk when this returns."""
-        with (self.path / "metrics.jsonl").open("a", encoding="utf-8") as file:
-            finite = {key: value if math.isfinite(value) else None for key, value in row.items()}
-            file.write(json.dumps(finite) + "\n")
+        self.metrics.append(row)
 
     def history(self) -> list[dict[str, Any]]:
-        """All rows of metrics; what was not finite is NaN."""
-        lines = (self.path / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
-        return [{key: math.nan if v is None else v for key, v in json.loads(line).items()} for line in lines]
+        """All rows of metrics; what was not finite is NaN. Raises: RecordError where they are not what was written."""
+        if self.finished:
+            self.check_files([METRICS])
+        return self.metrics.rows()
 
-    def finish(self, result: Mapping[str, Any]) -> None:
-        """Written last: its presence says that the run is finished."""
-        write_atomically(self.path / "result.json", as_json(result))
+    def finish(self, result: Mapping[str, Any], files: Sequence[Path] = ()) -> None:
+        """Written last: its presence says that the run is finished; `files` are those that it must have left.
+
+        Raises: RecordError where somebody else has changed or deleted what the run wrote.
+        """
+        self.check()
+        self.metrics.check()
+        sha256 = digest_files(self.path)
+        for file in files:
+            if file.relative_to(self.path).as_posix() not in sha256:
+                raise RecordError(f"{file} was deleted by somebody else while the run went on")
+        write_atomically(self.path / RESULT, as_json({**result, KEY: sha256}))
+
+    def add_test(self, scores: Mapping[str, float]) -> None:
+        """Write down what a finished run scores on the test split."""
+        write_atomically(self.path / RESULT, as_json({**self._stored(), "test": dict(scores)}))
 
     def fail(self, reason: str) -> None:
         """Say why there is no result."""
@@ -131,39 +172,83 @@ class RunDirectory:
         return {int(row["step"]): row[wanted] for row in self.history() if wanted in row}
 
     def result(self) -> dict[str, Any]:
-        """The scores and facts of the finished run, under the names that keys have now."""
-        return rename_retired(json.loads((self.path / "result.json").read_text(encoding="utf-8")))
+        """The scores and facts of the finished run, under the names that keys have now.
+
+        Raises: RecordError, naming the file, where it cannot be read, and later for a key that it lacks.
+        """
+        stored = {key: value for key, value in self._stored().items() if key != KEY}
+        return Result(self.path / RESULT, rename_retired(stored))
+
+    @property
+    def has_sha256(self) -> bool:
+        """Whether the finished run says what its files hold; those of earlier versions do not."""
+        return KEY in self._stored()
+
+    def check_files(self, names: Collection[str] | None = None) -> None:
+        """Raise RecordError where a file of the finished run is not what it wrote; without `names` any of them.
+
+        Of a run of an earlier version, which does not say what its files hold, only a lost file is noticed.
+        """
+        stored = self._stored()
+        if KEY in stored:
+            problem = difference(self.path, stored[KEY], stored[KEY] if names is None else names)
+        else:
+            problem = lost_without_sha256(self.path, stored, [METRICS] if names is None else names)
+        if problem is not None:
+            raise RecordError(f"{problem}; {train_again(self.path)}")
+
+    def check_update(self, layout: str = "") -> None:
+        """The same for the files that the run's update is read from; `layout` is a sub-folder that holds it too."""
+        sha256 = self._stored().get(KEY, {})
+        update = [Path(layout, name).as_posix() for name in UPDATE]
+        if not layout or not sha256.keys().isdisjoint(update):
+            self.check_files([name for name in update if name in sha256 or (self.path / name).exists()])
 
     def config_tree(self) -> dict[str, Any]:
         """The resolved configuration of the run, under the names that keys have now."""
         return rename_retired(self.written_config())
 
     def written_config(self) -> dict[str, Any]:
-        """The same as it was written. Raises: ConfigError, naming the file, where it cannot be read."""
-        return read_tree(self.path / "config.yaml")
+        """The same as it was written. Raises: RecordError, naming the file, where it cannot be read."""
+        try:
+            return read_tree(self.path / CONFIG_FILE)
+        except ConfigError as error:
+            raise RecordError(f"{error}; {train_again(self.path)}") from None
 
     def environment(self) -> dict[str, Any]:
-        found = json.loads((self.path / "environment.json").read_text(encoding="utf-8"))
-        return found if isinstance(found, dict) else {}
+        return self._read_json(ENVIRONMENT)
 
     def refuse_other(self, config: RunConfig) -> None:
         """Raise if the finished run here has another configuration than the one asked for."""
-        there = resolve(self.config_tree()).hashed_config()
+        try:
+            there = resolve(self.config_tree()).hashed_config()
+        except ConfigError as error:
+            found = "; ".join(error.errors)
+            raise RecordError(f"{self.path / CONFIG_FILE}: {found}; {train_again(self.path)}") from None
         differ = [key for key, value in config.hashed_config().items() if there.get(key) != value]
         if differ:
             raise RecordError(f"{self.path} holds a run whose {', '.join(differ)} differ; move the folder away")
+
+    def _stored(self) -> dict[str, Any]:
+        return self._read_json(RESULT)
+
+    def _read_json(self, name: str) -> dict[str, Any]:
+        """A file of ours that holds one JSON object. Raises: RecordError where it does not."""
+        try:
+            content = (self.path / name).read_bytes()
+        except FileNotFoundError:
+            raise RecordError(f"{self.path / name} is missing; {train_again(self.path)}") from None
+        with suppress(ValueError):
+            if isinstance(found := json.loads(content), dict):
+                return found
+        raise RecordError(
+            f"{self.path / name} is damaged, it holds no JSON object but {shortened(content)}; {train_again(self.path)}"
+        )
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         if isinstance(error, Exception) and self.path.exists() and not self.finished:
-            write_atomically(self.path / "error.txt", "".join(traceback.format_exception(error)))
-
-
-def note_test_read(runs_dir: Path, *, data: str, study: str, run: str) -> None:
-    """Append one read of a test split; `data` is the split's sha256."""
-    runs_dir.mkdir(parents=True, exist_ok=True)
-    row = {"time": datetime.now(UTC).isoformat(timespec="seconds"), "data": data, "study": study, "run": run}
-    with (runs_dir / "test_reads.jsonl").open("a", encoding="utf-8") as file:
-        file.write(json.dumps(row) + "\n")
+            with suppress(OSError):  # what happened first is what is told
+                self.fail("".join(traceback.format_exception(error)))

@@ -10,13 +10,14 @@ from experiments.config.errors import ConfigError
 from experiments.config.loading import resolve
 from experiments.config.schema import RunConfig
 from experiments.record.earlier_run import has_earlier_keys
+from experiments.record.errors import RecordError
 from experiments.record.run_description import hash_run
-from experiments.record.run_dir import RecordError, RunDirectory
+from experiments.record.run_dir import RunDirectory
 from experiments.record.starting_point import read_start
+from experiments.record.test_ledger import LEDGER, append_lines, lines_of_study
 from experiments.studies.spec.study import Study
 from experiments.training.context import TrainingContext
 
-LEDGER = "test_reads.jsonl"
 COMPARED = ("score", "validation", "test", "learning_rate", "seed")
 
 
@@ -24,20 +25,24 @@ COMPARED = ("score", "validation", "test", "learning_rate", "seed")
 class Collected:
     """How many run directories came, were here before, and belong to nothing that the study wants.
 
-    `earlier`: how many of the last were written with keys that have other names now.
+    `earlier`: how many of the last were written with keys that have other names now. `unchecked`: how many of the
+    others do not say what their files hold.
     """
 
     new: int
     known: int
     foreign: int
     earlier: int
+    unchecked: int
 
     def __str__(self) -> str:
         text = (
             f"collected {self.new} run directories; {self.known} were here already, {self.foreign} belong to no trial "
             "of this study and stay where they are"
         )
-        return text + (f" ({self.earlier} of them were written with earlier key names)" if self.earlier else "")
+        text += f" ({self.earlier} of them were written with earlier key names)" if self.earlier else ""
+        without = f"; {self.unchecked} runs of an earlier version have no files_sha256, so their files are not checked"
+        return text + (without if self.unchecked else "")
 
 
 class Collection:
@@ -52,9 +57,10 @@ class Collection:
     def take(self, folders: Sequence[Path]) -> Collected:
         """Every finished run of the study below `<folder>/<study>` is in this runs folder, with its ledger's lines.
 
-        Raises: RecordError for a folder without this study, and for two run directories of one name that differ.
+        Raises: RecordError for a folder without this study, for a run directory that is not what its run wrote, and for
+        two of one name that differ.
         """
-        new = known = foreign = earlier = 0
+        new = known = foreign = earlier = unchecked = 0
         for folder in folders:
             if not (folder / self.study.name).is_dir():
                 raise RecordError(f"{folder} has no folder {self.study.name!r}; give the runs folder of a machine")
@@ -64,18 +70,20 @@ class Collection:
                 if not self.wants(path):
                     foreign += 1
                     earlier += has_earlier_keys(RunDirectory(path))
-                elif self._take(path):
+                    continue
+                unchecked += not RunDirectory(path).has_sha256
+                if self._take(path):
                     new += 1
                 else:
                     known += 1
-            _join_ledgers(folder / LEDGER, self.runs_dir / LEDGER, self.study.name)
-        return Collected(new, known, foreign, earlier)
+            _join_ledgers(folder, self.runs_dir, self.study.name)
+        return Collected(new, known, foreign, earlier, unchecked)
 
     def wants(self, path: Path) -> bool:
         """Whether a finished run is one that a trial of the study would leave."""
         try:
             config = resolve(RunDirectory(path).config_tree())
-        except (OSError, ConfigError):
+        except ConfigError:
             return False
         if config.seed not in self.seeds or _apart(config) not in self.arms:
             return False
@@ -84,9 +92,11 @@ class Collection:
         return path.name.endswith(f"-{config_hash}")
 
     def _take(self, path: Path) -> bool:
-        """False where the run directory is here already."""
+        """False where the run directory is here already. Raises: RecordError for one that is not what the run wrote."""
+        RunDirectory(path).check_files()
         run_dir = RunDirectory(self.runs_dir / self.study.name / path.name)
         if run_dir.finished:
+            run_dir.check_files()
             if _content(path) != _content(run_dir.path):
                 raise RecordError(
                     f"{path} and {run_dir.path} are of one run and differ in what they learned or scored; "
@@ -118,10 +128,7 @@ def _content(path: Path) -> Mapping[str, Any]:
 
 def _join_ledgers(theirs: Path, ours: Path, study: str) -> None:
     """Their reads of the test split in this study stand in our ledger, each once."""
-    if not theirs.exists() or (ours.exists() and theirs.samefile(ours)):
+    if not (theirs / LEDGER).exists() or ((ours / LEDGER).exists() and (theirs / LEDGER).samefile(ours / LEDGER)):
         return
-    there = ours.read_text(encoding="utf-8").splitlines() if ours.exists() else []
-    lines = [line for line in theirs.read_text(encoding="utf-8").splitlines() if f'"study": "{study}"' in line]
-    new = [line for line in lines if line not in there]
-    with ours.open("a", encoding="utf-8") as file:
-        file.writelines(f"{line}\n" for line in new)
+    there = lines_of_study(ours, study)
+    append_lines(ours, [line for line in lines_of_study(theirs, study) if line not in there])

@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from experiments.record.adapter_spectra import read_spectra
-from experiments.record.run_dir import RecordError, RunDirectory
+from experiments.record.errors import RecordError, RunInUseError
+from experiments.record.run_dir import RunDirectory
 from experiments.record.run_logger import flat
 from experiments.record.wandb_logger import WandbLogger
 from experiments.record.wandb_mode import wanted_mode
@@ -68,16 +69,18 @@ class StudyWandbLogger:
         try:
             with run_dir.locked():  # so that another start on this folder does not copy it too
                 self._copy_locked(trial, run_dir, entry)
-        except RecordError:
+        except RunInUseError:
             return
+        except RecordError as error:
+            self.warnings.append(f"not copied to W&B: {error}")
 
     def _copy_locked(self, trial: PlannedTrial, run_dir: RunDirectory, entry: Entry) -> None:
-        config = run_dir.config_tree()
+        config, rows = run_dir.config_tree(), run_dir.history()
         run = trial.arm.config
         mirror = self._opened(
             run_dir.path.name, config, run_dir.path, run.variant.name, [run.task.name, run.variant.name, trial.stage]
         )
-        for row in run_dir.history():
+        for row in rows:
             mirror.log(int(row.pop("step")), row)
         if run_dir.finished:
             result = run_dir.result()

@@ -1,23 +1,27 @@
 """Checkpoints of a run: killed at any moment and started again, it ends bit-identical to one never interrupted."""
 
+import hashlib
 import json
-import os
+import math
 import shutil
+import zlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
-from experiments.record.run_dir import RunDirectory, as_json, write_atomically
+from experiments.record.atomic_files import as_json, save_atomically, write_atomically
+from experiments.record.errors import RecordError, shortened
+from experiments.record.run_dir import RunDirectory
 
 CHECKPOINT, PROGRESS = "checkpoint.safetensors", "progress.json"
+DIGEST = "digest"  # of the metadata: of all else in it and of the tensors
 
 
-class CheckpointError(ValueError):
+class CheckpointError(RecordError):
     """A checkpoint that this run must not go on from."""
 
 
@@ -34,19 +38,22 @@ class Checkpoints:
 
     `start` is the step to go on from, `seconds` how long the training up to there took, `resumed_from` every step at
     which an attempt went on, and `executed_before` how many steps the earlier attempts executed, those lost to a kill
-    included. `trial` is the slot that the run has in its pack.
+    included. `trial` is the slot that the run has in its pack. `note` is what the user should be told of the
+    checkpoint that is there, None where there is nothing to tell.
     """
 
     def __init__(self, folder: RunDirectory, *, config_hash: str, every: int, trial: int = 0) -> None:
         self.folder, self.config_hash, self.every, self.trial = folder, config_hash, every, trial
         self.start, self.seconds = 0, 0.0
+        self.note: str | None = None
         self._tensors: dict[str, Tensor] = {}
-        progress = self._progress()
-        self.resumed_from: list[int] = progress["resumed_from"]
+        self.resumed_from, executed = self._progress()
         began = self.resumed_from[-1] if self.resumed_from else 0
-        self.executed_before: int = progress["executed"] + max(0, self._last_step() - began)
         if self.path.exists():
             self._read()
+        self.executed_before = executed + max(0, max(folder.metrics.last_step(), self.start) - began)
+        if self.start:
+            self._agree_with_metrics()
 
     @property
     def path(self) -> Path:
@@ -55,10 +62,10 @@ class Checkpoints:
     def begin(self) -> None:
         """Note that an attempt begins; what was logged after the checkpoint, and its W&B copy, is dropped."""
         if self.start:
-            self.resumed_from = [*self.resumed_from, self.start]
-            with (self.folder.path / "metrics.jsonl").open("r+b") as file:
-                file.truncate(int(self._meta["metrics_bytes"]))
+            self.folder.metrics.cut(self._metrics_bytes)
             shutil.rmtree(self.folder.path / "wandb", ignore_errors=True)
+        if self.start or self.resumed_from:
+            self.resumed_from = [*self.resumed_from, self.start]
         tree = {"executed": self.executed_before, "resumed_from": self.resumed_from}
         write_atomically(self.folder.path / PROGRESS, as_json(tree))
 
@@ -92,45 +99,90 @@ class Checkpoints:
         return tensors | {"random": torch.get_rng_state()}
 
     def _save(self, step: int, tensors: Mapping[str, Tensor], seconds: float) -> None:
+        self.folder.check()
+        metrics = self.folder.metrics
         meta = {
             "config_hash": self.config_hash,
-            "step": step,
-            "seconds": seconds,
-            "metrics_bytes": (self.folder.path / "metrics.jsonl").stat().st_size,
+            "step": str(step),
+            "seconds": str(seconds),
+            "metrics_bytes": str(metrics.size),
+            "metrics_sha256": metrics.sha256,
         }
-        partial = self.path.with_name(f"{CHECKPOINT}.partial")
-        written = {key: value.detach().cpu().contiguous() for key, value in tensors.items()}
-        save_file(written, partial, metadata={key: str(value) for key, value in meta.items()})
-        with partial.open("rb") as file:
-            os.fsync(file.fileno())
-        partial.replace(self.path)
+        tensors = {key: value.detach().cpu().contiguous() for key, value in tensors.items()}
+        metrics.sync()  # before the checkpoint that speaks of it takes the place of the last one
+        save_atomically(tensors, self.path, meta | {DIGEST: digest(meta, tensors)})
 
     def _read(self) -> None:
-        way_out = f"delete {self.path} to start this run again from its first step"
         try:
             with safe_open(self.path, framework="pt") as file:
-                self._meta: Mapping[str, str] = file.metadata() or {}
-                self._tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - not a mapping
+                meta: dict[str, str] = file.metadata() or {}
+                tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - not a mapping
         except (SafetensorError, OSError) as error:
-            raise CheckpointError(f"{self.path} is torn ({error}); {way_out}") from None
-        found = self._meta.get("config_hash")
-        if found != self.config_hash:
-            raise CheckpointError(f"{self.path} is of run {found}, this is run {self.config_hash}; {way_out}")
-        self.start = int(self._meta["step"])
-        self.seconds = float(self._meta["seconds"])
+            raise self._refused(f"is torn ({error})") from None
+        if (found := meta.get("config_hash")) != self.config_hash:
+            raise self._refused(f"is of run {found}, this is run {self.config_hash}")
+        written = meta.pop(DIGEST, None)
+        if written is None:
+            self.note = "it was written by an earlier version without a digest, so its content is not checked"
+        elif written != digest(meta, tensors):
+            raise self._refused("is damaged: its content is not what was written")
+        try:
+            self.start, self.seconds = int(meta["step"]), float(meta["seconds"])
+            self._metrics_bytes, self._metrics_sha256 = int(meta["metrics_bytes"]), meta.get("metrics_sha256")
+        except (KeyError, ValueError) as error:
+            raise self._refused(f"says no step, seconds and metrics_bytes ({error!r})") from None
+        if self.start < 1 or self._metrics_bytes < 0 or not math.isfinite(self.seconds) or "random" not in tensors:
+            raise self._refused(f"is of no step that a run makes: step {self.start}, seconds {self.seconds}")
+        self._tensors = tensors
 
-    def _progress(self) -> dict[str, Any]:
+    def _agree_with_metrics(self) -> None:
+        """Go back to the first step where the metrics have been lost, by a power cut, that the checkpoint speaks of."""
+        found = self.folder.metrics.sha256_of_first(self._metrics_bytes)
+        path = self.folder.metrics.path
+        if found is None:
+            there = f"the {self._metrics_bytes} bytes that it had at the checkpoint of step {self.start}"
+            self.note = f"{path} has lost some of {there}; starting again from the first step"
+            self.start, self.seconds, self._tensors = 0, 0.0, {}
+        elif self._metrics_sha256 not in (None, found):
+            what = f"is of step {self.start}, and {path} does not begin with the rows up to there any more"
+            raise self._refused(f"{what}; restore that file from a copy, or")
+
+    def _refused(self, what: str) -> CheckpointError:
+        end = "" if what.endswith("or") else ";"
+        return CheckpointError(
+            f"{self.path} {what}{end} delete {self.path} to start this run again from its first step"
+        )
+
+    def _progress(self) -> tuple[list[int], int]:
+        """The steps at which attempts went on, and how many steps those before the last one executed."""
         path = self.folder.path / PROGRESS
         if not path.exists():
-            return {"executed": 0, "resumed_from": []}
-        progress: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        return progress
+            return [], 0
+        content = path.read_bytes()
+        try:
+            tree: Any = json.loads(content)
+            resumed_from, executed = tree["resumed_from"], tree["executed"]
+            if all(type(number) is int and number >= 0 for number in (executed, *resumed_from)):
+                return list(resumed_from), executed
+        except (ValueError, KeyError, TypeError):
+            pass
+        raise CheckpointError(
+            f"{path} is damaged, it counts no steps but holds {shortened(content)}; delete it to go on: result.json "
+            "then counts the steps of earlier attempts once, also where some were executed twice"
+        )
 
-    def _last_step(self) -> int:
-        """The last step that the attempt before this one logged whole."""
-        path = self.folder.path / "metrics.jsonl"
-        lines = path.read_bytes().split(b"\n")[:-1] if path.exists() else []
-        return int(json.loads(lines[-1])["step"]) if lines else 0
+
+def digest(meta: Mapping[str, str], tensors: Mapping[str, Tensor]) -> str:
+    """Of a checkpoint's metadata and of its tensors' names, types, shapes and bytes.
+
+    The bytes go in by their CRC-32: it tells what a disk or a network has changed, at three times sha256's speed.
+    """
+    found = hashlib.sha256(json.dumps(sorted(meta.items())).encode())
+    for name in sorted(tensors):
+        tensor = tensors[name]
+        crc = zlib.crc32(memoryview(tensor.reshape(-1).view(torch.uint8).numpy())) if tensor.numel() else 0
+        found.update(f"{name}|{tensor.dtype}|{tuple(tensor.shape)}|{crc}|".encode())
+    return found.hexdigest()
 
 
 def _part(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:

@@ -10,11 +10,12 @@ from typing import Any, Protocol
 from experiments.config.schema import RunConfig
 from experiments.record.adapter_files import load_update, save_update
 from experiments.record.run_description import RunDescription
-from experiments.record.run_dir import RunDirectory, note_test_read
+from experiments.record.run_dir import RunDirectory
 from experiments.record.run_logger import RunLogger
 from experiments.record.starting_point import StartingPoint
+from experiments.record.test_ledger import note_test_read
 from experiments.terminal import Display
-from experiments.training.checkpoint import Checkpoints, Holder
+from experiments.training.checkpoint import CheckpointError, Checkpoints, Holder
 from experiments.training.context import TrainingContext
 from experiments.training.device import peak_bytes
 from experiments.training.early_stopping import Rungs
@@ -93,14 +94,26 @@ class TrialRun:
         self.folder = folder = run.run_dir
         self.checkpoints = Checkpoints(folder, config_hash=run.config_hash, every=config.training.checkpoint_every)
         self.seconds, self.overhead, self.executed = self.checkpoints.seconds, 0.0, 0
-        if self.checkpoints.start:
-            folder.go_on()
-            display.say(f"going on from the checkpoint at step {self.checkpoints.start}")
-        else:
-            folder.start(config, run.environment)
-        self.checkpoints.begin()
+        self._begin(run, display)
         self.start = None if self.checkpoints.start else start
         self.logger = RunLogger(config, context.task, folder, display, wandb_mode=options.wandb_mode)
+
+    def _begin(self, run: RunDescription, display: Display) -> None:
+        """Have the run directory of a run that starts, or that goes on from its checkpoint."""
+        if step := self.checkpoints.start:
+            if step > self.config.training.steps:
+                raise CheckpointError(
+                    f"{self.checkpoints.path} is of step {step}, this run has {self.config.training.steps}; delete it "
+                    "to start this run again from its first step"
+                )
+            display.say(f"going on from the checkpoint at step {step}")
+            for name in self.folder.go_on(self.config, run.environment):
+                display.say(f"{self.folder.path / name} was lost or damaged and is written again")
+        else:
+            self.folder.start(self.config, run.environment)
+        if self.checkpoints.note is not None:
+            display.say(self.checkpoints.note)
+        self.checkpoints.begin()
 
     def load_into(self, training: TrainingPack, slot: int) -> None:
         """Take a slot of a pack and put the trial's state into it."""
@@ -213,7 +226,7 @@ class TrialRun:
             self.checkpoints.remove()
             self.logger.abandon("pruned")
             return
-        self.folder.finish(self.result)
+        self.folder.finish(self.result, self.files)
         self.checkpoints.remove()
         self.logger.finish(self.result, self.files)
 
@@ -221,10 +234,13 @@ class TrialRun:
 def score_on_test(
     config: RunConfig, context: TrainingContext, folder: RunDirectory, runs_dir: Path, *, name: str
 ) -> dict[str, float]:
-    """The score on the test split of what is on disk, now or later the same; the read goes into the ledger."""
-    note_test_read(runs_dir, data=context.data_sha256["test"], study=config.study, run=name)
+    """The score on the test split of what is on disk, now or later the same; the read goes into the ledger.
+
+    Raises: RecordError, before the split is read, where that is not what a finished run wrote.
+    """
     base = copy.deepcopy(context.base)
     if next(base.parameters()).dtype.itemsize < 4:
         base.float()  # in a narrow W0 + ΔW most of ΔW would be rounded away
     load_update(base, folder.path)
+    note_test_read(runs_dir, data=context.data_sha256["test"], study=config.study, run=name)
     return evaluate_plain(base, context.task, "test", config.training.precision)

@@ -22,6 +22,7 @@ from analysis.spectra import report_spectra
 from analysis.spectra_tables import run_labels, spectrum_tables
 from experiments.record.adapter_formats import RunStoreError
 from experiments.record.adapter_spectra import read_matrices, spectrum_of
+from experiments.record.run_dir import RunDirectory
 from lora_variants.frozen_model.layer_names import Place, places, short_names
 from lora_variants.interface.layer import Factors, Triplets
 from lora_variants.interface.warm_start import Update, as_dense, rank_of, shape_of
@@ -208,14 +209,14 @@ def dense_run(folder: Path, **more: np.ndarray) -> Path:
     deltas = {name: rng.standard_normal((9, 7), dtype=np.float32) for name in matrices}
     save_file({**deltas, **more}, folder / "delta.safetensors")
     (folder / "config.yaml").write_text("variant: full\n")
-    (folder / "result.json").write_text("{}")
+    RunDirectory(folder).finish({})
     return folder
 
 
 def head_run(folder: Path) -> Path:
     folder.mkdir(parents=True)
     (folder / "config.yaml").write_text("variant: head\n")
-    (folder / "result.json").write_text("{}")
+    RunDirectory(folder).finish({})
     return folder
 
 

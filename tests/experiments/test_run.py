@@ -278,6 +278,7 @@ def test_help_can_be_printed_where_greek_letters_cannot(tmp_path: Path) -> None:
 
 def test_a_metric_that_is_not_finite_is_null_on_disk_and_nan_when_read_back(tmp_path: Path) -> None:
     folder = RunDirectory(tmp_path)
+    folder.metrics.begin()
     folder.log({"step": 1, "validation/loss": float("inf")})
     assert json.loads((tmp_path / "metrics.jsonl").read_text()) == {"step": 1, "validation/loss": None}
     (row,) = folder.history()

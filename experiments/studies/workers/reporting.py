@@ -45,7 +45,7 @@ class Reporter:
                 test = score_on_test(trial.config, self.context, run_dir, self.runs_dir, name=run_dir.path.name)
             failure, facts["test"] = task.divergence(test, "test"), test[result["score_name"]]
             if failure is None and "test" not in result:
-                run_dir.finish(result | {"test": test})
+                run_dir.add_test(test)
         if failure is None:
             self.queue.finish(claim, result["score"], facts, _finite(reached))
         else:

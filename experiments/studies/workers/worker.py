@@ -7,6 +7,7 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from experiments.record.errors import RecordError
 from experiments.record.run_description import RunDescription, describe_run
 from experiments.record.run_dir import RunDirectory
 from experiments.record.starting_point import read_start
@@ -21,7 +22,6 @@ from experiments.studies.workers.heartbeat import Progress, beating
 from experiments.studies.workers.packing import Packing, out_of_memory, share
 from experiments.studies.workers.reporting import Reporter
 from experiments.terminal import Display
-from experiments.training.checkpoint import CheckpointError
 from experiments.training.context import TrainingContext
 from experiments.training.interruption import Interrupted, Interruption
 from experiments.training.loop import train_pack
@@ -137,6 +137,7 @@ class Worker:
         run_dir = run.run_dir
         attempt = attempt_at(run_dir, claim.key, claim.number)
         if run_dir.finished:
+            run_dir.check_files()
             self.reporter.finished(claim, trial, run_dir)
             discard(attempt)
             return
@@ -160,7 +161,7 @@ class Worker:
         start = self.starts[trial.arm.config_hash]
         try:
             return TrialRun(trial.config, self.context, attempt, options, Display.silent(), start=start)
-        except CheckpointError:  # torn by a crash of the machine: from the first step
+        except RecordError:  # damaged by a crash of the machine: from the first step
             discard(attempt.run_dir)
             return TrialRun(trial.config, self.context, attempt, options, Display.silent(), start=start)
 

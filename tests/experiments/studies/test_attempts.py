@@ -22,7 +22,7 @@ def attempt(record: RunDirectory, number: int, key: str = "key") -> RunDirectory
     made.path.mkdir(parents=True)
     for name in ADOPTED:
         (made.path / name).write_text("{}")
-    (made.path / "metrics.jsonl").write_text("{}\n" * number)
+    (made.path / "metrics.jsonl").write_text('{"step": 1}\n' * number)
     (made.path / CHECKPOINT).write_text(f"of {number}")
     return made
 

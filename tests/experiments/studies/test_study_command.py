@@ -15,7 +15,7 @@ from wandb_reading import read_offline_run
 
 from analysis.spectra_tables import spectrum_tables
 from experiments.config.errors import ConfigError
-from experiments.record.run_dir import RecordError
+from experiments.record.errors import RecordError
 from experiments.studies.consistency import check_protocol, check_runs_dir
 from experiments.studies.launch import LaunchOptions
 from experiments.studies.protocol.progress import enqueue, snapshot
