@@ -7,6 +7,9 @@ from typing import Any
 
 import pytest
 from text_data import write_labelled, write_model
+from tokenizers import Tokenizer
+from tokenizers.pre_tokenizers import Split
+from tokenizers.processors import Sequence
 
 from experiments.config.loading import load
 from experiments.config.yaml_files import yaml_text
@@ -197,3 +200,18 @@ def test_lines_without_a_token_to_score_are_named_in_every_split(tmp_path: Path)
     with pytest.raises(DataError) as error:
         run(prompted(tmp_path), tmp_path)
     assert [("train.txt" in one, "valid.txt" in one) for one in error.value.errors] == [(True, False), (False, True)]
+
+
+def test_texts_without_a_token_are_named_in_every_split(tmp_path: Path) -> None:
+    write_model(tmp_path / "model", "bert")
+    write_labelled(tmp_path / "data")
+    tokenizer = Tokenizer.from_file(file := str(tmp_path / "model" / "tokenizer.json"))
+    tokenizer.pre_tokenizer, tokenizer.post_processor = Split("-", "removed"), Sequence([])
+    tokenizer.save(file)
+    for split, text in {"train": "--", "test": "---"}.items():
+        with (tmp_path / "data" / f"{split}.tsv").open("a") as table:
+            table.write(f"{text}\t1\n")
+    with pytest.raises(DataError) as error:
+        run(classification(tmp_path), tmp_path)
+    assert ["('--',)" in one for one in error.value.errors] == [True, False]
+    assert "('---',)" in error.value.errors[1]
