@@ -25,15 +25,19 @@ def show_plan(config: RunConfig, display: Display, *, runs_dir: Path = Path("run
     Raises: what the run would raise before its first step.
     """
     context, start = begin(config, runs_dir)
-    display.say(yaml_text(config.tree()))
-    if start is not None:
-        display.say(start.describe())
     unknown: list[str] = []
     with read_only():
         try:
-            variant = _show_layers(config, context, start, display)
+            variant, warnings = context.plan(config, start)
         except NotHereError as error:
             unknown.append(str(error))
+        display.say(yaml_text(config.tree()))
+        if start is not None:
+            display.say(start.describe())
+        if not unknown:
+            _show_layers(config, context, variant, display)
+            for warning in warnings:
+                display.warn(warning)
         try:
             show_data(context, display)
             if not unknown and has_base(context, display):
@@ -80,12 +84,11 @@ def has_base(context: TrainingContext, display: Display) -> bool:
     return True
 
 
-def _show_layers(config: RunConfig, context: TrainingContext, start: StartingPoint | None, display: Display) -> Variant:
+def _show_layers(config: RunConfig, context: TrainingContext, variant: Variant, display: Display) -> None:
     """Print what is adapted and what it costs."""
     model = context.task.architecture()
     base_parameters = sum(p.numel() for p in model.parameters())
     named = patterns_of(config.targets, outside_heads(model, context.task.head_names(model)))
-    variant, warnings = context.plan(config, start)
     for target, patterns in named.items():
         display.say(f"{target} stands for {', '.join(patterns)}")
     rows = [_row(name, layer, variant.scales().get(name)) for name, layer in variant.layers.items()]
@@ -98,9 +101,6 @@ def _show_layers(config: RunConfig, context: TrainingContext, start: StartingPoi
     display.say(f"training state: {trainable * 4 * 4 / 2**20:.2f} MiB (weights, gradients and two moments in float32)")
     if not trainable:
         display.say("nothing trains: the run scores the untouched base")
-    for warning in warnings:
-        display.warn(warning)
-    return variant
 
 
 def _show_folder(
