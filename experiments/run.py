@@ -81,6 +81,11 @@ def main(arguments: list[str] | None = None) -> int:
             show_plan(config, display, runs_dir=asked.runs_dir)
             return 0
         finished = execute(config, runs_dir=asked.runs_dir, test=asked.test, display=display)
+        if finished.found:
+            display.say(
+                "this run has already finished; showing its results (move its directory away to train it again)"
+            )
+        display.result(finished.result, str(finished.folder))
     except KeyboardInterrupt as interruption:
         print(
             str(interruption)
@@ -90,9 +95,6 @@ def main(arguments: list[str] | None = None) -> int:
         return 130
     except (ValueError, OSError, RuntimeError, MemoryError) as error:
         return _report(error)
-    if finished.found:
-        display.say("this run has already finished; showing its results (move its directory away to train it again)")
-    display.result(finished.result, str(finished.folder))
     return 0
 
 

@@ -83,7 +83,7 @@ def _train(context: TrainingContext, trial_run: TrialRun, display: Display) -> N
             train_pack(context, [trial_run], interruption=interruption)
     except (RecordError, OSError) as error:
         way_out = "the same command goes on from the last checkpoint, or from the start without one"
-        raise TrainingFailedError(f"{error}; {way_out}\nrun directory: {trial_run.folder.path}") from error
+        raise TrainingFailedError(f"{error}; {way_out}") from error
 
 
 def _found(
@@ -96,8 +96,8 @@ def _found(
     result = folder.result()
     _refuse(context.task.divergence(result["validation"], "validation"), folder)
     if not test:
-        return {key: value for key, value in result.items() if key != "test"}
-    if "test" not in result:
+        result.pop("test", None)
+    elif "test" not in result:
         _tell_unchecked(folder.path, display)
         result["test"] = score_on_test(config, context, folder, runs_dir, name=folder.path.name)
         _refuse(context.task.divergence(result["test"], "test"), folder)

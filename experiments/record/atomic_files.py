@@ -26,7 +26,7 @@ def save_atomically(tensors: Mapping[str, Tensor], path: Path, metadata: Mapping
         try:
             save_file(written, partial, metadata=None if metadata is None else dict(metadata))
         except SafetensorError as error:
-            raise _os_error(error, path) from error
+            raise _os_error(error, path) from None
 
 
 def _os_error(error: SafetensorError, path: Path) -> OSError:
@@ -56,6 +56,9 @@ def _replacing(path: Path) -> Iterator[Path]:
         yield partial
         sync(partial)
         partial.replace(path)
+    except OSError as error:
+        error.filename = error.filename or str(path)  # that of a write has none
+        raise
     finally:
         partial.unlink(missing_ok=True)
     with suppress(OSError):  # some file systems sync no folder

@@ -68,9 +68,10 @@ class MetricsFile:
                 file.write(line)
         except FileNotFoundError:
             raise RecordError(f"{self.path} was deleted while the run wrote it") from None
-        except OSError:
+        except OSError as error:
             with suppress(OSError):
                 os.truncate(self.path, before)
+            error.filename = str(self.path)  # that of a write has none
             raise
         self._sha256.update(line)
         self._size = before + len(line)

@@ -143,15 +143,18 @@ class Checkpoints:
             there = f"the {self._metrics_bytes} bytes that it had at the checkpoint of step {self.start}"
             self.note = f"{path} has lost some of {there}; starting again from the first step"
             self.start, self.seconds, self._tensors = 0, 0.0, {}
-        elif self._metrics_sha256 not in (None, found):
-            what = f"is of step {self.start}, and {path} does not begin with the rows up to there any more"
-            raise self._refused(f"{what}; restore that file from a copy, or")
+        elif self._metrics_sha256 is None:  # written by an earlier version
+            try:
+                self.folder.metrics.rows()
+            except RecordError as error:
+                raise self._refused(f"is of step {self.start}, but {error}", restore=True) from None
+        elif self._metrics_sha256 != found:
+            changed = f"{path} does not begin any more with the rows up to there"
+            raise self._refused(f"is of step {self.start}, but {changed}", restore=True)
 
-    def _refused(self, what: str) -> CheckpointError:
-        end = "" if what.endswith("or") else ";"
-        return CheckpointError(
-            f"{self.path} {what}{end} delete {self.path} to start this run again from its first step"
-        )
+    def _refused(self, what: str, *, restore: bool = False) -> CheckpointError:
+        way_out = f"{'restore that file from a copy, or ' * restore}delete {self.path} to start this run again"
+        return CheckpointError(f"{self.path} {what}; {way_out} from its first step")
 
     def _progress(self) -> tuple[list[int], int]:
         """The steps at which attempts went on, and how many steps those before the last one executed."""
