@@ -106,7 +106,8 @@ class FullAll(Head):
             if key == "weight" and is_conv1d(module):
                 found[path] = change.mT.contiguous()
             else:
-                found[path if key == "weight" and isinstance(module, nn.Linear) else f"{path}.{key}"] = change
+                own = f"{path}.{key}".removeprefix(".")  # the model itself has no path
+                found[path if key == "weight" and isinstance(module, nn.Linear) else own] = change
         return found
 
 

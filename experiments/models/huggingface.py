@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 __all__ = [
     "ModelConfig",
     "ModelError",
+    "auto_class",
     "build_model",
     "content_of",
     "head_modules",
@@ -145,7 +146,8 @@ def model_settings(config: ModelConfig, folder: Path | None = None) -> Any:
     return settings
 
 
-def _auto_class(config: ModelConfig, kind: Kind) -> Any:
+def auto_class(config: ModelConfig, kind: Kind) -> Any:
+    """The class of transformers that loads the model: its body alone where this project pools."""
     import transformers
 
     if kind == "causal_lm":
@@ -157,7 +159,7 @@ def _refuse_kind(config: ModelConfig, kind: Kind, settings: Any, pad_token_id: i
     """Raises: ModelError for an architecture that is not made for the kind of task."""
     from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES as MASKED
 
-    auto, name = _auto_class(config, kind), f"model.name: {config.name!r} ({settings.model_type})"
+    auto, name = auto_class(config, kind), f"model.name: {config.name!r} ({settings.model_type})"
     has_code = config.remote_code and auto.__name__ in (getattr(settings, "auto_map", None) or {})
     if type(settings) not in auto._model_mapping and not has_code:
         way_out = "; model.pooling=mean may do" if kind == "classification" and config.pooling == "auto" else ""
@@ -173,7 +175,7 @@ def _refuse_kind(config: ModelConfig, kind: Kind, settings: Any, pad_token_id: i
 def _pretrained(config: ModelConfig, folder: Path, kind: Kind, settings: Any) -> Any:
     """W0 from the checkpoint; only what is a head may have been left at random."""
     try:
-        model, info = _auto_class(config, kind).from_pretrained(
+        model, info = auto_class(config, kind).from_pretrained(
             folder,
             config=settings,
             dtype=getattr(torch, config.dtype),
@@ -202,7 +204,7 @@ def _random(config: ModelConfig, kind: Kind, settings: Any, drawn: bool) -> Any:
     """The architecture alone: weights from one seed, or whatever is in memory."""
     from transformers.initialization import no_init_weights
 
-    auto = _auto_class(config, kind)
+    auto = auto_class(config, kind)
     options = {"dtype": getattr(torch, config.dtype), "trust_remote_code": config.remote_code}
     if not drawn:
         with no_init_weights():

@@ -22,12 +22,12 @@ class MeanPooled(nn.Module):
     def __init__(self, body: nn.Module, *, name: str, width: int, labels: int) -> None:
         super().__init__()
         self.add_module(name, body)
-        self._body_name = name
+        self.body_name = name
         self.classifier = nn.Linear(width, labels)
 
     @property
     def base_model(self) -> nn.Module:
-        return self.get_submodule(self._body_name)
+        return self.get_submodule(self.body_name)
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor, **more: Tensor) -> Logits:
         """All (rows, length); a row's mean is over the places where its mask is 1, at least one of them.

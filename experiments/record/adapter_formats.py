@@ -41,6 +41,10 @@ class Adapter:
     others: dict[str, Tensor]
     scale_known: bool = True
 
+    def under(self, body: str | None) -> "Adapter":
+        """The adapter with the names that its layers have in a model that holds its base under the name `body`."""
+        return self if body is None else replace(self, updates={f"{body}.{n}": u for n, u in self.updates.items()})
+
     def with_alpha(self, alpha: float) -> "Adapter":
         """The adapter with LoRA's scale, alpha / r, where the file holds none."""
         scaled = {

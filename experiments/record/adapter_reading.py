@@ -2,6 +2,7 @@
 
 import json
 import pickle
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -61,7 +62,8 @@ def read_folder(folder: Path) -> Adapter:
         return Adapter(dict(_read_safetensors(folder / DELTA)), heads | heads_beside_factors(beside))
     if (folder / WEIGHTS).is_file():
         config = _read_adapter_config(folder / CONFIG)
-        return peft_adapter(_read_safetensors(folder / WEIGHTS), config, folder)
+        adapter = peft_adapter(_read_safetensors(folder / WEIGHTS), config, folder).under(config.get("body"))
+        return replace(adapter, others=adapter.others | heads)
     return Adapter({}, heads)
 
 

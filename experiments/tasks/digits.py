@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from experiments.data.description import describe_labels
 from experiments.models.digit_transformer import LABELS, DigitRecipe, DigitTransformer, pretrained_digits
+from experiments.models.model_card import ModelCard
 from experiments.models.weights import Report, silent
 from experiments.tasks.task import Batch, Split, Task, TaskConfig
 from lora_variants.interface.config import MOST, Seed
@@ -76,6 +77,9 @@ class Digits(Task):
         images, digits = self.images
         old = digits < LABELS
         return pretrained_digits(images[old], digits[old], DigitRecipe(steps=self.config.pretraining_steps), report)
+
+    def model_card(self) -> ModelCard:
+        return ModelCard(labels=tuple(str(digit) for digit in range(LABELS, 2 * LABELS)))
 
     def training_batches(self, seed: int, batch_size: int) -> Iterator[Batch]:
         """Every image once an epoch, in a new order each; a step may span two epochs."""

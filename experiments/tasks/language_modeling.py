@@ -19,6 +19,7 @@ from experiments.data.sources import read_splits, whole
 from experiments.data.tables import Form
 from experiments.data.tokens import Tokens, cached_tokens
 from experiments.models.architecture import one_trial_reason
+from experiments.models.model_card import ModelCard
 from experiments.models.weights import Report, silent
 from experiments.tasks.task import DIVERGED, Batch, Split, Task, TaskConfig
 from experiments.tasks.text_config import TextDataConfig, location
@@ -244,6 +245,12 @@ class LanguageModeling(Task):
     @property
     def score_range(self) -> tuple[float, float]:
         return 1.0, _perplexity(DIVERGED * math.log(self.base.vocabulary))
+
+    def model_card(self) -> ModelCard:
+        in_lines = "a row is the begin token, the prompt, the text and the end token, where the tokenizer has them"
+        rows = in_lines if self.config.layout == "lines" else "a row is a window of the text, without special tokens"
+        options = {"add_special_tokens": False, "return_token_type_ids": False}
+        return self.base.card(options, rows=rows)
 
     def trains_alone(self) -> str | None:
         return self._alone

@@ -9,6 +9,7 @@ from jaxtyping import Float
 from pydantic import BaseModel, ConfigDict
 from torch import Tensor, nn
 
+from experiments.models.model_card import ModelCard
 from experiments.models.model_config import ModelConfig
 from experiments.models.weights import Report, silent
 from lora_variants.interface.variant import Variant
@@ -77,6 +78,10 @@ class Task(ABC):
     def base_facts(self) -> dict[str, str]:
         """What `environment.json` says of the base model, next to the fingerprint of its weights."""
         return {}
+
+    def model_card(self) -> ModelCard:
+        """How others load the base and read its outputs; by default that only this project can load it."""
+        return ModelCard()
 
     def head_names(self, model: nn.Module) -> tuple[str, ...]:
         """The modules of the base model that every variant trains alike."""

@@ -21,6 +21,7 @@ from experiments.data.tables import Form
 from experiments.data.tokens import Tokens, cached_tokens
 from experiments.models.architecture import one_trial_reason
 from experiments.models.first_row import compute_first_row_only
+from experiments.models.model_card import ModelCard
 from experiments.models.weights import Report, silent
 from experiments.tasks.metrics import (
     OF_CLASSES,
@@ -238,6 +239,11 @@ class TextClassification(Task):
 
     def base_facts(self) -> dict[str, str]:
         return self.base.facts()
+
+    def model_card(self) -> ModelCard:
+        segments = self.base.takes_segments and len(self.columns.text) > 1
+        options = {"truncation": True, "max_length": self.config.max_length, "return_token_type_ids": segments}
+        return self.base.card(options, labels=tuple(self.data.labels))
 
     def trains_alone(self) -> str | None:
         return self._alone

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from collections.abc import Mapping
 from functools import cached_property
 from typing import Any
 
@@ -18,6 +19,7 @@ from experiments.models.architecture import (
     places,
     settings_of,
 )
+from experiments.models.model_card import ModelCard
 from experiments.models.model_config import ModelConfig
 from experiments.models.weights import Report
 
@@ -104,6 +106,26 @@ class TextModel:
         from experiments.models.huggingface import content_of
 
         return content_of(self.config)
+
+    def card(self, tokenizer_options: Mapping[str, Any], *, labels: tuple[str, ...] = (), rows: str = "") -> ModelCard:
+        """How others load the model and its tokenizer; `tokenizer_options` are of the call that makes the inputs."""
+        from experiments.models.huggingface import auto_class
+
+        config = self.config
+        name = config.name if config.folder is None else config.folder.name
+        return ModelCard(
+            name=name if config.weights == "pretrained" else None,
+            auto_class=auto_class(config, self.kind).__name__,
+            is_folder=config.folder is not None,
+            revision=self.facts().get("model_commit"),
+            dtype=config.dtype,
+            remote_code=config.remote_code,
+            pad_token=self.tokenizer.pad_token,
+            tokenizer_options=tokenizer_options,
+            pooling=config.pooling if self.kind == "classification" else None,
+            labels=labels,
+            rows=rows,
+        )
 
     def use_gradient_checkpointing(self, model: nn.Module) -> None:
         from experiments.models.huggingface import use_gradient_checkpointing

@@ -202,7 +202,8 @@ class TrialRun:
             resumed_from=self.checkpoints.resumed_from,
             base_parameters=self.context.base_parameters,
         ) | ({} if forgetting is None else {"forgetting": forgetting})
-        self.files = save_update(self.training.variant, self.slot, self.folder.path)
+        card, base_sha256 = self.context.task.model_card(), self.context.base_sha256
+        self.files = save_update(self.training.variant, self.slot, self.folder.path, card, base_sha256=base_sha256)
 
     def _fail_if(self, reason: str | None) -> None:
         """The trial has failed for this reason, where it is one, unless it had failed before."""

@@ -3,6 +3,7 @@
 Slices of a fused projection become one adapter of the whole of it, with zeros for the frozen rows.
 """
 
+import math
 from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -15,6 +16,8 @@ from lora_variants.frozen_model.linear_map import LinearMap, slice_rows, split_s
 from lora_variants.interface.layer import Factors, Triplets
 
 T = TypeVar("T", Factors, Triplets)
+V = TypeVar("V")
+PATTERNS = ("rank_pattern", "alpha_pattern")  # of PEFT's configs: what differs by the path of a module
 
 
 @dataclass(frozen=True)
@@ -28,6 +31,15 @@ class PeftAdapter:
     tensors: dict[str, Tensor]
     config: dict[str, Any]
 
+    def inside(self, body: str) -> "PeftAdapter":
+        """The same for `body` alone, the part of the model that holds all adapted modules."""
+
+        def inner(tree: Mapping[str, V]) -> dict[str, V]:
+            return {name.removeprefix(f"{body}."): value for name, value in tree.items()}
+
+        patterns = {key: inner(value) for key, value in self.config.items() if key in PATTERNS}
+        return PeftAdapter(tuple(inner(dict.fromkeys(self.modules))), inner(self.tensors), self.config | patterns)
+
 
 def lora_adapter(factors: Mapping[str, Factors], owners: Mapping[str, nn.Module]) -> PeftAdapter:
     """Plain LoRA with a rank and an alpha for every module; `owners` are the modules by the names of the updates."""
@@ -37,7 +49,7 @@ def lora_adapter(factors: Mapping[str, Factors], owners: Mapping[str, nn.Module]
     tensors |= {f"{path}.lora_B.weight": update.left for path, update in modules.items()}
     by_length = sorted(modules, key=len, reverse=True)  # PEFT takes the first pattern that a name ends with
     ranks = {path: len(modules[path].right) for path in by_length}
-    alphas = {path: modules[path].scale * ranks[path] for path in by_length}
+    alphas = {path: _whole(modules[path].scale * ranks[path]) for path in by_length}
     config = {
         "peft_type": "LORA",
         "r": ranks[by_length[0]],
@@ -47,6 +59,12 @@ def lora_adapter(factors: Mapping[str, Factors], owners: Mapping[str, nn.Module]
         "use_rslora": False,
     }
     return PeftAdapter(tuple(modules), tensors, config)
+
+
+def _whole(alpha: float) -> float:
+    """The integer that alpha is but for the rounding of its scale to float32; alpha where it is none."""
+    nearest = round(alpha)
+    return nearest if math.isclose(alpha, nearest, rel_tol=1e-7) else alpha
 
 
 def by_module(updates: Mapping[str, T], owners: Mapping[str, nn.Module]) -> list[tuple[str, dict[str, T], int]]:

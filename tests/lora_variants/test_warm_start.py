@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from transformers import BertConfig, BertForSequenceClassification, GPT2Config, GPT2LMHeadModel
 
 from experiments.config.schema import StartConfig
+from experiments.models.model_card import ModelCard
 from experiments.record.adapter_files import save_update
 from experiments.record.adapter_formats import DELTA, RunStoreError
 from experiments.record.starting_point import StartingPoint, read_start
@@ -186,7 +187,7 @@ def learned(name: str, *, seed: int = 3, **knobs: Any) -> Variant:
 def saved(variant: Variant, folder: Path) -> Path:
     """A finished run's folder, as far as it is read."""
     folder.mkdir()
-    save_update(variant, 0, folder)
+    save_update(variant, 0, folder, ModelCard(), base_sha256="0" * 64)
     (folder / "config.yaml").write_text("")
     (folder / "result.json").write_text("{}")
     return folder

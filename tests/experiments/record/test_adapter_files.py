@@ -11,6 +11,7 @@ from tiny_transformers import tiny
 from torch import Tensor, nn
 from transformers import BertConfig, BertForSequenceClassification, GPT2Config, GPT2LMHeadModel
 
+from experiments.models.model_card import ModelCard
 from experiments.record.adapter_files import load_update, save_update
 from lora_variants import VARIANTS
 from lora_variants.interface.attach import attach
@@ -18,6 +19,7 @@ from lora_variants.interface.pack import Pack
 from lora_variants.interface.variant import Variant
 
 TOKENS = torch.arange(24).reshape(3, 8)
+OURS, SHA256 = ModelCard(), "0" * 64  # a base that PEFT is not told how to load
 Build = Callable[[], nn.Module]
 
 
@@ -97,7 +99,7 @@ def logits(model: nn.Module) -> Tensor:
 def test_a_folder_written_by_us_gives_the_same_logits_in_peft(tmp_path: Path, case: str, variant: str) -> None:
     build, targets, heads, ranks = CASES[case]
     attached = trained(build, targets, heads, variant, {"rank": ranks, "alpha": 6.0})
-    save_update(attached, 0, tmp_path)
+    save_update(attached, 0, tmp_path, OURS, base_sha256=SHA256)
     theirs = peft.PeftModel.from_pretrained(build(), tmp_path)
     torch.testing.assert_close(logits(theirs), logits(attached.model), rtol=1e-5, atol=1e-5)
     assert (logits(theirs) - logits(build())).abs().max() > 1e-3
@@ -112,7 +114,7 @@ def test_the_adalora_folder_of_a_run_gives_the_same_logits_in_pefts_own_adalora(
     build, targets, heads, ranks = CASES[case]
     attached = trained(build, targets, heads, "adalora", {"rank": ranks, "alpha": 6.0})
     assert len({scale for scales in attached.scales().values() for scale in scales}) > 1
-    save_update(attached, 0, tmp_path)
+    save_update(attached, 0, tmp_path, OURS, base_sha256=SHA256)
     theirs = peft.PeftModel.from_pretrained(build(), tmp_path / "adalora", is_trainable=is_trainable)
     torch.testing.assert_close(logits(theirs.eval()), logits(attached.model), rtol=1e-5, atol=1e-5)
     assert (logits(theirs) - logits(build())).abs().max() > 1e-3
@@ -126,7 +128,7 @@ def test_the_adalora_folder_of_a_run_gives_the_same_logits_in_pefts_own_adalora(
 def test_lambda_is_lora_e_number_for_number_where_all_layers_have_one_scale(tmp_path: Path) -> None:
     build, targets, heads, ranks = CASES["bert"]
     attached = trained(build, targets, heads, "adalora", {"rank": ranks, "alpha_per_rank": 3.0})
-    save_update(attached, 0, tmp_path)
+    save_update(attached, 0, tmp_path, OURS, base_sha256=SHA256)
     stored = load_file(tmp_path / "adalora" / "adapter_model.safetensors")
     assert not any(key.endswith("lora_A.weight") for key in stored)
     for name, layer in attached.layers.items():
@@ -142,7 +144,7 @@ def test_what_is_on_disk_makes_a_plain_model_of_the_same_outputs(tmp_path: Path,
     build, targets, heads, ranks = CASES[case]
     knobs = {"rank": ranks} if variant in ("lora", "adalora") else {}
     attached = trained(build, targets, heads, variant, knobs)
-    save_update(attached, 0, tmp_path)
+    save_update(attached, 0, tmp_path, OURS, base_sha256=SHA256)
     plain = build()
     load_update(plain, tmp_path)
     torch.testing.assert_close(logits(plain), logits(attached.model), rtol=1e-4, atol=1e-5)
@@ -154,7 +156,7 @@ def test_the_update_of_torch_s_own_attention_is_written_dense(tmp_path: Path) ->
         return nn.ModuleDict({"attention": nn.MultiheadAttention(16, 2, batch_first=True)}).eval()
 
     attached = trained(build, ["*.query", "*.value"], (), "lora", {"rank": 2})
-    (path,) = save_update(attached, 0, tmp_path)
+    (path,) = save_update(attached, 0, tmp_path, OURS, base_sha256=SHA256)
     assert path.name == "delta.safetensors"
     plain, x = build(), torch.randn(2, 5, 16, generator=torch.Generator().manual_seed(2))
     load_update(plain, tmp_path)
