@@ -3,7 +3,7 @@
 import argparse
 import io
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 if not __package__:  # run as a script: this folder is first on the path, the repository is not on it
@@ -36,7 +36,7 @@ def report_spectra(runs: Sequence[Path], out: Path) -> list[Path]:
 
     Runs that adapted no matrix are named; where no run did, nothing is written. Raises RunStoreError for
     what cannot be read, RecordError for a run whose files are not what it wrote, OSError for a folder that cannot be
-    written.
+    written, FileExistsError for one with other spectra.
     """
     from rich.console import Console
 
@@ -52,14 +52,30 @@ def report_spectra(runs: Sequence[Path], out: Path) -> list[Path]:
     print_tables(tables, console)
     if tables.summary.empty:
         return []
+    texts = {
+        out / "spectra.csv": tables.summary.to_csv(index=False),
+        out / "spectra_values.csv": tables.values.to_csv(index=False),
+    }
+    refuse_to_replace(texts, [out / "spectra.png", out / "spectra.pdf"])
     out.mkdir(parents=True, exist_ok=True)
-    written = [out / "spectra.csv", out / "spectra_values.csv"]
-    tables.summary.to_csv(written[0], index=False)
-    tables.values.to_csv(written[1], index=False)
-    written += save_figure(spectra_figure(tables.summary, tables.values), out, "spectra")
+    for path, text in texts.items():
+        path.write_bytes(text.encode())
+    written = [*texts, *save_figure(spectra_figure(tables.summary, tables.values), out, "spectra")]
     for path in written:
         console.print(f"wrote {path}", soft_wrap=True)
     return written
+
+
+def refuse_to_replace(texts: Mapping[Path, str], drawn: Sequence[Path]) -> None:
+    """Raise FileExistsError where tables or figures of other spectra are; the same ones may be written again."""
+    there = [path for path in texts if path.exists()]
+    others = [path for path in there if path.read_bytes() != texts[path].encode()]
+    others += [path for path in drawn if path.exists() and not there]
+    if others:
+        raise FileExistsError(
+            f"{others[0]} is there and of other runs or other values: name another folder with --out, "
+            "or move what is there away; nothing was written"
+        )
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -1,5 +1,6 @@
 """The spectra of what runs changed, as tidy tables and as the table a terminal shows."""
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -59,7 +60,7 @@ def spectrum_tables(runs: Sequence[Path]) -> SpectrumTables:
 
 def run_labels(runs: Sequence[Path]) -> dict[str, Path]:
     """Runs by the shortest end of their resolved path that tells them apart."""
-    given = {run.resolve(): run for run in runs}
+    given = {Path(os.path.realpath(run)): run for run in runs}  # which makes no error of a loop of links
     for length in range(1, max(len(path.parts) for path in given)):
         labels = {"/".join(path.parts[-length:]): run for path, run in given.items()}
         if len(labels) == len(given):
@@ -100,7 +101,9 @@ def print_tables(tables: SpectrumTables, console: Console) -> None:
     for first in shortened.drop_duplicates("run").to_dict("records"):
         console.print(f"{first['name']} is {first['matrix']}")
     for run in dict.fromkeys(tables.summary.loc[~tables.summary["scale_known"], "run"]):
-        console.print(f"{run} does not hold its scale: ‖ΔW‖_F and σ1 are those of B A; the ranks are the same")
+        console.print(
+            f"{run} does not hold its scale: ‖ΔW‖_F and σ1 are those of the factors' product; the ranks are the same"
+        )
 
 
 def _rank(value: float) -> str:

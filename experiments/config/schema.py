@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 from functools import reduce
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
@@ -87,10 +88,17 @@ class StartConfig(Section):
         None, gt=0, description="alpha of a loralib checkpoint, which holds none; of anything else null"
     )
 
+    other_base: bool = Field(
+        False, description="start also from what was learned on another base model, known by the sha256 of its weights"
+    )
+
     @field_validator("path")
     @classmethod
     def _whole(cls, path: str) -> str:
-        return str(Path(path).expanduser().resolve())
+        try:
+            return os.path.realpath(Path(path).expanduser())  # of a loop of links it makes no error; reading it does
+        except RuntimeError:
+            raise ValueError(f"there is no home directory for {path!r}") from None
 
 
 class WandbConfig(Section):

@@ -1,31 +1,18 @@
 """What runs, PEFT and loralib left on disk, read as updates ΔW: the one place where adapters are read."""
 
-import json
-import pickle
+import stat
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
-import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor
 
-from experiments.record.adapter_formats import (
-    CONFIG,
-    DELTA,
-    HEAD,
-    WEIGHTS,
-    Adapter,
-    RunStoreError,
-    heads_beside_factors,
-    loralib_adapter,
-    peft_adapter,
-)
+from experiments.record.adapter_formats import CONFIG, DELTA, HEAD, PICKLED_WEIGHTS, WEIGHTS, Adapter, RunStoreError
+from experiments.record.adapter_keys import parts_by_matrix, refuse_twice
+from experiments.record.adapter_updates import loralib_adapter, peft_adapter
 from experiments.record.finished_runs import check_adapter
-
-CHECKPOINT_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt")
-STATE_DICTS = ("model_state_dict", "state_dict")  # where trainers put it in a checkpoint: loralib's examples, Lightning
+from experiments.record.peft_config import read_peft_config
+from experiments.record.tensor_files import CHECKPOINT_SUFFIXES, has_file, kind_of, read_tensors
 
 
 def read_adapter(path: Path) -> Adapter:
@@ -33,21 +20,44 @@ def read_adapter(path: Path) -> Adapter:
 
     Raises: RunStoreError, whose text is for the user.
     """
-    if not path.exists():
-        raise RunStoreError(f"a run is a folder or a checkpoint file; {path} does not exist: check the path")
-    if not path.is_dir():
-        return _read_checkpoint(path)
-    if (path / "config.yaml").is_file() and not (path / "result.json").is_file():
+    folder = adapter_folder(path)
+    if folder is None:
+        return _read_loralib(path)
+    run = run_of(folder)
+    if run is not None and not has_file(run / "result.json"):
         raise RunStoreError(
-            f"a run is read once it is finished; {path} has a config.yaml but no result.json: "
+            f"a run is read once it is finished; {run} has a config.yaml but no result.json: "
             "run it again to finish it (error.txt, if there, says what stopped it)"
         )
-    if any((path / name).is_file() for name in (DELTA, WEIGHTS, HEAD, "result.json")):
-        return read_folder(path)
+    if any(has_file(folder / name) for name in (DELTA, WEIGHTS, PICKLED_WEIGHTS, HEAD, "result.json")):
+        return read_folder(folder)
     raise RunStoreError(
-        f"a folder is read if it holds {WEIGHTS} or {DELTA}; {path} holds neither: "
+        f"a folder is read if it holds {WEIGHTS}, {PICKLED_WEIGHTS} or {DELTA}; {folder} holds neither: "
         "give the folder of one run or of one PEFT adapter"
     )
+
+
+def adapter_folder(path: Path) -> Path | None:
+    """The folder of a run or of a PEFT adapter, also where one of its files was given; None for any other file.
+
+    Raises: RunStoreError where nothing is.
+    """
+    kind = kind_of(path)
+    if kind is None:
+        raise RunStoreError(f"a run is a folder or a checkpoint file; {path} does not exist: check the path")
+    if kind == stat.S_IFDIR:
+        return path
+    of_peft = path.name in (WEIGHTS, PICKLED_WEIGHTS) and has_file(path.parent / CONFIG)
+    return path.parent if of_peft or path.name == DELTA else None
+
+
+def run_of(folder: Path) -> Path | None:
+    """The run directory that a folder is, or that it is a layout of, as `adalora/` is; None without one."""
+    if has_file(folder / "config.yaml"):
+        return folder
+    above = folder.resolve().parent
+    is_layout = all(has_file(file) for file in (folder / CONFIG, above / "config.yaml", above / "environment.json"))
+    return above if is_layout else None
 
 
 def read_folder(folder: Path) -> Adapter:
@@ -56,65 +66,47 @@ def read_folder(folder: Path) -> Adapter:
     Where there is a `delta.safetensors`, that is ΔW, whatever factors lie beside it.
     """
     check_adapter(folder)
-    heads = _read_safetensors(folder / HEAD) if (folder / HEAD).is_file() else {}
-    if (folder / DELTA).is_file():
-        beside = _read_safetensors(folder / WEIGHTS) if (folder / WEIGHTS).is_file() else {}
-        return Adapter(dict(_read_safetensors(folder / DELTA)), heads | heads_beside_factors(beside))
-    if (folder / WEIGHTS).is_file():
-        config = _read_adapter_config(folder / CONFIG)
-        adapter = peft_adapter(_read_safetensors(folder / WEIGHTS), config, folder).under(config.get("body"))
-        return replace(adapter, others=adapter.others | heads)
-    return Adapter({}, heads)
+    heads = read_tensors(folder / HEAD) if has_file(folder / HEAD) else {}
+    weights = next((folder / name for name in (WEIGHTS, PICKLED_WEIGHTS) if has_file(folder / name)), None)
+    if has_file(folder / DELTA):
+        beside = {} if weights is None else _heads_beside_factors(read_tensors(weights), folder)
+        return Adapter(_read_delta(folder / DELTA), _together(heads, beside, folder))
+    if weights is None:
+        return Adapter({}, heads)
+    config = read_peft_config(folder / CONFIG)
+    adapter = peft_adapter(read_tensors(weights), config).under(config.body)
+    return replace(adapter, others=_together(heads, adapter.others, folder))
 
 
-def _read_safetensors(path: Path) -> dict[str, Tensor]:
-    try:
-        return {key: _wide(tensor) for key, tensor in load_file(path).items()}
-    except (SafetensorError, OSError) as error:
+def _together(heads: Mapping[str, Tensor], beside: Mapping[str, Tensor], folder: Path) -> dict[str, Tensor]:
+    if both := sorted(heads.keys() & beside.keys()):
+        raise RunStoreError(f"{both[0]} stands twice in {folder}, in {HEAD} too: leave it out of one file")
+    return {**heads, **beside}
+
+
+def _read_delta(path: Path) -> dict[str, Tensor]:
+    updates = read_tensors(path)
+    refuse_twice(updates, path)
+    if empty := [name for name, update in updates.items() if not update.numel()]:
+        raise RunStoreError(f"a ΔW has at least one entry; {empty[0]} in {path} has none: leave it out")
+    return updates
+
+
+def _heads_beside_factors(tensors: Mapping[str, Tensor], folder: Path) -> dict[str, Tensor]:
+    """The tensors of an adapter that are not of an update, whatever the parts of its updates are."""
+    return parts_by_matrix({key: t for key, t in tensors.items() if ".lora_" not in key}, folder).others
+
+
+def _read_loralib(path: Path) -> Adapter:
+    if path.suffix == ".safetensors":
         raise RunStoreError(
-            f"a safetensors file must be whole; {path} ({path.stat().st_size} bytes) cannot be read "
-            f"({error}): copy it again, or run the run again"
-        ) from error
-
-
-def _wide(tensor: Tensor) -> Tensor:
-    return tensor if tensor.dtype == torch.float64 else tensor.float()
-
-
-def _read_adapter_config(path: Path) -> dict[str, Any]:
-    if not path.is_file():
-        raise RunStoreError(
-            f"an adapter's scale and ranks stand in {CONFIG}; {path} is missing: "
-            "copy it from where the adapter was saved"
+            f"of safetensors files those of a folder are read: {WEIGHTS} with its {CONFIG} (PEFT), or {DELTA}; this is "
+            f"{path}: give it that name and the file beside it, then give the folder"
         )
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise RunStoreError(f"{CONFIG} is JSON; {path} is not ({error}): save it again") from error
-    if not isinstance(config, dict) or config.get("peft_type") not in ("LORA", "ADALORA"):
-        found = config.get("peft_type") if isinstance(config, dict) else config
-        raise RunStoreError(
-            f"peft_type must be LORA or ADALORA; in {path} it is {found!r}: save merged minus base weights "
-            f"as {DELTA} (float32, one tensor a matrix) instead"
-        )
-    return config
-
-
-def _read_checkpoint(path: Path) -> Adapter:
     if path.suffix not in CHECKPOINT_SUFFIXES:
         raise RunStoreError(
             f"a checkpoint file ends in {', '.join(CHECKPOINT_SUFFIXES)}; this is {path}: "
             "for a safetensors adapter give its folder"
         )
-    try:
-        loaded = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError, LookupError) as error:
-        reason = str(error).partition("\n")[0]
-        raise RunStoreError(
-            f"a checkpoint must be a whole file of tensors and nothing else; {path} is not ({reason}): "
-            "load it where you trust it and save its state_dict alone"
-        ) from error
-    loaded = loaded if isinstance(loaded, dict) else {}
-    inside = next((loaded[key] for key in STATE_DICTS if isinstance(loaded.get(key), dict)), loaded)
-    tensors = {str(key): value for key, value in inside.items() if isinstance(value, Tensor)}
-    return loralib_adapter({key: _wide(t) for key, t in tensors.items() if t.is_floating_point()}, path)
+    has_file(path)
+    return loralib_adapter(read_tensors(path), path)

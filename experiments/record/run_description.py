@@ -9,6 +9,7 @@ import torch
 
 from experiments.config.schema import RunConfig
 from experiments.record.environment import describe
+from experiments.record.learned_on import refuse_other_base
 from experiments.record.run_dir import RunDirectory, run_dir_name
 from experiments.record.starting_point import StartingPoint
 from experiments.tasks.task import Task
@@ -46,9 +47,15 @@ class Loaded(Protocol):
 def describe_run(
     config: RunConfig, loaded: Loaded, runs_dir: Path, *, rank_total: int, start: StartingPoint | None
 ) -> RunDescription:
-    """Say what the run of this configuration is; `rank_total` is the sum of the ranks of all its layers."""
+    """Say what the run of this configuration is; `rank_total` is the sum of the ranks of all its layers.
+
+    Raises: RunStoreError for a run to come that starts from what was learned on another base model.
+    """
     config_hash = hash_run(config, base_sha256=loaded.base_sha256, data_sha256=loaded.data_sha256, start=start)
     name = run_dir_name(config, rank_total=rank_total, config_hash=config_hash)
+    run_dir = RunDirectory(runs_dir.resolve() / config.study / name)
+    if not run_dir.finished:
+        refuse_other_base(config, loaded.base_sha256)
     environment = describe(
         device=loaded.device,
         base_sha256=loaded.base_sha256,
@@ -56,7 +63,7 @@ def describe_run(
         data_sha256=loaded.data_sha256,
         start_sha256=None if start is None else start.sha256,
     )
-    return RunDescription(config_hash, name, RunDirectory(runs_dir.resolve() / config.study / name), environment)
+    return RunDescription(config_hash, name, run_dir, environment)
 
 
 def hash_run(

@@ -6,10 +6,11 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from experiments.config.schema import StartConfig
+from experiments.config.schema import RunConfig, StartConfig
 from experiments.models.weights import fingerprint
 from experiments.record.adapter_formats import Adapter, RunStoreError
 from experiments.record.adapter_reading import read_adapter
+from experiments.record.learned_on import compare_with_base
 from lora_variants.interface.variant import Variant
 from lora_variants.interface.warm_start import Update
 
@@ -31,6 +32,10 @@ class StartingPoint:
             variant.start_from(trial, self.adapter.updates, self.adapter.others)
         except ValueError as error:
             raise RunStoreError(f"start.path {self.path}: {error}") from None
+
+    def compare_with_base(self, config: RunConfig) -> list[str]:
+        """Warnings of what is doubtful on the base model of a run. Raises: RunStoreError for heads that cannot fit."""
+        return compare_with_base(config, has_head=bool(self.adapter.others))
 
     def describe(self) -> str:
         updates, others = len(self.adapter.updates), len(self.adapter.others)

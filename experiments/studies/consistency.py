@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from experiments.config.errors import ConfigError
+from experiments.record.learned_on import refuse_other_base
 from experiments.record.starting_point import read_start
 from experiments.studies.protocol.progress import StudyState
 from experiments.studies.queue.storage import QueueError
@@ -101,6 +102,18 @@ def _named(arms: Sequence[str]) -> str:
 def check_file(study: Study, queue: TrialQueue, path: Path) -> None:
     """Raises: QueueError if the study of that name has another file."""
     queue.record_or_check({"file": path.name})
+
+
+def refuse_other_bases(study: Study, base_sha256: str) -> None:
+    """Raises: ConfigError with every arm that starts from what was learned on another base model."""
+    errors: dict[str, list[str]] = {}
+    for arm in study.arms:
+        try:
+            refuse_other_base(arm.config, base_sha256)
+        except ValueError as error:
+            errors.setdefault(str(error), []).append(arm.label)
+    if errors:
+        raise ConfigError([f"{_named(arms)}: {message}" for message, arms in errors.items()])
 
 
 def check_content(study: Study, queue: TrialQueue, context: TrainingContext, base_sha256: str) -> None:

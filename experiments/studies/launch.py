@@ -17,6 +17,7 @@ from experiments.studies.consistency import (
     check_file,
     check_protocol,
     check_runs_dir,
+    refuse_other_bases,
     shared_context,
     warnings_of_arms,
 )
@@ -191,6 +192,7 @@ class Launch:
 
     def _train(self, study_state: StudyState) -> None:
         base_sha256 = self._prepare_base()
+        refuse_other_bases(self.study, base_sha256)
         check_content(self.study, self.queue, self.context, base_sha256)
         status = status_of(self.study, study_state)
         workers = min(self.options.workers, status.planned - status.counts["done"] - status.counts["failed"])

@@ -67,10 +67,11 @@ class TrainingContext:
 
     def plan(self, config: RunConfig, start: StartingPoint | None = None) -> tuple[Variant, list[str]]:
         """The variant on arbitrary weights, and warnings: what does not fit is known before anything is computed."""
+        doubts = [] if start is None else start.compare_with_base(config)
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always", RankWarning)
             variant = attached(config, self.task, self.task.architecture(), start)
-        return variant, [str(warning.message) for warning in caught]
+        return variant, [*doubts, *(str(warning.message) for warning in caught)]
 
     def read_data(self, report: Report = silent) -> None:
         """What is wrong with the data is known after this, before anything is computed.

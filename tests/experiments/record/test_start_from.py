@@ -85,7 +85,7 @@ def test_the_command_starts_from_a_relative_path_and_its_record_says_from_what(t
     start_sha256 = json.loads((record / "environment.json").read_text())["start_sha256"]
     assert f"starts from 1 update of {earlier} (sha256 {start_sha256[:12]})" in " ".join(planned.stdout.split())
     config = yaml.safe_load((record / "config.yaml").read_text())
-    assert config["start"] == {"path": str(earlier), "alpha": None}
+    assert config["start"] == {"path": str(earlier), "alpha": None, "other_base": False}
     assert RunDirectory(record).result()["score"] < RunDirectory(earlier).result()["score"]
     assert "already finished" in run(tmp_path, "--rank", "4", "--start-from", "earlier").stdout
     again = execute(load(record / "config.yaml"), runs_dir=tmp_path / "again", test=False, display=Display())
