@@ -9,7 +9,8 @@ from experiments.record.earlier_run import find_earlier_run
 from experiments.record.errors import RecordError
 from experiments.record.finished_runs import note_unchecked
 from experiments.record.run_description import describe_run
-from experiments.record.run_dir import RunDirectory, refuse_unreadable, refuse_unwritable
+from experiments.record.run_dir import RunDirectory
+from experiments.record.runs_dir import refuse_unusable
 from experiments.record.starting_point import StartingPoint, read_start
 from experiments.record.wandb_mode import wanted_mode
 from experiments.terminal import Display
@@ -38,8 +39,7 @@ def begin(config: RunConfig, runs_dir: Path) -> tuple[TrainingContext, StartingP
     Raises: ValueError or OSError for what this machine, its environment or this folder does not offer.
     """
     wanted_mode(config.wandb.mode)
-    refuse_unreadable(runs_dir)
-    refuse_unwritable(runs_dir)
+    refuse_unusable(runs_dir)
     return TrainingContext(config), read_start(config.start)
 
 

@@ -70,7 +70,7 @@ def read_folder(folder: Path) -> Adapter:
     weights = next((folder / name for name in (WEIGHTS, PICKLED_WEIGHTS) if has_file(folder / name)), None)
     if has_file(folder / DELTA):
         beside = {} if weights is None else _heads_beside_factors(read_tensors(weights), folder)
-        return Adapter(_read_delta(folder / DELTA), _together(heads, beside, folder))
+        return Adapter(dict(_read_delta(folder / DELTA)), _together(heads, beside, folder))
     if weights is None:
         return Adapter({}, heads)
     config = read_peft_config(folder / CONFIG)

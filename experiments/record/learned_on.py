@@ -5,8 +5,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from experiments.config.loading import read_tree
 from experiments.config.schema import RunConfig
+from experiments.config.yaml_files import read_tree
 from experiments.record.adapter_formats import CONFIG, RunStoreError
 from experiments.record.adapter_reading import adapter_folder, run_of
 from experiments.record.peft_config import read_json, shown

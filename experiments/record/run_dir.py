@@ -15,7 +15,6 @@ from experiments.config.errors import ConfigError
 from experiments.config.loading import resolve
 from experiments.config.retired_keys import rename_retired
 from experiments.config.schema import RunConfig
-from experiments.config.shown import is_utf8
 from experiments.config.yaml_files import read_tree, yaml_text
 from experiments.record.atomic_files import as_json, write_atomically
 from experiments.record.errors import RecordError, RunInUseError, shortened, train_again
@@ -25,30 +24,12 @@ from experiments.record.metrics_file import METRICS, MetricsFile
 CONFIG_FILE, ENVIRONMENT, RESULT = "config.yaml", "environment.json", "result.json"
 
 
-def refuse_unreadable(runs_dir: Path) -> None:
-    """Raise where run directories could be written and not be read: safetensors and parquet read UTF-8 paths alone."""
-    if not is_utf8(str(runs_dir.resolve())):
-        raise RecordError(f"--runs-dir {runs_dir.resolve()}: the path is not UTF-8; give a folder whose path is")
-
-
 def run_dir_name(config: RunConfig, *, rank_total: int | None, config_hash: str) -> str:
     """'<variant>-r<rank>-lr<rate>-s<seed>-<config hash>'; mixed ranks read 'rmix-<total>', no rank is left out."""
     rank = getattr(config.variant, "rank", None)
     ranks = f"rmix-{rank_total}" if isinstance(rank, dict) else f"r{rank}"
     parts = [config.variant.name, *([] if rank is None else [ranks]), f"lr{config.learning_rate:g}", f"s{config.seed}"]
     return "-".join([*parts, config_hash])
-
-
-def refuse_unwritable(folder: Path) -> None:
-    """Raises: OSError where no run directory can be made in a folder, there or not; nothing is written."""
-    there = folder.absolute()
-    while not there.exists() and there != there.parent:
-        there = there.parent
-    way_out = "choose another --runs-dir"
-    if not there.is_dir():
-        raise NotADirectoryError(f"{folder}: run directories cannot be written there: {there} is a file; {way_out}")
-    if not os.access(there, os.W_OK | os.X_OK):
-        raise PermissionError(f"{folder}: run directories cannot be written there: {there} is not writable; {way_out}")
 
 
 class Result(dict[str, Any]):

@@ -10,7 +10,7 @@ from typing import Protocol
 
 from experiments.models.weights import fingerprint
 from experiments.record.earlier_run import count_earlier_runs
-from experiments.record.run_dir import refuse_unreadable, refuse_unwritable
+from experiments.record.runs_dir import refuse_unusable
 from experiments.studies.collect import Collection
 from experiments.studies.consistency import (
     check_content,
@@ -89,11 +89,11 @@ def launch(
     Raises: ConfigError, ValueError, OSError, QueueError, WorkerError for what the user has to mend; Interrupted.
     """
     view = StudyView(display or Display())
-    refuse_unreadable(options.runs_dir)
     study = load_study(options.file, options.overrides)
     address = storage_address(options.storage, runs_dir=options.runs_dir, study=study.name)
     if options.status:
         return show_status(study, address, view)
+    refuse_unusable(options.runs_dir)
     for warning in study.warnings:
         view.display.warn(warning)
     for label, points in study.collapsed.items():
@@ -274,7 +274,6 @@ class Launch:
 
 def _make_writable(folder: Path) -> None:
     """Raises: OSError where run directories cannot be written."""
-    refuse_unwritable(folder)
     probe = folder / ".writable"
     try:
         folder.mkdir(parents=True, exist_ok=True)

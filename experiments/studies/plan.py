@@ -10,7 +10,7 @@ import torch
 
 from experiments.config.schema import RunConfig
 from experiments.plan import has_base, show_data, show_unknown
-from experiments.record.run_dir import refuse_unwritable
+from experiments.record.runs_dir import refuse_unusable
 from experiments.record.starting_point import StartingPoint, read_start
 from experiments.studies.consistency import shared_context, warnings_of_arms
 from experiments.studies.costs import Count, GroupCost, group_costs
@@ -56,7 +56,7 @@ def plan_study(
     What is not on this machine yet is said, and what depends on it is left out.
     Raises: what a launch would raise before it trains.
     """
-    refuse_unwritable(runs_dir / study.name)
+    refuse_unusable(runs_dir / study.name)
     TrialQueue.find(address, study.name)  # to know whether it can be read
     shared_context(study)
     context = PlanningContext(study.arms[0].config)

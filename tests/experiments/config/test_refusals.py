@@ -17,7 +17,10 @@ from experiments.config.errors import ConfigError
 from experiments.config.loading import load
 from experiments.config.schema import RunConfig
 from experiments.config.shown import LONGEST_MESSAGE, message, shown
-from experiments.record.run_dir import RecordError, RunDirectory, as_json, refuse_unreadable, write_atomically
+from experiments.record.atomic_files import as_json, write_atomically
+from experiments.record.errors import RecordError
+from experiments.record.run_dir import RunDirectory
+from experiments.record.runs_dir import refuse_unusable
 from experiments.studies.spec.study import load_study
 from experiments.studies.spec.study_config import StudyConfig
 from experiments.tasks.registry import TASKS
@@ -252,7 +255,7 @@ def test_a_path_that_is_not_utf8_is_refused_before_a_run_or_works(
     folder = tmp_path / NOT_UTF8
     folder.mkdir()
     with pytest.raises(RecordError, match="the path is not UTF-8; give a folder whose path is"):
-        refuse_unreadable(folder / "runs")
+        refuse_unusable(folder / "runs")
     file = folder / "c.yaml"
     file.write_text(PLANTED.read_text())
     quick = ["--config", str(file), "--set", "task.evaluation_rows=8", "--set", "steps=1", "--wandb", "disabled"]
