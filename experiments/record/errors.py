@@ -13,7 +13,8 @@ class RunInUseError(RecordError):
 
 def train_again(folder: Path) -> str:
     """The way out of a damaged finished run."""
-    return f"restore it from a copy, or move {folder} away and give the same command to train it again"
+    then = "a run is trained again, a study's trial that has ended keeps the scores that the queue has"
+    return f"restore it from a copy, or move {folder} away and give the same command: {then}"
 
 
 def shortened(content: bytes, most: int = 40) -> str:

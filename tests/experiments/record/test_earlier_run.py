@@ -1,13 +1,18 @@
 """A run that was written before keys were renamed: it is read like any other, and trained again only with notice."""
 
+import json
 import shutil
 from pathlib import Path
 
 import pytest
+import torch
 from project_paths import CONFIGS, ROOT
+from safetensors.torch import save_file
 from tiny_studies import start, study_file
 
 from analysis.spectra import main as spectra
+from experiments.record.adapter_reading import read_adapter
+from experiments.record.errors import RecordError
 from experiments.record.run_dir import RunDirectory
 from experiments.run import main
 
@@ -80,6 +85,72 @@ def test_a_directory_that_cannot_be_read_is_no_earlier_run_and_stops_none(
     (runs_dir / "single" / EARLIER.name / name).write_text(content)
     assert main([*SAME_RUN, "--runs-dir", str(runs_dir)]) == 0
     assert NOTICE not in capsys.readouterr().out
+
+
+def test_that_its_files_cannot_be_checked_is_said_once_wherever_one_is_read(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    said = f"{EARLIER} was written by an earlier version: its result.json has no files_sha256"
+    assert main([*SAME_RUN, "--start-from", str(EARLIER), "--runs-dir", str(tmp_path)]) == 0
+    assert capsys.readouterr().out.count(said) == 1
+    assert spectra([str(EARLIER), str(EARLIER), "--out", str(tmp_path)]) == 0
+    assert " ".join(capsys.readouterr().out.split()).count(said) == 1
+
+
+def earlier_version(runs_dir: Path) -> RunDirectory:
+    """A finished run as it was before there was a sha256 of its files."""
+    assert main([*SAME_RUN, "--runs-dir", str(runs_dir)]) == 0
+    [path] = (runs_dir / "single").glob("lora-*")
+    result = json.loads((path / "result.json").read_text())
+    del result["files_sha256"]
+    (path / "result.json").write_text(json.dumps(result))
+    return RunDirectory(path)
+
+
+def test_a_run_without_sha256_gets_its_test_score_with_a_note(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = earlier_version(tmp_path)
+    assert main([*SAME_RUN, "--test", "--runs-dir", str(tmp_path)]) == 0
+    assert capsys.readouterr().out.count("has no files_sha256") == 1
+    assert "squared_error" in run.result()["test"]
+    assert not run.has_sha256, "what its files held then is not known"
+
+
+@pytest.mark.parametrize("name", ["adapter_model.safetensors", "adapter_config.json"])
+def test_a_run_without_sha256_is_refused_where_a_file_is_lost(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str
+) -> None:
+    run = earlier_version(tmp_path)
+    (run.path / name).unlink()
+    capsys.readouterr()
+    assert main([*SAME_RUN, "--test", "--runs-dir", str(tmp_path)]) == 2
+    assert str(run.path / name) in capsys.readouterr().err
+    assert "test" not in run.result()
+
+
+@pytest.mark.parametrize(
+    ("result", "there", "lost"),
+    [
+        ({"trainable_parameters": 9, "update_parameters": 0, "scales": {}}, [], "head.safetensors"),
+        ({"trainable_parameters": 9, "update_parameters": 6, "scales": {}}, ["delta.safetensors"], "head.safetensors"),
+        ({"trainable_parameters": 6, "update_parameters": 6, "scales": {}}, [], "delta.safetensors"),
+        ({"trainable_parameters": 9, "update_parameters": 0, "scales": {"pruned to nothing": 1.0}}, [], None),
+        ({"trainable_parameters": 0, "update_parameters": 0, "scales": {}}, [], None),
+    ],
+)
+def test_what_a_run_without_sha256_must_have_left_is_known_by_what_it_trained(
+    tmp_path: Path, result: dict[str, object], there: list[str], lost: str | None
+) -> None:
+    (tmp_path / "config.yaml").write_text("")
+    (tmp_path / "result.json").write_text(json.dumps(result))
+    for name in there:
+        save_file({"a": torch.zeros(2, 3)}, tmp_path / name)
+    if lost is None:
+        assert read_adapter(tmp_path).updates == {}
+    else:
+        with pytest.raises(RecordError, match=f"{lost} is missing; restore it from a copy"):
+            read_adapter(tmp_path)
 
 
 @pytest.mark.slow

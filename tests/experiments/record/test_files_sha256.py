@@ -6,10 +6,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 from safetensors.torch import load_file, save_file
 from tiny_runs import only_run, tiny_run
 
 from analysis.spectra import main as spectra
+from experiments.record.adapter_reading import read_adapter
 from experiments.record.errors import RecordError
 from experiments.record.run_dir import RunDirectory
 
@@ -105,6 +107,16 @@ def test_nobody_takes_a_changed_update_for_that_of_the_run(
     assert [f"{run.path / name} {says}" in line and WAY_OUT in line for line in errors] == [True] * 3
     assert (run.path / "result.json").read_text() == result
     assert not (runs_dir / "test_reads.jsonl").exists()
+
+
+def test_a_head_that_is_lost_is_noticed(tmp_path: Path) -> None:
+    (tmp_path / "config.yaml").write_text("")
+    save_file({"head.weight": torch.ones(2, 3)}, tmp_path / "head.safetensors")
+    RunDirectory(tmp_path).finish({})
+    assert read_adapter(tmp_path).others.keys() == {"head.weight"}
+    (tmp_path / "head.safetensors").unlink()
+    with pytest.raises(RecordError, match=r"head.safetensors is missing"):
+        read_adapter(tmp_path)
 
 
 def test_a_layout_in_a_sub_folder_is_checked_where_it_is_read(
