@@ -18,7 +18,7 @@ from project_paths import ROOT
 from safetensors.numpy import load_file, save_file
 from torch import nn
 
-from analysis.spectra import report_spectra
+from analysis.spectra import main, report_spectra
 from analysis.spectra_tables import run_labels, spectrum_tables
 from experiments.record.adapter_formats import RunStoreError
 from experiments.record.adapter_spectra import read_matrices, spectrum_of
@@ -467,6 +467,27 @@ def test_a_run_of_the_head_alone_is_said_to_adapt_nothing_and_writes_nothing(tmp
     done = command("head", folder=tmp_path)
     assert (done.returncode, done.stdout, done.stderr) == (0, "head: nothing adapted\n", "")
     assert not (tmp_path / "figures").exists()
+
+
+def test_spectra_of_other_runs_never_replace_those_that_are_there(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    first, out = dense_run(tmp_path / "a" / "run"), tmp_path / "out"
+    other = adapter(tmp_path / "b" / "run")  # its label is 'run' too
+    assert main([str(first), "--out", str(out)]) == 0
+    before = {path: path.read_bytes() for path in out.iterdir()}
+    assert main([str(first), "--out", str(out)]) == 0
+    capsys.readouterr()
+    assert main([str(other), "--out", str(out)]) == 2
+    assert "spectra.csv is there and of other runs or other values: name another folder" in capsys.readouterr().err
+    assert {path: path.read_bytes() for path in out.iterdir()} == before
+    (out / "spectra_values.csv").write_text("mine")
+    assert main([str(first), "--out", str(out)]) == 2
+    assert (out / "spectra_values.csv").read_text() == "mine"
+    for table in out.glob("*.csv"):
+        table.unlink()
+    assert main([str(first), "--out", str(out)]) == 2
+    assert "spectra.png is there" in capsys.readouterr().err
 
 
 def test_a_scale_that_the_file_lacks_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
