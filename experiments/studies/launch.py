@@ -93,7 +93,6 @@ def launch(
     address = storage_address(options.storage, runs_dir=options.runs_dir, study=study.name)
     if options.status:
         return show_status(study, address, view)
-    refuse_unusable(options.runs_dir)
     for warning in study.warnings:
         view.display.warn(warning)
     for label, points in study.collapsed.items():
@@ -273,7 +272,8 @@ class Launch:
 
 
 def _make_writable(folder: Path) -> None:
-    """Raises: OSError where run directories cannot be written."""
+    """Raises: OSError or RecordError where run directories cannot be written."""
+    refuse_unusable(folder)
     probe = folder / ".writable"
     try:
         folder.mkdir(parents=True, exist_ok=True)

@@ -17,8 +17,9 @@ from text_data import SENTENCES, write_labelled
 from tiny_transformers import saved
 from torch import Tensor
 
-from experiments.config.loading import load, resolve, yaml_text
+from experiments.config.loading import load, resolve
 from experiments.config.schema import RunConfig
+from experiments.config.yaml_files import yaml_text
 from experiments.models.model_card import ModelCard
 from experiments.models.weights import fingerprint
 from experiments.record.adapter_files import load_update, save_update
