@@ -26,6 +26,7 @@ OWNERS = {  # a file, or a folder with all in it
     "loralib": ("experiments/benchmarking/implementations.py",),
     "optuna": ("experiments/studies/queue", "experiments/studies/search"),
     "sqlalchemy": ("experiments/studies/queue",),
+    "regex": ("experiments/record/peft_config.py",),
     "platformdirs": ("experiments/user_cache.py",),
     "filelock": ("experiments/record/run_dir.py", "experiments/studies/queue/journal_store.py"),
     "rich": (

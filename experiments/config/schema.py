@@ -81,7 +81,8 @@ class StartConfig(Section):
 
     path: str = Field(
         min_length=1,
-        description="folder of a finished run or of a PEFT adapter (LoRA, AdaLoRA), or a loralib checkpoint; "
+        description="folder (or file of weights) of a finished run or of a PEFT adapter (LoRA, AdaLoRA), or a loralib "
+        "checkpoint; "
         "relative to the current folder, stored as an absolute path",
     )
     alpha: float | None = Field(

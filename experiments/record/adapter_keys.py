@@ -51,6 +51,7 @@ def parts_by_matrix(tensors: Mapping[str, Tensor], source: Path) -> Parts:
         adapters.update(adapter)
         if spelled.setdefault(name, key) != key:
             raise RunStoreError(f"{name} stands twice in {source}, as {spelled[name]} and as {key}: keep one of them")
+    refuse_twice(found.matrices, source)
     if len(adapters) > 1:
         names = ", ".join(sorted(adapters))
         raise RunStoreError(f"one adapter can be read; {source} holds {len(adapters)}, {names}: save one of them alone")

@@ -13,6 +13,7 @@ from experiments.record.adapter_updates import loralib_adapter, peft_adapter
 from experiments.record.finished_runs import check_adapter
 from experiments.record.peft_config import read_peft_config
 from experiments.record.tensor_files import CHECKPOINT_SUFFIXES, has_file, kind_of, read_tensors
+from lora_variants.interface.warm_start import Update, shape_of
 
 
 def read_adapter(path: Path) -> Adapter:
@@ -84,10 +85,10 @@ def _together(heads: Mapping[str, Tensor], beside: Mapping[str, Tensor], folder:
     return {**heads, **beside}
 
 
-def _read_delta(path: Path) -> dict[str, Tensor]:
-    updates = read_tensors(path)
+def _read_delta(path: Path) -> dict[str, Update]:
+    updates: dict[str, Update] = dict(read_tensors(path))
     refuse_twice(updates, path)
-    if empty := [name for name, update in updates.items() if not update.numel()]:
+    if empty := [name for name, update in updates.items() if 0 in shape_of(update)]:
         raise RunStoreError(f"a ΔW has at least one entry; {empty[0]} in {path} has none: leave it out")
     return updates
 

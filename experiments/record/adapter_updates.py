@@ -49,15 +49,14 @@ def _adalora_update(name: str, parts: Mapping[str, Tensor], config: PeftConfig) 
     The divisor stays the initial rank however many directions were pruned.
     """
     A, B = _pair(name, parts, config.path.parent, beside=("lora_E", "ranknum"))
-    E, initial_rank, alpha = parts.get("lora_E"), config.entries.get("init_r"), config.entries.get("lora_alpha")
-    is_scaled = is_number(alpha) and is_number(initial_rank) and initial_rank >= max(1, len(A))
-    if E is None or E.numel() != len(A) or not is_scaled:
+    E, init_r, alpha = parts.get("lora_E"), config.entries.get("init_r"), config.entries.get("lora_alpha")
+    if E is None or E.numel() != len(A) or not is_number(alpha) or not is_number(init_r) or init_r < max(1, len(A)):
         raise RunStoreError(
             f"AdaLoRA needs a lora_E with one value a row of lora_A, an init_r of at least as many, and lora_alpha; in "
             f"{config.path.parent}, {name} has {len(A)} rows, lora_E {None if E is None else tuple(E.shape)}, "
-            f"init_r {shown(initial_rank)}, lora_alpha {shown(alpha)}: save the adapter again"
+            f"init_r {shown(init_r)}, lora_alpha {shown(alpha)}: save the adapter again"
         )
-    scale = (alpha if alpha > 0 else initial_rank) / (initial_rank + ADALORA_EPSILON)
+    scale = (alpha if alpha > 0 else init_r) / (init_r + ADALORA_EPSILON)
     return Triplets(P=B, Lambda=E.flatten(), Q=A, scale=scale)
 
 
