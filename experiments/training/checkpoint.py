@@ -183,7 +183,7 @@ def digest(meta: Mapping[str, str], tensors: Mapping[str, Tensor]) -> str:
     found = hashlib.sha256(json.dumps(sorted(meta.items())).encode())
     for name in sorted(tensors):
         tensor = tensors[name]
-        crc = zlib.crc32(memoryview(tensor.reshape(-1).view(torch.uint8).numpy())) if tensor.numel() else 0
+        crc = zlib.crc32(tensor.reshape(-1).view(torch.uint8).numpy().data) if tensor.numel() else 0
         found.update(f"{name}|{tensor.dtype}|{tuple(tensor.shape)}|{crc}|".encode())
     return found.hexdigest()
 

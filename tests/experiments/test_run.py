@@ -90,6 +90,7 @@ def test_the_wandb_run_equals_the_record_on_disk(adalora: Path) -> None:
     ]
     assert [row for row in theirs if row] == [{k: pytest.approx(v) for k, v in row.items()} for row in rows]
     assert mirrored.summary["score"] == pytest.approx(record.result()["score"])
+    assert not [key for key in mirrored.summary if "sha256" in key]
     spectra = spectrum_tables([record.path]).values
     table = [(matrix, index + 1, sigma) for matrix, index, sigma in mirrored.tables["spectra"].rows]
     assert table == [*spectra[["matrix", "index", "sigma"]].itertuples(index=False, name=None)]
