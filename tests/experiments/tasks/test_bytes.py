@@ -1,11 +1,13 @@
 """The bytes task: its splits, its cached base, and a rank curve that means something."""
 
+import math
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
 from project_paths import CONFIGS
+from torch import Tensor, nn
 
 from experiments.config.loading import load
 from experiments.models.byte_pretraining import Recipe, pretrained, stdlib_source
@@ -13,6 +15,7 @@ from experiments.models.weights import fingerprint
 from experiments.runner import execute
 from experiments.tasks.bytes import Bytes, BytesConfig
 from experiments.terminal import Display
+from experiments.training.evaluation import evaluate_plain
 from experiments.user_cache import cache_folder
 
 CONFIG = CONFIGS / "bytes.yaml"
@@ -81,6 +84,29 @@ def test_the_order_of_the_data_depends_on_the_seed_alone() -> None:
     first, same, other = (next(task.training_batches(seed, 4))["tokens"] for seed in (0, 0, 1))
     assert torch.equal(first, same)
     assert not torch.equal(first, other)
+
+
+class Guess(nn.Module):
+    """The same probabilities of the next byte, whatever came before it."""
+
+    def __init__(self, probabilities: Tensor) -> None:
+        super().__init__()
+        self.logits = nn.Parameter(probabilities.log())
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        return self.logits.expand(*tokens.shape, 256)
+
+
+def test_bits_per_byte_are_base_2_eight_for_the_uniform_guess_and_shannons_entropy_for_the_frequencies() -> None:
+    task = Bytes(BytesConfig(context=8))
+    uniform = evaluate_plain(Guess(torch.full((256,), 1 / 256)), task, "validation", "float32")
+    assert uniform["bits_per_byte"] == pytest.approx(8, rel=1e-6)
+    predicted = torch.cat([batch["tokens"][:, 1:].flatten() for batch in task.evaluation_batches("validation")])
+    shares = torch.bincount(predicted, minlength=256).double() / len(predicted)
+    entropy = -float((shares[shares > 0] * shares[shares > 0].log2()).sum())
+    found = evaluate_plain(Guess(shares), task, "validation", "float32")
+    assert found["bits_per_byte"] == pytest.approx(entropy, rel=1e-5)
+    assert found["loss"] == pytest.approx(entropy * math.log(2), rel=1e-5)
 
 
 @pytest.mark.acceptance
