@@ -81,6 +81,19 @@ def test_a_flat_spectrum_of_rank_k_has_every_rank_k(k: int, height: float) -> No
     ]
 
 
+@pytest.mark.parametrize("shape", [(400, 3), (3, 400), (400, 400)])
+def test_the_tolerance_of_the_hard_rank_is_that_of_numpy_for_tall_wide_and_square_matrices(
+    shape: tuple[int, int],
+) -> None:
+    """2 ulp of the largest singular value are noise beside 400 rows or columns, whichever there are more of."""
+    rng, ulp = np.random.default_rng(0), float(np.finfo(np.float64).eps)
+    for smallest, rank in ((2 * ulp, 2), (20 * ulp, 2), (4000 * ulp, 3)):
+        sigma = np.array([1.0, 0.5, smallest])
+        assert hard_rank(sigma, shape) == rank
+        dense = orthonormal(rng, shape[0], 3) * sigma @ orthonormal(rng, shape[1], 3).T
+        assert np.linalg.matrix_rank(dense) == rank
+
+
 def test_a_spectrum_that_halves_has_stable_rank_4_3_participation_5_3_and_erank_4() -> None:
     sigma = 2.0 ** -np.arange(60)
     assert stable_rank(sigma) == pytest.approx(4 / 3, rel=1e-12)
