@@ -347,3 +347,21 @@ def test_merging_and_unmerging_leaves_the_base_weights_and_the_outputs_bit_for_b
     assert dict(base.named_modules()) == owners
     assert all(torch.equal(value, before[key]) for key, value in base.state_dict().items())
     assert isinstance(variant, AdaLoRA) == (name == "adalora")
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("name", [*ADAPTERS, "full"])
+def test_a_merge_into_a_narrow_base_is_the_sum_in_float32_rounded_once(name: str, dtype: torch.dtype) -> None:
+    """Elsewhere ΔW is rounded to the base's type before it is added, and the sum once more."""
+    variant = attached(name, model(dtype=dtype)) if name == "full" else attached(name, model(dtype=dtype), rank=4)
+    for tensor in variant.trained_tensors(0).values():
+        tensor.add_(torch.randn(tensor.shape, generator=stream(1)) * 0.1)
+    base, merged = model(dtype=dtype), variant.merge()
+    for layer, update in variant.deltas(0).items():
+        before, after = base.get_submodule(layer).weight, merged.get_submodule(layer).weight
+        dense = update.product() if isinstance(update, Factors) else update
+        assert dense.dtype == torch.float32
+        once, twice = (before.float() + dense).to(dtype), before + dense.to(dtype)
+        assert torch.equal(after, once)
+        assert not torch.equal(after, twice)
+    assert list(variant.layers) == ["inner", "outer"]
