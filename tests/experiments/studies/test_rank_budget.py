@@ -131,6 +131,38 @@ def test_an_impossible_budget_is_refused_with_what_is_possible(amount: int, high
         budget("total_rank", amount, highest)
 
 
+UNEQUAL = {"a": (10, 20), "b": (7, 9)}
+
+
+@pytest.mark.parametrize(("unit", "exact"), [("total_rank", 2 + 4), ("parameters", 2 * 30 + 4 * 16)])
+def test_what_takes_the_whole_budget_is_kept_and_what_takes_one_more_is_not(unit: str, exact: int) -> None:
+    ranks, point = {"a": 2, "b": 4}, {"rank.first": 2, "rank.second": 3}  # places among 0, 1, 2, 4
+    for amount, over in ((exact + 1, -1), (exact, 0), (exact - 1, 1)):
+        own = Budget.of(unit, amount, UNEQUAL, highest_rank=7)  # type: ignore[arg-type]
+        grouped = Grouped(own, {"first": ["a"], "second": ["b"]})
+        assert grouped.ranks(point) == ranks
+        assert (own.excess(ranks), grouped.excess(point)) == (over, max(0, over))
+        if over <= 0:
+            assert Fixed(own, ranks).ranks({}) == ranks
+        else:
+            with pytest.raises(ValueError, match=rf"take {exact} \({unit}\) exceed the budget of {amount}"):
+                Fixed(own, ranks)
+
+
+@pytest.mark.parametrize(("unit", "least", "most"), [("total_rank", 1, 8 + 7), ("parameters", 16, 8 * 30 + 7 * 16)])
+def test_the_least_and_the_most_that_ranks_can_take_are_possible_and_one_beyond_is_not(
+    unit: str, least: int, most: int
+) -> None:
+    def of(amount: int) -> Budget:
+        return Budget.of(unit, amount, UNEQUAL, highest_rank=8)  # type: ignore[arg-type]
+
+    assert of(least).divided({"a": 0.0, "b": 1.0}) == {"a": 0, "b": 1}
+    assert of(most).divided({"a": 1.0, "b": 1.0}) == {"a": 8, "b": 7}
+    for amount in (least - 1, most + 1):
+        with pytest.raises(ValueError, match=f"a budget of {amount}"):
+            of(amount)
+
+
 def test_ranks_beyond_the_budget_or_a_limit_are_refused() -> None:
     with pytest.raises(ValueError, match="exceed the budget of 48"):
         Fixed(budget(), dict.fromkeys(SHAPES, 5))
