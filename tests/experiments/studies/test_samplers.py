@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from statistics import fmean
 
+import optuna
 import pytest
 
 from experiments.config.loading import load
@@ -207,6 +208,30 @@ def test_an_ask_beyond_the_budget_is_told_infeasible_and_asked_again(sampler: st
     refused = [(point, over) for asked in found for point, over in zip(asked.refused, asked.excess, strict=True)]
     assert refused
     assert all(excess(point) == over > 0 for point, over in refused)
+
+
+@pytest.mark.parametrize("sampler", ["tpe", "cmaes"])
+@pytest.mark.parametrize("higher", [True, False])
+def test_an_infeasible_point_counts_as_the_worst_score_that_there_was_and_never_as_a_good_one(
+    sampler: str, higher: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[optuna.Study] = []
+    create = optuna.create_study
+    monkeypatch.setattr(optuna, "create_study", lambda **given: made.append(create(**given)) or made[-1])
+    points = [{"a": 0.1 * i, "b": i % 2, "c": 1.0 + i} for i in range(6)]
+    tried = [Observation(point, score) for point, score in zip(points, (0.5, None, 7.0, 0.25, 3.0, 1.0), strict=True)]
+    refused = {"a": 0.5, "b": 4, "c": 2.0}
+    tried[3] = replace(tried[3], refused=(refused,), excess=(3.0,))
+    suggest(
+        SPACE, tried, range(6, 12), sampler=sampler, seed=1, higher_is_better=higher,
+        excess=lambda point: max(0.0, point["b"] - 1),
+    )  # fmt: skip
+    told = [trial for trial in made[-1].trials if trial.state == optuna.trial.TrialState.COMPLETE]
+    infeasible = [trial for trial in told if trial.params["b"] > 1]
+    assert len(infeasible) > 2
+    assert refused in [trial.params for trial in infeasible]
+    assert {trial.value for trial in infeasible} == {0.25 if higher else 7.0}
+    assert sorted(trial.value or 0.0 for trial in told if trial not in infeasible) == [0.25, 0.5, 1.0, 3.0, 7.0]
 
 
 def test_a_space_without_a_feasible_point_is_an_error_that_says_so() -> None:
