@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
+from statistics import fmean
 
 import pytest
 from hypothesis import given, settings
@@ -118,6 +119,26 @@ def test_the_rate_with_the_best_mean_score_is_evaluated_on_fresh_seeds(higher: b
     assert (progress.tuning.state, progress.tuning.multiplier) == ("tuned", 0.5)
     assert rates(progress.evaluations("tuned")) == {2.5e-3}
     assert progress.tuning.added == ()
+
+
+@pytest.mark.parametrize("higher", [True, False])
+def test_a_rate_is_judged_by_the_mean_of_its_seeds_not_by_the_best_nor_the_worst_of_them(higher: bool) -> None:
+    sign = 1 if higher else -1
+    lucky, steady, careful = (
+        {100: 9.0, 101: 0.0, 102: 0.0},
+        {100: 3.0, 101: 5.0, 102: 2.0},
+        {100: 3.0, 101: 3.0, 102: 3.0},
+    )
+    scores = {0.5: lucky, 1: steady, 2: careful}  # the best single score, the best mean, the best worst one
+
+    def outcome(trial: PlannedTrial) -> TrialResult:
+        score = scores.get(trial.multiplier or 0, {}).get(trial.seed, -1.0)
+        return TrialResult(failed=False, score=sign * score, loss=1.0)
+
+    asked = protocol(tuning={"learning_rate_multipliers": [0.25, 0.5, 1, 2, 4], "seeds": [100, 101, 102]})
+    tuning = finished(outcome, asked, higher_is_better=higher).tuning
+    assert (tuning.state, tuning.multiplier) == ("tuned", 1)
+    assert f"with a mean score of {sign * fmean(steady.values()):.6g}" in tuning.reason
 
 
 def test_a_rate_at_which_one_seed_failed_is_never_chosen_however_good_the_other() -> None:
