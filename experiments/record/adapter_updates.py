@@ -86,8 +86,8 @@ def _loralib_update(name: str, parts: Mapping[str, Tensor], source: Path) -> tup
         there = {part: tuple(tensor.shape) for part, tensor in parts.items()}
         raise RunStoreError(
             f"an update has a lora_A of at least one row and lora_B, and of AdaLoRA also a lora_E with one value a row "
-            f"and a ranknum of at least as many, which divides alpha; in {source}, {name} has {there}: save the "
-            "model's whole state_dict of these"
+            f"and a ranknum of at least as many, which divides alpha; in {source}, {name} has {there}: save "
+            "all of these of every matrix"
         )
     return Triplets(P=B, Lambda=E.flatten(), Q=A, scale=1.0), divisor + ADALORA_EPSILON
 

@@ -86,7 +86,7 @@ def compare_with_base(config: RunConfig, *, has_head: bool) -> list[str]:
         return []
     return [
         f"start.path {config.start.path}: its {CONFIG} says that it was learned on {shown(theirs)}, and the base model "
-        f"here is {ours!r}: see that they are the same weights"
+        f"here is {ours}: see that they are the same weights"
     ]
 
 

@@ -123,7 +123,7 @@ def test_a_base_of_another_name_is_told_and_trained_on(
     asked = ["--config", str(PLANTED), "--start-from", str(path), "--runs-dir", str(tmp_path / "runs"), *plan]
     asked += [part for override in QUICK for part in ("--set", override)]
     assert main(asked) == 0
-    said = "learned on 'org/their-model', and the base model here is 'that of the task planted'"
+    said = "learned on 'org/their-model', and the base model here is that of the task planted"
     assert said in " ".join("".join(capsys.readouterr()).split())
     assert main([*asked, "--set", "start.other_base=true"]) == 0
     assert "their-model'" not in " ".join("".join(capsys.readouterr()).split())
