@@ -73,5 +73,8 @@ def store(model: nn.Module, path: Path) -> None:
     tensors = {name: tensor.detach().contiguous() for name, tensor in model.state_dict().items()}
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
-    save_file(tensors, partial, metadata={"fingerprint": fingerprint(tensors)})
-    partial.replace(path)
+    try:
+        save_file(tensors, partial, metadata={"fingerprint": fingerprint(tensors)})
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)  # a disk that is full keeps no half

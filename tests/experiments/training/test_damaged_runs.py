@@ -226,7 +226,10 @@ def test_a_run_that_loses_its_directory_or_a_file_of_it_fails_and_is_never_finis
     (error,) = capsys.readouterr().err.splitlines()
     assert error.startswith(f"failed: {tmp_path / 'single'}")
     assert "was deleted" in error or "was changed" in error
+    assert "the same command goes on from the last checkpoint" in error
     assert not list((tmp_path / "single").glob("*/result.json"))
+    if step < STEPS:  # no step more is spent on it
+        assert not list((tmp_path / "single").glob("lora-*/adapter_model.safetensors"))
     shutil.rmtree(tmp_path / "single" / "moved", ignore_errors=True)
     assert tiny_run(tmp_path) == 0
     assert is_as(only_run(tmp_path), whole)

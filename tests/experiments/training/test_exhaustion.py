@@ -74,6 +74,20 @@ def test_a_disk_that_is_full_at_the_end_costs_no_more_than_the_steps_since_the_c
     assert only_run(tmp_path).result()["resumed_from"] == [STEPS]
 
 
+def test_what_else_the_disk_says_no_to_is_a_failed_run_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def broken(path: Path) -> None:
+        if "checkpoint" in path.name:
+            raise OSError(errno.EIO, os.strerror(errno.EIO), str(path))
+
+    monkeypatch.setattr(atomic_files, "sync", broken)
+    assert tiny_run(tmp_path) == 1
+    (error,) = capsys.readouterr().err.splitlines()
+    assert error.startswith("failed: [Errno 5]")
+    assert f"{only_run(tmp_path).path / 'checkpoint.safetensors'}" in error
+
+
 def by_torch() -> None:
     torch.empty(1 << 60, dtype=torch.uint8)
 
