@@ -11,10 +11,10 @@ from experiments.config.loading import resolve
 from experiments.config.schema import RunConfig
 from experiments.record.earlier_run import has_earlier_keys
 from experiments.record.errors import RecordError
+from experiments.record.ledger import LEDGER, append_lines, lines_of_study
 from experiments.record.run_description import hash_run
 from experiments.record.run_dir import RunDirectory
 from experiments.record.starting_point import read_start
-from experiments.record.test_ledger import LEDGER, append_lines, lines_of_study
 from experiments.studies.spec.study import Study
 from experiments.training.context import TrainingContext
 

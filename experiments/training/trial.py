@@ -9,11 +9,11 @@ from typing import Any, Protocol
 
 from experiments.config.schema import RunConfig
 from experiments.record.adapter_files import load_update, save_update
+from experiments.record.ledger import note_test_read
 from experiments.record.run_description import RunDescription
 from experiments.record.run_dir import RunDirectory
 from experiments.record.run_logger import RunLogger
 from experiments.record.starting_point import StartingPoint
-from experiments.record.test_ledger import note_test_read
 from experiments.terminal import Display
 from experiments.training.checkpoint import CheckpointError, Checkpoints, Holder
 from experiments.training.context import TrainingContext

@@ -11,8 +11,8 @@ from in_process_study import worker_on
 from tiny_studies import finished_study, start, study_state_of
 
 from experiments.record.errors import RecordError
+from experiments.record.ledger import lines_of_study, note_test_read
 from experiments.record.run_dir import RunDirectory
-from experiments.record.test_ledger import lines_of_study, note_test_read
 from experiments.studies.spec.study import load_study
 from experiments.studies.wandb import StudyWandbLogger
 
