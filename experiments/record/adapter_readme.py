@@ -64,7 +64,8 @@ def _on_peft(card: ModelCard) -> list[str]:
     )
     if card.task_type is None:
         return ["PEFT's `AutoPeftModel` classes cannot load it: they know no mean of the last hidden states.", ignored]
-    where = f" where `{card.name}` is a folder in the current one" if card.is_folder else ""
+    elsewhere = "; anywhere else PEFT would ask the Hub for a model of that name"
+    where = f" where `{card.name}` is a folder in the current one{elsewhere}" if card.is_folder else ""
     call = f"Auto{_peft_class(card)}.from_pretrained(folder, {_options(card)})"
     return [f"`{call}` loads base and adapter in one call{where}.", ignored]
 
@@ -75,6 +76,7 @@ def _peft_class(card: ModelCard) -> str:
 
 def _lines(card: ModelCard, stored: Stored) -> list[str]:
     """Python for the base as transformers loads it, the update on it, and the logits."""
+    base = f"./{card.name}" if card.is_folder else card.name  # ./ is never asked of the Hub
     revision = [f"revision={card.revision!r}"] if card.revision else []
     code = ["trust_remote_code=True"] if card.remote_code else []
     tokenizer = ", ".join(["base", *revision, *code, f"pad_token={card.pad_token!r}", 'padding_side="right"'])
@@ -85,7 +87,7 @@ def _lines(card: ModelCard, stored: Stored) -> list[str]:
         *(["from safetensors.torch import load_file"] if stored.has_delta or stored.has_head else []),
         f"from transformers import {card.auto_class}, AutoTokenizer",
         "",
-        f'folder, base = ".", {card.name!r}',
+        f'folder, base = ".", {base!r}',
         *([f"labels = {[*card.labels]!r}"] if card.labels else []),
         f"tokenizer = AutoTokenizer.from_pretrained({tokenizer})",
         f"model = {card.auto_class}.from_pretrained({options}){wide}.requires_grad_(False)",

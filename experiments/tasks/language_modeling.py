@@ -210,7 +210,7 @@ class LanguageModeling(Task):
         self.base.find()
 
     def base_facts(self) -> dict[str, str]:
-        return self.base.facts()
+        return self.base.facts
 
     def training_batches(self, seed: int, batch_size: int) -> Iterator[Batch]:
         """Rows of like length together, every row once an epoch; at each step all seeds have the same length."""

@@ -238,7 +238,7 @@ class TextClassification(Task):
         return metric_range(self.metric_names[0])
 
     def base_facts(self) -> dict[str, str]:
-        return self.base.facts()
+        return self.base.facts
 
     def model_card(self) -> ModelCard:
         segments = self.base.takes_segments and len(self.columns.text) > 1

@@ -102,7 +102,9 @@ class TextModel:
     def heads(self, model: nn.Module) -> tuple[str, ...]:
         return head_modules(model, self.kind)
 
+    @cached_property
     def facts(self) -> dict[str, str]:
+        """Asked once: a branch on the Hub may move while a run trains."""
         from experiments.models.huggingface import content_of
 
         return content_of(self.config)
@@ -117,7 +119,7 @@ class TextModel:
             name=name if config.weights == "pretrained" else None,
             auto_class=auto_class(config, self.kind).__name__,
             is_folder=config.folder is not None,
-            revision=self.facts().get("model_commit"),
+            revision=self.facts.get("model_commit"),
             dtype=config.dtype,
             remote_code=config.remote_code,
             pad_token=self.tokenizer.pad_token,

@@ -325,6 +325,12 @@ def test_slices_written_dense_are_read_with_this_project(
     assert printed_score(found.folder, monkeypatch, capsys) == pytest.approx(expected, rel=1e-4)
 
 
+def test_a_folder_that_is_not_there_is_not_asked_of_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = learned(tmp_path, configured(tmp_path, BASES["bert, mean"], "lora"))
+    with pytest.raises(OSError, match=r"Repo id must use .* '\./tiny'"):
+        run_lines(found.folder, monkeypatch)
+
+
 def test_a_model_of_the_hub_is_loaded_at_the_commit_it_was_learned_on(tmp_path: Path) -> None:
     classifier = "AutoModelForSequenceClassification"
     card = ModelCard(
