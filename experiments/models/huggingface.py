@@ -7,16 +7,18 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from pickle import UnpicklingError
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 
 from experiments.models.architecture import Kind, head_modules
+from experiments.models.json_files import read_map
 from experiments.models.model_config import ModelConfig, ModelError
-from experiments.models.model_files import commit_of, model_folder, raw_settings
+from experiments.models.model_files import commit_of, model_folder, raw_settings, weight_files
+from experiments.models.model_size import counted, refuse_sizes, refuse_too_large
 from experiments.models.pooled import MeanPooled
+from experiments.models.stored_weights import StoredWeights, read_headers
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -34,6 +36,8 @@ __all__ = [
 ]
 
 TOKENIZERS = ("tokenizer.json", "vocab.txt", "vocab.json", "*.model")
+TOKENIZER_SETTINGS = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
+MOST_SHOWN = 200  # characters of a library's own message
 WHOLE_LAYERS = ("layerdrop", "drop_path")  # what these knobs drop is not numbers but layers: never
 
 
@@ -41,21 +45,27 @@ def load_tokenizer(config: ModelConfig) -> "PreTrainedTokenizerBase":
     """The model's fast tokenizer; it has a pad token (its end token where it has no other) and pads on the right.
 
     Padding on the left would shift the learned positions of GPT-2, which counts them from the first column.
-    Raises: ModelError where there is none, or where it knows a token that the model has no embedding of.
+    Raises: ModelError where there is none, or where the model has no embedding of a token of its vocabulary. One that
+    was added to it may have none: who encodes a text refuses those that occur.
     """
     from transformers import AutoTokenizer
 
     folder = model_folder(config, weights=False)
     if not any(path for pattern in TOKENIZERS for path in folder.glob(pattern)):  # transformers would make an empty one
         raise ModelError(f"model.name: {config.name!r} has no tokenizer, no {', '.join(TOKENIZERS)}")
+    there = [folder / name for name in TOKENIZER_SETTINGS if (folder / name).is_file()]
+    problem = f"the tokenizer of {config.name!r} cannot be used ({', '.join(path.name for path in there)})"
     try:
-        with _quiet():
-            tokenizer = AutoTokenizer.from_pretrained(
-                folder, local_files_only=True, trust_remote_code=config.remote_code, use_fast=True
-            )
-    except (OSError, ValueError, KeyError, TypeError, ImportError) as error:
-        raise ModelError(f"model.name: the tokenizer of {config.name!r} cannot be used: {_first_line(error)}") from None
-    if not tokenizer.is_fast or not tokenizer("a").input_ids:
+        for path in there:  # the libraries do not say which of them is no JSON
+            read_map(config, path)
+    except ModelError as error:
+        raise ModelError(f"model.name: {problem}: {str(error).removeprefix('model.name: ')}") from None
+    with _reading(problem):
+        tokenizer = AutoTokenizer.from_pretrained(
+            folder, local_files_only=True, trust_remote_code=config.remote_code, use_fast=True
+        )
+        makes_tokens = tokenizer.is_fast and bool(tokenizer("a").input_ids)
+    if not makes_tokens:
         raise ModelError(f"model.name: {config.name!r} has no fast tokenizer; it needs a tokenizer.json")
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
@@ -63,7 +73,8 @@ def load_tokenizer(config: ModelConfig) -> "PreTrainedTokenizerBase":
         raise ModelError(f"model.name: the tokenizer of {config.name!r} has neither a pad nor an end token to pad with")
     tokenizer.padding_side = "right"
     embeddings = raw_settings(config, folder).get("vocab_size")
-    numbers = max(tokenizer.get_vocab().values(), default=-1) + 1  # those added may lie apart from the others
+    own = (number for number in tokenizer.get_vocab().values() if number not in tokenizer.added_tokens_decoder)
+    numbers = max(own, default=-1) + 1
     if isinstance(embeddings, int) and numbers > embeddings:
         raise ModelError(
             f"model.name: the tokenizer of {config.name!r} numbers its tokens up to {numbers - 1} but the model has "
@@ -85,8 +96,18 @@ def build_model(config: ModelConfig, kind: Kind, *, labels: int, pad_token_id: i
     if kind == "classification":
         settings.num_labels = labels
     _refuse_kind(config, kind, settings, pad_token_id)
-    with _quiet():
-        model = _pretrained(config, folder, kind, settings) if pretrained else _random(config, kind, settings, weights)
+    what = f"config.json of {config.name!r} describes no model that can be built"
+    with _reading(what):
+        on_meta = counted(config, lambda: _random(config, kind, settings, drawn=False))
+    stored = read_headers(config, weight_files(config, folder) if pretrained else [], on_meta.base_model_prefix)
+    if weights:
+        refuse_too_large(config, on_meta)
+        stored.refuse_unfit(on_meta, _fresh(on_meta, kind))
+    if pretrained:
+        model = _pretrained(config, folder, kind, settings, stored)
+    else:
+        with _reading(what):
+            model = _random(config, kind, settings, drawn=weights)
     if pad_token_id is not None:
         model.config.pad_token_id = pad_token_id  # where GPT-2 and Llama look for a row's last token
     if kind == "classification" and config.pooling == "mean":
@@ -97,6 +118,8 @@ def build_model(config: ModelConfig, kind: Kind, *, labels: int, pad_token_id: i
         for name in head_modules(model, kind):
             for parameter in model.get_submodule(name).parameters():
                 parameter.zero_()
+    if weights:
+        stored.refuse_not_finite(model)
     return model
 
 
@@ -125,20 +148,24 @@ def model_settings(config: ModelConfig, folder: Path | None = None) -> Any:
 
     folder = folder or model_folder(config, weights=False)
     raw = raw_settings(config, folder)
+    refuse_sizes(config, raw)
     if raw.get("quantization_config"):
         raise ModelError(
             f"model.name: the weights of {config.name!r} are quantised; name the model they were made from"
         )
     try:
-        with _quiet():
+        with _reading(f"config.json of {config.name!r} cannot be used"):
             settings = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=config.remote_code)
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except ModelError:
         if raw.get("auto_map") and not config.remote_code:
             raise ModelError(
                 f"model.name: {config.name!r} needs Python code that comes with it; read that code, then "
                 f"model.remote_code=true runs it"
             ) from None
-        raise ModelError(f"model.name: config.json of {config.name!r} cannot be used: {_first_line(error)}") from None
+        raise
+    pad, vocabulary = getattr(settings, "pad_token_id", None), getattr(settings.get_text_config(), "vocab_size", None)
+    if isinstance(pad, int) and isinstance(vocabulary, int) and pad >= vocabulary:
+        settings.pad_token_id = None  # added to the tokenizer alone; whoever pads says with what
     for knob, value in vars(settings).items():
         if "drop" in knob and isinstance(value, int | float) and not isinstance(value, bool):
             setattr(settings, knob, 0.0 if any(part in knob for part in WHOLE_LAYERS) else config.dropout)
@@ -172,9 +199,17 @@ def _refuse_kind(config: ModelConfig, kind: Kind, settings: Any, pad_token_id: i
         raise ModelError(f"{name}: rows of unequal length need a pad token")
 
 
-def _pretrained(config: ModelConfig, folder: Path, kind: Kind, settings: Any) -> Any:
+def _fresh(model: Any, kind: Kind) -> tuple[str, ...]:
+    """The modules that a checkpoint need not have: the heads, and of a body alone the pooler, which is not used."""
+    names = ("pooler",) if model.base_model is model else head_modules(model, kind)
+    return tuple(f"{name}." for name in names)
+
+
+def _pretrained(config: ModelConfig, folder: Path, kind: Kind, settings: Any, stored: StoredWeights) -> Any:
     """W0 from the checkpoint; only what is a head may have been left at random."""
-    try:
+    from transformers import GenerationConfig
+
+    with _reading(f"{config.name!r} cannot be loaded"):
         model, info = auto_class(config, kind).from_pretrained(
             folder,
             config=settings,
@@ -183,13 +218,12 @@ def _pretrained(config: ModelConfig, folder: Path, kind: Kind, settings: Any) ->
             trust_remote_code=config.remote_code,
             local_files_only=True,
             ignore_mismatched_sizes=True,
+            generation_config=GenerationConfig(),  # nothing is generated, and the folder's need not be read
             output_loading_info=True,
         )
-    except (OSError, ValueError, RuntimeError, KeyError, TypeError, EOFError, UnpicklingError) as error:
-        raise ModelError(f"model.name: {config.name!r} cannot be loaded: {_first_line(error)}") from None
     random = {*info["missing_keys"], *(mismatch[0] for mismatch in info["mismatched_keys"])}
-    fresh = ("pooler",) if isinstance(model, type(model.base_model)) else head_modules(model, kind)
-    lost = sorted(key for key in random if not key.startswith(tuple(f"{name}." for name in fresh)))
+    fresh = _fresh(model, kind)
+    lost = sorted(key for key in random if not key.startswith(fresh))
     if lost:
         pooler = "; model.pooling=mean needs no pooler" if all("pooler" in key for key in lost) else ""
         raise ModelError(
@@ -197,6 +231,7 @@ def _pretrained(config: ModelConfig, folder: Path, kind: Kind, settings: Any) ->
             f"not in the checkpoint or of another shape and would be random: {', '.join(lost[:4])}"
             f"{', ...' if len(lost) > 4 else ''}{pooler}"
         )
+    stored.refuse_dropped(model, info["unexpected_keys"], fresh)
     return model
 
 
@@ -224,7 +259,28 @@ def _width(config: ModelConfig, settings: Any) -> int:
 
 
 def _first_line(error: Exception) -> str:
-    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+    if isinstance(error, KeyError):
+        return f"unknown {error}"
+    if type(error.__cause__) in (TypeError, ValueError):  # of a field of config.json: the cause names the value
+        error = error.__cause__
+    line = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+    return line if len(line) <= MOST_SHOWN else f"{line[:MOST_SHOWN]}..."
+
+
+@contextmanager
+def _reading(problem: str) -> Iterator[None]:
+    """The model's files are read by transformers inside, which prints nothing.
+
+    A broken file may raise anything there (tokenizers raises bare Exceptions), so this is a border: whatever it is, a
+    ModelError begins with the problem, in one line, and has the library's own error as its cause.
+    """
+    try:
+        with _quiet():
+            yield
+    except ModelError:
+        raise
+    except Exception as error:
+        raise ModelError(f"model.name: {problem}: {_first_line(error)}") from error
 
 
 @contextmanager

@@ -33,8 +33,11 @@ class ModelConfig(BaseModel):
     @field_validator("name")
     @classmethod
     def _whole(cls, name: str) -> str:
-        path = Path(name).expanduser()
-        return str(path.resolve()) if path.is_dir() else name
+        try:
+            path = Path(name).expanduser()
+            return str(path.resolve()) if path.is_dir() else name
+        except (OSError, RuntimeError) as error:  # too long a path; nobody's home
+            raise ValueError(f"{name[:80]!r} cannot be looked up: {getattr(error, 'strerror', error)}") from None
 
     @property
     def folder(self) -> Path | None:

@@ -1,16 +1,18 @@
 """The files of a pretrained model: from a name to a folder that holds them, checked before anything is built."""
 
-import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError, safe_open
-
+from experiments.models.json_files import read_map
+from experiments.models.lfs_pointer import WAY_OUT, is_lfs_pointer
 from experiments.models.model_config import ModelConfig, ModelError
 from experiments.user_cache import NotHereError, is_read_only
 
 SETTINGS = ("config.json", "*token*", "vocab*", "merges.txt", "*.model")
 WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "model-*.safetensors")
+READ_TOO = ("chat_template*",)  # with the tokenizer, where it is there
+FILES = (".json", ".txt", ".model", ".safetensors", ".bin", ".jinja")  # what is a file by its name
 PICKLED_WEIGHTS = ("pytorch_model.bin", "pytorch_model.bin.index.json", "pytorch_model-*.bin")
 
 
@@ -24,18 +26,18 @@ def model_folder(config: ModelConfig, *, weights: bool) -> Path:
     """
     folder = config.folder or _downloaded(config, weights=weights)
     refuse_adapters(config, folder)
+    _refuse_irregular(config, folder, [*_patterns(config, weights=weights), *READ_TOO])
     try:
         if not (folder / "config.json").is_file():
             raise ModelError(
                 f"model.name: the folder {config.name!r} has no config.json; name the folder of a whole model"
             )
-        files = weight_files(config, folder) if weights else []
+        if weights:
+            weight_files(config, folder)
     except ModelError:
         if is_read_only() and config.folder is None:
             raise NotHereError(_unknown(config)) from None
         raise
-    for path in files:
-        _refuse_torn(config, path)
     return folder
 
 
@@ -44,6 +46,32 @@ def _unknown(config: ModelConfig) -> str:
         f"model.name: {config.name!r} is no folder here and not whole in the cache; as a model of the Hub it is "
         f"unknown until a run downloads it"
     )
+
+
+def _patterns(config: ModelConfig, *, weights: bool) -> list[str]:
+    """The names of the files that the model is made from."""
+    weights_too = [*WEIGHTS, *(PICKLED_WEIGHTS if config.pickled else ())] if weights else []
+    return [*SETTINGS, *weights_too, *(["*.py"] if config.remote_code else ())]
+
+
+def _refuse_irregular(config: ModelConfig, folder: Path, patterns: Sequence[str]) -> None:
+    """Raises: ModelError for what cannot be read as a file by its kind, and for a pointer of Git LFS."""
+    name = "the folder"
+    try:
+        for path in sorted(folder.iterdir()):
+            name = path.name
+            if not any(path.match(pattern) for pattern in patterns):
+                continue
+            if path.is_dir():
+                problem = "is a folder, not a file" if path.suffix in FILES else None
+            elif not path.is_file():
+                problem = "is no file but a pipe, a device or a link that leads nowhere"
+            else:
+                problem = WAY_OUT if is_lfs_pointer(path) else None
+            if problem is not None:
+                raise ModelError(f"model.name: {name} of {config.name!r} {problem}")
+    except OSError as error:
+        raise ModelError(f"model.name: {name} of {config.name!r} cannot be read: {error.strerror}") from None
 
 
 def refuse_adapters(config: ModelConfig, folder: Path) -> None:
@@ -62,13 +90,7 @@ def commit_of(config: ModelConfig, folder: Path) -> str | None:
 
 def raw_settings(config: ModelConfig, folder: Path) -> dict[str, Any]:
     """What config.json says."""
-    try:
-        read = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ModelError(f"model.name: config.json of {config.name!r} cannot be read: {error}") from None
-    if not isinstance(read, dict):
-        raise ModelError(f"model.name: config.json of {config.name!r} is not a map of settings")
-    return read
+    return read_map(config, folder / "config.json")
 
 
 def weight_files(config: ModelConfig, folder: Path) -> list[Path]:
@@ -100,10 +122,12 @@ def _listed(config: ModelConfig, folder: Path, name: str) -> list[Path]:
     index = folder / f"{name}.index.json"
     if not index.is_file():
         return []
-    try:
-        parts = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
-    except (OSError, ValueError, KeyError, AttributeError) as error:
-        raise ModelError(f"model.name: {index.name} of {config.name!r} cannot be read: {error}") from None
+    what, weight_map = f"model.name: {index.name} of {config.name!r}", read_map(config, index).get("weight_map")
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise ModelError(f"{what} has no weight_map from tensors to files; download it again")
+    if outside := [part for part in weight_map.values() if not isinstance(part, str) or Path(part).name != part]:
+        raise ModelError(f"{what} names {str(outside[0])[:80]!r}, which is no file of the folder itself")
+    parts = sorted(set(weight_map.values()))
     missing = [part for part in parts if not (folder / part).is_file()]
     if missing:
         raise ModelError(
@@ -113,26 +137,12 @@ def _listed(config: ModelConfig, folder: Path, name: str) -> list[Path]:
     return [folder / part for part in parts]
 
 
-def _refuse_torn(config: ModelConfig, path: Path) -> None:
-    """Raises: ModelError for a safetensors file that is not as long as its header says."""
-    if path.suffix != ".safetensors":
-        return
-    try:
-        with safe_open(path, framework="pt"):
-            pass
-    except (SafetensorError, OSError) as error:
-        raise ModelError(
-            f"model.name: {path.name} of {config.name!r} is torn or no safetensors file ({error}); download it again"
-        ) from None
-
-
 def _downloaded(config: ModelConfig, *, weights: bool) -> Path:
     """The cache's folder of a model on the Hub, with the wanted files in it."""
     import huggingface_hub
     from huggingface_hub import errors
 
-    patterns = [*SETTINGS, *(WEIGHTS if weights else ()), *(["*.py"] if config.remote_code else ())]
-    patterns += PICKLED_WEIGHTS if weights and config.pickled else ()
+    patterns = _patterns(config, weights=weights)
     client_errors: tuple[type[Exception], ...] = (OSError, *errors.HfHubHTTPError.__bases__)  # of its HTTP client too
     at = f"{config.name!r}" + (f" at revision {config.revision!r}" if config.revision else "")
     try:

@@ -17,7 +17,7 @@ from experiments.data.passages import Layout, Passage, passages_sha256, read_pas
 from experiments.data.reading import DataError, Malformed, errors_together, one_part, refuse_malformed
 from experiments.data.sources import read_splits, whole
 from experiments.data.tables import Form
-from experiments.data.tokens import Tokens, cached_tokens
+from experiments.data.tokens import Tokens
 from experiments.models.architecture import one_trial_reason
 from experiments.models.model_card import ModelCard
 from experiments.models.weights import Report, silent
@@ -129,18 +129,18 @@ class LanguageModeling(Task):
         Raises: DataError where there is nothing to predict, in all of it or in a line that is not to be skipped.
         """
         if split not in self._tokens:
-            passages, config, tokenizer = self.data[0][split], self.config, self.base.tokenizer
+            passages, config = self.data[0][split], self.config
             in_lines, all_scored = config.layout == "lines" and split != "forgetting", config.score == "all"
             count = counting(split, report)
 
-            def encode() -> Tokens:
+            def encode(tokenizer: Any) -> Tokens:
                 if in_lines:
                     return encode_lines(tokenizer, passages, config.context, count, score_prompts=all_scored)
                 return encode_stream(tokenizer, passages, config.context, count)
 
-            found = cached_tokens(
-                encode, text=passages_sha256(passages), tokenizer=self.base.tokenizer_sha256, context=config.context,
-                lines=in_lines, all_scored=all_scored,
+            found = self.base.tokens(
+                split, encode, text=passages_sha256(passages), context=config.context, lines=in_lines,
+                all_scored=all_scored,
             )  # fmt: skip
             if not found.scored.any():
                 raise DataError(f"the {split} split has no token to score within task.context={config.context}")

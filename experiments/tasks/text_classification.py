@@ -18,7 +18,7 @@ from experiments.data.presets import PRESETS
 from experiments.data.reading import DataError, errors_together, one_part
 from experiments.data.sources import read_splits
 from experiments.data.tables import Form
-from experiments.data.tokens import Tokens, cached_tokens
+from experiments.data.tokens import Tokens
 from experiments.models.architecture import one_trial_reason
 from experiments.models.first_row import compute_first_row_only
 from experiments.models.model_card import ModelCard
@@ -144,10 +144,12 @@ class TextClassification(Task):
         """The texts of a split, with the model's special tokens, at most `max_length` long."""
         if split not in self._tokens:
             examples, length, count = self.data.splits[split], self.config.max_length, counting(split, report)
-            self._tokens[split] = cached_tokens(
-                lambda: encode_texts(self.base.tokenizer, examples.texts, length, count),
-                text=examples.sha256(), tokenizer=self.base.tokenizer_sha256, max_length=length,
-            )  # fmt: skip
+            self._tokens[split] = self.base.tokens(
+                split,
+                lambda tokenizer: encode_texts(tokenizer, examples.texts, length, count),
+                text=examples.sha256(),
+                max_length=length,
+            )
         return self._tokens[split]
 
     @cached_property

@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import cached_property
 from typing import Any
 
@@ -10,7 +10,7 @@ from torch import nn
 
 from experiments.data.encoding import Count
 from experiments.data.reading import DataError
-from experiments.data.tokens import tokenizer_sha256
+from experiments.data.tokens import Tokens, cached_tokens, tokenizer_sha256
 from experiments.models.architecture import (
     Kind,
     groups_queries,
@@ -49,7 +49,41 @@ class TextModel:
 
     @property
     def pad(self) -> int:
-        return int(self.tokenizer.pad_token_id)
+        """The token that fills rows up: no layer reads it.
+
+        Where the model has no embedding of the tokenizer's own, it is one that ends no row, since the classifiers of
+        language models read the last token that is not this one.
+        """
+        of = self.tokenizer
+        found = (of.pad_token_id, of.bos_token_id, of.cls_token_id, of.mask_token_id, of.eos_token_id, of.unk_token_id)
+        return next((int(n) for n in found if n is not None and n < self.vocabulary), 0)
+
+    def tokens(self, split: str, encode: Callable[[Any], Tokens], **depends_on: str | int | None) -> Tokens:
+        """What `encode` makes of a split's texts with the tokenizer, from the cache where it is there.
+
+        Raises: DataError for a text that the tokenizer cannot encode, or a token that the model has no embedding of.
+        """
+        found = cached_tokens(lambda: self._encode(split, encode), tokenizer=self.tokenizer_sha256, **depends_on)
+        unknown = found.flat[found.flat >= self.vocabulary]
+        if len(unknown):
+            number = int(unknown[0])
+            raise DataError(
+                f"the {split} split has the token {self.tokenizer.convert_ids_to_tokens(number)!r} "
+                f"{len(unknown)} times, number {number} of the tokenizer of {self.config.name!r}, and the model has "
+                f"{self.vocabulary} embeddings; take it out of the texts or of the tokenizer, or name a model that has "
+                f"an embedding of it (resize_token_embeddings)"
+            )
+        return found
+
+    def _encode(self, split: str, encode: Callable[[Any], Tokens]) -> Tokens:
+        try:
+            return encode(self.tokenizer)
+        except Exception as error:
+            if type(error) is not Exception:
+                raise
+            raise DataError(  # a bare one is of the library tokenizers
+                f"the tokenizer of {self.config.name!r} cannot encode the {split} split: {error}"
+            ) from error
 
     @cached_property
     def settings(self) -> Any:
@@ -78,9 +112,13 @@ class TextModel:
 
     def find(self) -> None:
         """Raises: ModelError where the files of the weights are not there or torn; NotHereError."""
-        from experiments.models.model_files import model_folder
+        from experiments.models.model_files import model_folder, weight_files
+        from experiments.models.stored_weights import read_headers
 
-        model_folder(self.config, weights=self.config.weights == "pretrained")
+        pretrained = self.config.weights == "pretrained"
+        folder = model_folder(self.config, weights=pretrained)
+        if pretrained:
+            read_headers(self.config, weight_files(self.config, folder), "")
 
     def build(self, labels: int, *, length: int, weights: bool) -> nn.Module:
         """The model; without weights it needs no tokenizer.

@@ -236,7 +236,11 @@ def settle(
     for k, outcome in enumerate(outcomes):
         if running[k] and not going_on[k]:
             what = f"loss {float(losses[k])}, gradient norm {float(norms[k])}"
-            outcome.failure = f"not finite at step {pack.steps[k] + 1}: {what}; a lower learning rate may help"
+            begun = pack.steps[k] > 0
+            help_ = (
+                "a lower learning rate may help" if begun else "nothing was learned yet: look at base, start and data"
+            )
+            outcome.failure = f"not finite at step {pack.steps[k] + 1}: {what}; {help_}"
         outcome.steps_executed += outcome.failure is None
     pack.running = (running & going_on).tolist()
     pack.moving = (running & finite).tolist()
