@@ -96,18 +96,15 @@ def build_model(config: ModelConfig, kind: Kind, *, labels: int, pad_token_id: i
     if kind == "classification":
         settings.num_labels = labels
     _refuse_kind(config, kind, settings, pad_token_id)
-    what = f"config.json of {config.name!r} describes no model that can be built"
-    with _reading(what):
-        on_meta = counted(config, lambda: _random(config, kind, settings, drawn=False))
+    with _reading(f"config.json of {config.name!r} describes no model that can be built"):
+        on_meta: Any = counted(config, lambda: _random(config, kind, settings, drawn=False))
+        if weights:
+            refuse_too_large(config, on_meta)
+        model: Any = None if pretrained else _random(config, kind, settings, drawn=weights)
     stored = read_headers(config, weight_files(config, folder) if pretrained else [], on_meta.base_model_prefix)
-    if weights:
-        refuse_too_large(config, on_meta)
-        stored.refuse_unfit(on_meta, _fresh(on_meta, kind))
     if pretrained:
+        stored.refuse_unfit(on_meta, _fresh(on_meta, kind))
         model = _pretrained(config, folder, kind, settings, stored)
-    else:
-        with _reading(what):
-            model = _random(config, kind, settings, drawn=weights)
     if pad_token_id is not None:
         model.config.pad_token_id = pad_token_id  # where GPT-2 and Llama look for a row's last token
     if kind == "classification" and config.pooling == "mean":
@@ -258,10 +255,10 @@ def _width(config: ModelConfig, settings: Any) -> int:
     return width
 
 
-def _first_line(error: Exception) -> str:
+def _first_line(error: BaseException) -> str:
     if isinstance(error, KeyError):
         return f"unknown {error}"
-    if type(error.__cause__) in (TypeError, ValueError):  # of a field of config.json: the cause names the value
+    if isinstance(error.__cause__, TypeError | ValueError):  # of a field of config.json: the cause names the value
         error = error.__cause__
     line = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
     return line if len(line) <= MOST_SHOWN else f"{line[:MOST_SHOWN]}..."

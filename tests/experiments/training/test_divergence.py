@@ -60,6 +60,16 @@ def test_a_finite_divergence_is_a_failure_with_its_reason_and_no_result(
     assert not list(run_dir.path.glob("*.safetensors"))
 
 
+def test_what_is_not_finite_before_anything_was_learned_is_not_put_down_to_the_learning_rate(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert command(tmp_path, "lora", 1e-2, "--set", "task.matrices=[{size: 1e30}]") == 1
+    failure = capsys.readouterr().err
+    assert "not finite at step 1: loss inf" in failure
+    assert "nothing was learned yet: look at base, start and data" in failure
+    assert "learning rate" not in failure
+
+
 @pytest.mark.parametrize(("variant", "rate"), [("lora", 1.0), ("lora_plus", 0.3), ("adalora", 1.0), ("full", 0.3)])
 def test_at_a_hundred_times_the_shipped_learning_rate_a_bad_score_is_a_score(
     tmp_path: Path, variant: str, rate: float
