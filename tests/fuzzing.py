@@ -35,6 +35,8 @@ RAW_WORDS = (  # of errors of Python and torch, which name neither file nor key
     "argument must be", "takes no arguments", "unsupported operand", "Overflow", "too large to convert", "enforce fail",
 )  # fmt: skip
 
+FILE = re.compile(r"\.(yaml|json|safetensors|bin|pt|pth|ckpt|txt|tsv)\b")
+
 Main = Callable[[list[str]], int]
 
 
@@ -142,10 +144,9 @@ def _fault(code: int | None, output: str, seconds: float) -> str:
         return f"a traceback: {output.strip().splitlines()[-1][:100]}"
     if code and not output.strip():
         return f"exit code {code} without a word"
-    if code and (
-        raw := next((line for line in output.splitlines() if any(words in line for words in RAW_WORDS)), None)
-    ):
-        return f"raw words: {raw[:120]}"
+    raw = [line for line in output.splitlines() if any(words in line for words in RAW_WORDS) and not FILE.search(line)]
+    if code and raw:
+        return f"raw words: {raw[0][:120]}"
     return f"more than {CPU_SECONDS:g} seconds" if seconds > CPU_SECONDS else ""
 
 
