@@ -30,18 +30,11 @@ TINY: Tree = {
         "matrices": [{"rank": 2, "d_out": d_out, "d_in": d_in} for d_out, d_in in MATRICES.values()],
     },
     "targets": ["matrices.*"], "variant": {"name": "lora", "rank": 4}, "seed": 0,
-    "training": {"steps": 20, "batch_size": 8, "threads": 1, "evaluate_every": 0, "learning_rate": {"lora": 1e-2,
-    "head": 1e-2}},
+    "training": {
+        "steps": 20, "batch_size": 8, "threads": 1, "evaluate_every": 0, "learning_rate": {"lora": 1e-2, "head": 1e-2},
+    },
 }  # fmt: skip
-NOT_CHANGED = (
-    "name",
-    "path",
-    "revision",
-    "subset",
-    "source",
-    "reference",
-    "config",
-)  # what their values mean is elsewhere
+NOT_CHANGED = ("name", "path", "revision", "subset", "source", "reference", "config")  # names of something elsewhere
 
 
 @dataclass(frozen=True)
@@ -76,21 +69,23 @@ def run_tree(rng: random.Random, places: Places, *, small: bool) -> Tree:
     if not small or rng.random() < 0.2:
         tree = copy.deepcopy(rng.choice([run for run in RUNS if "model" in run or not small]))
     if "model" in tree:
-        tree["model"]["name"] = places.encoder
-        own = {"path": places.labelled, "text": ["sentence"], "labels": ["0", "1"], "max_length": 32}
-        tree["targets"] = ["*.query", "*.value"]
-        if tree["task"]["name"] == "language_modeling":
-            tree["model"]["name"], own, tree["targets"] = (
-                places.decoder,
-                {"path": places.lines, "context": 32},
-                ["*_proj"],
-            )
-        tree["task"] = {knob: value for knob, value in tree["task"].items() if knob != "preset"} | own
+        decodes = tree["task"]["name"] == "language_modeling"
+        tree = over(tree, *((places.decoder, places.lines) if decodes else (places.encoder, places.labelled)))
     if rng.random() < 0.5:
         name = rng.choice(list(VARIANTS))
         adapts = "rank" in VARIANTS[name].load().config_class.model_fields
         tree["variant"] = {"name": name} | ({"rank": rng.choice((1, 2, 4))} if adapts else {})
     return tree
+
+
+def over(tree: Mapping[str, Any], model: str, data: str) -> Tree:
+    """A configuration of a text task over another model and other data."""
+    own: Tree = {"path": data, "text": ["sentence"], "labels": ["0", "1"], "max_length": 32}
+    targets = ["*.query", "*.value"]
+    if tree["task"]["name"] == "language_modeling":
+        own, targets = {"path": data, "context": 32}, ["*_proj"]
+    task = {knob: value for knob, value in tree["task"].items() if knob != "preset"} | own
+    return {**tree, "task": task, "model": {**tree["model"], "name": model}, "targets": targets}
 
 
 def study_tree(rng: random.Random) -> Tree:

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 from fuzzed_commands import adapter_cases, run_cases, study_cases
+from fuzzed_files import file_cases
 from fuzzed_trees import Places
 from fuzzing import Case, Ended, carry_out, refuse_faults
 
@@ -57,3 +58,8 @@ def test_any_study_file_ends_with_an_exit_code_and_words(
 def test_any_adapter_ends_with_an_exit_code_and_words(tmp_path: Path) -> None:
     found = carried_out(adapter_cases(SEED, 100), tmp_path)
     refuse_faults(found, least_good=0.25, least_kinds=20)
+
+
+def test_any_data_base_model_and_run_directory_ends_with_an_exit_code_and_words(tmp_path: Path, places: Places) -> None:
+    found = carried_out(file_cases(SEED, 300, places), tmp_path)
+    refuse_faults(found, least_good=0.2, least_kinds=40)
