@@ -61,8 +61,7 @@ def _another_table(rng: random.Random, content: bytes) -> bytes | None:
 def _model(rng: random.Random, places: Places) -> tuple[list[str], Files]:
     """A damaged folder of a base model."""
     decodes = rng.random() < 0.4
-    files = contents(places.decoder if decodes else places.encoder, "model")
-    _damage(rng, files)
+    files = _damaged(rng, contents(places.decoder if decodes else places.encoder, "model"))
     data = places.lines if decodes else places.labelled
     arguments, own = _text_run(rng, lines=decodes, model="model", data=data)
     return arguments, files | own
@@ -71,8 +70,7 @@ def _model(rng: random.Random, places: Places) -> tuple[list[str], Files]:
 def _run(rng: random.Random, places: Places) -> tuple[list[str], Files]:
     """A damaged run directory: found again by the same command, read by spectra.py, or started from."""
     where = f"runs/single/{Path(places.run).name}"
-    files = contents(places.run, where)
-    _damage(rng, files)
+    files = _damaged(rng, contents(places.run, where))
     if rng.random() < 0.3:
         return [where, "--out", "figures"], files
     tree = TINY | {"training": TINY["training"] | {"steps": 2}}
@@ -84,16 +82,14 @@ def _run(rng: random.Random, places: Places) -> tuple[list[str], Files]:
     return flags, files | {"case.yaml": json.dumps(tree).encode()}
 
 
-def _damage(rng: random.Random, files: Files) -> None:
-    """Change one of the files, or take it away."""
+def _damaged(rng: random.Random, files: Files) -> Files:
+    """The files with one of them changed, which comes first, or taken away."""
     name = rng.choice(list(files))
+    kept = {other: content for other, content in files.items() if other != name}
     content = files[name] or b""
     if name.endswith(".json") and rng.random() < 0.6:
-        files[name] = json.dumps(mutated(rng, json.loads(content))).encode()
-    elif rng.random() < 0.2:
-        del files[name]
-    else:
-        files[name] = damaged(rng, content)
+        return {name: json.dumps(mutated(rng, json.loads(content))).encode(), **kept}
+    return kept if rng.random() < 0.2 else {name: damaged(rng, content), **kept}
 
 
 def _text_run(rng: random.Random, *, lines: bool, model: str, data: str) -> tuple[list[str], Files]:

@@ -22,9 +22,10 @@ CPU_SECONDS = 5.0  # of a case, at most
 PATIENCE_SECONDS = 30.0  # until a case is stopped
 LAST_RESORT_SECONDS = 180.0  # until the process is, where a case does not stop
 MEMORY_BYTES = 3 * 2**30  # that a case may take, on top of what the process has
+SHOWN_FILES = 3
 SHOWN_CHARACTERS = 1500  # of a file, where a case fails
 SHOWN_FAULTS = 20
-RAW_WORDS = (  # of errors of Python and torch, which name neither file nor key
+RAW_WORDS = (  # of errors of Python and torch, which say nothing where nothing else is named
     "invalid literal for", "object has no attribute", "not supported between", "index out of range",
     "not subscriptable",
     "maximum recursion depth", "unhashable type", "Exceeds the limit", "must be in ", "must be a timedelta",
@@ -35,7 +36,9 @@ RAW_WORDS = (  # of errors of Python and torch, which name neither file nor key
     "argument must be", "takes no arguments", "unsupported operand", "Overflow", "too large to convert", "enforce fail",
 )  # fmt: skip
 
-FILE = re.compile(r"\.(yaml|json|safetensors|bin|pt|pth|ckpt|txt|tsv)\b")
+NAMED = re.compile(
+    r"\.(yaml|json|safetensors|bin|pt|pth|ckpt|txt|tsv)\b|error: (argument )?[\w.-]+: "
+)  # a file or a key
 
 Main = Callable[[list[str]], int]
 
@@ -56,7 +59,9 @@ class Case:
     def __str__(self) -> str:
         """What reproduces it, shortened."""
         lines = [f"case {self.number}: {self.command} {shlex.join(map(_shortened, self.arguments))}"]
-        lines += [f"--- {name}\n{_shown(content)}" for name, content in self.files.items()]
+        names = list(self.files)
+        lines += [f"--- {name}\n{_shown(self.files[name])}" for name in names[:SHOWN_FILES]]
+        lines += [f"--- and {', '.join(names[SHOWN_FILES:])}"] if names[SHOWN_FILES:] else []
         return "\n".join(lines)
 
 
@@ -144,7 +149,7 @@ def _fault(code: int | None, output: str, seconds: float) -> str:
         return f"a traceback: {output.strip().splitlines()[-1][:100]}"
     if code and not output.strip():
         return f"exit code {code} without a word"
-    raw = [line for line in output.splitlines() if any(words in line for words in RAW_WORDS) and not FILE.search(line)]
+    raw = [line for line in output.splitlines() if any(words in line for words in RAW_WORDS) and not NAMED.search(line)]
     if code and raw:
         return f"raw words: {raw[0][:120]}"
     return f"more than {CPU_SECONDS:g} seconds" if seconds > CPU_SECONDS else ""
@@ -168,7 +173,8 @@ def _bounded() -> Iterator[None]:
 
     before, limits = signal.signal(signal.SIGALRM, stop), resource.getrlimit(resource.RLIMIT_AS)
     pages = int(Path("/proc/self/statm").read_text().split()[0])
-    resource.setrlimit(resource.RLIMIT_AS, (pages * resource.getpagesize() + MEMORY_BYTES, limits[1]))
+    most = pages * resource.getpagesize() + MEMORY_BYTES
+    resource.setrlimit(resource.RLIMIT_AS, (most if limits[1] < 0 else min(most, limits[1]), limits[1]))
     faulthandler.dump_traceback_later(LAST_RESORT_SECONDS, exit=True, file=sys.__stderr__)
     signal.setitimer(signal.ITIMER_REAL, PATIENCE_SECONDS)
     try:

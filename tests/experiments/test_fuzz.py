@@ -1,5 +1,6 @@
 """Thousands of requests, most of them wrong: each ends with an exit code and words of ours, never with a traceback."""
 
+import sys
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -15,9 +16,18 @@ from experiments import run, study
 from experiments.studies import plan
 from experiments.studies.workers import packing
 
-pytestmark = pytest.mark.slow
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(sys.platform != "linux", reason="memory is bounded by Linux's means"),
+]
 MAINS = {"run.py": run.main, "study.py": study.main, "spectra.py": spectra.main}
 SEED = 0
+
+
+@pytest.fixture(autouse=True)
+def no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its driver takes more memory than a case may have."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
 
 
 @pytest.fixture(autouse=True)
