@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from experiments.studies.search.allocations import Drawn, Fixed, Grouped, Grouping, Prior, Priority
 from experiments.studies.search.budget import Budget
 from experiments.studies.search.samplers import Observation, suggest
+from experiments.studies.search.search_space import LEAST_SENSITIVITY
 
 SHAPES = {
     f"layers.{depth}.{kind}": shape
@@ -19,6 +20,7 @@ PLACES = {name: (name.split(".")[1], name.split(".")[2]) for name in SHAPES}
 GROUPS = Grouping(2).of(SHAPES, PLACES)
 UNITS = st.sampled_from([("total_rank", 4 * len(SHAPES)), ("parameters", 4 * sum(map(sum, SHAPES.values())))])
 WEIGHTS = st.lists(st.floats(0, 1), min_size=len(SHAPES), max_size=len(SHAPES))
+SENSITIVITIES = st.lists(st.floats(LEAST_SENSITIVITY, 1), min_size=len(SHAPES), max_size=len(SHAPES))
 
 
 def budget(unit: str = "total_rank", amount: int = 48, highest: int = 32) -> Budget:
@@ -72,7 +74,7 @@ def test_every_point_of_every_encoding_keeps_to_the_budget_or_says_by_how_much_i
     given_unit: tuple[str, int], data: st.DataObject
 ) -> None:
     own = budget(*given_unit)
-    sensitivities = dict(zip(SHAPES, data.draw(WEIGHTS), strict=True))
+    sensitivities = dict(zip(SHAPES, data.draw(SENSITIVITIES), strict=True))
     for allocation in (Priority(own), Grouped(own, GROUPS), Prior(own, GROUPS, sensitivities), Drawn(own)):
         point = {
             name: data.draw(st.integers(low, high) if isinstance(low, int) else st.floats(low, high))
