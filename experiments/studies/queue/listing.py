@@ -37,10 +37,12 @@ class Listing:
         Raises: QueueError, naming all that differ, with both values.
         """
         facts = json.loads(json.dumps(facts))
-        with self.store.turn(self.study), self.store.use() as storage:
-            settled = dict(storage.get_study_user_attrs(self._study_id))
-            for name in facts.keys() - settled.keys():
-                storage.set_study_user_attr(self._study_id, name, facts[name])
+        settled = self.facts()
+        if facts.keys() - settled.keys():
+            with self.store.turn(self.study), self.store.use() as storage:
+                settled = dict(storage.get_study_user_attrs(self._study_id))
+                for name in facts.keys() - settled.keys():
+                    storage.set_study_user_attr(self._study_id, name, facts[name])
         different = [name for name in facts if name in settled and settled[name] != facts[name]]
         if different:
             raise QueueError(

@@ -2,7 +2,8 @@
 
 A process that is suspended inside a transaction (SIGSTOP, a closed lid) would hold its locks and block all others.
 So the server drops its connection, which rolls the transaction back; when the process wakes up, it repeats the call
-from the start, and what the others have done meanwhile stands.
+from the start, and what the others have done meanwhile stands. A call during which the server goes away is repeated
+in the same way when it answers again.
 """
 
 import hashlib
@@ -14,11 +15,14 @@ from typing import Any, cast
 from optuna.exceptions import StorageInternalError, UpdateFinishedTrialError
 from optuna.storages import BaseStorage, RDBStorage, get_storage
 from sqlalchemy import Engine, NullPool, create_engine, func, make_url, select, text
-from sqlalchemy.exc import DBAPIError, SQLAlchemyError
+from sqlalchemy.dialects.postgresql.psycopg import PGDialect_psycopg
+from sqlalchemy.exc import SQLAlchemyError
 
-from experiments.studies.queue.storage import Address, QueueError, Store, TurnLostError
+from experiments.studies.queue.outage import Outages, Server, reason
+from experiments.studies.queue.storage import Address, Patience, QueueError, Store, TurnLostError
 
 CONNECT_SECONDS = 10
+PING_SECONDS = 2
 LOCK_SECONDS = 300
 ASLEEP_SECONDS = 30  # then the server drops a connection that holds locks and is idle: its process is suspended
 
@@ -26,16 +30,21 @@ ASLEEP_SECONDS = 30  # then the server drops a connection that holds locks and i
 class PostgresStore(Store):
     """Opening creates Optuna's tables where there are none."""
 
-    def __init__(self, address: Address) -> None:
+    def __init__(self, address: Address, patience: Patience) -> None:
         assert address.url is not None
         super().__init__(address)
         with self.errors():
-            settings: dict[str, Any] = {"pool_pre_ping": True, "connect_args": self.connect_arguments(address.url)}
-            self.turns = create_engine(address.url, poolclass=NullPool, connect_args=settings["connect_args"])
-            # Of two processes that create the tables at once one crashes; it may take long.
-            with advisory_lock(self.turns, "tables of optuna", asleep=LOCK_SECONDS):
-                storage = RDBStorage(address.url, engine_kwargs=settings)
-            self.optuna = cast(BaseStorage, Repeating(get_storage(storage)))  # that reads each finished trial once
+            arguments = self.connect_arguments(address.url)
+            self.turns = create_engine(address.url, poolclass=NullPool, connect_args=arguments)
+            self.outages = Outages(server_at(address), patience)
+            storage = self.outages.bridge(lambda: self._with_tables(address.url, arguments))
+            cached = get_storage(storage)  # that reads each finished trial once
+            self.optuna = cast(BaseStorage, Bridging(cached, self.outages))
+
+    def _with_tables(self, url: str, arguments: dict[str, Any]) -> RDBStorage:
+        """Of two processes that create the tables at once one crashes; it may take long."""
+        with advisory_lock(self.turns, "tables of optuna", asleep=LOCK_SECONDS):
+            return RDBStorage(url, engine_kwargs={"pool_pre_ping": True, "connect_args": arguments})
 
     def connect_arguments(self, url: str) -> dict[str, Any]:
         """The password goes here, and so into no URL that a message could show."""
@@ -52,7 +61,7 @@ class PostgresStore(Store):
     def turn(self, study: str) -> Iterator[None]:
         lock = ExitStack()
         with self.errors():
-            lock.enter_context(advisory_lock(self.turns, f"study {study}"))
+            self.outages.bridge(lambda: lock.enter_context(advisory_lock(self.turns, f"study {study}")))
         try:
             yield
         except BaseException:
@@ -75,36 +84,35 @@ class PostgresStore(Store):
             raise QueueError(f"{self.address}: PostgreSQL needs psycopg: pip install -e '.[postgres]'") from None
         except (SQLAlchemyError, StorageInternalError) as error:
             raise QueueError(
-                f"{self.address}: the database cannot be used: {self.address.without_password(reason(error))}; "
-                "is the server up, the database there (createdb), the password in ~/.pgpass or PGPASSWORD?"
+                f"{self.address}: the database cannot be used: {self.address.without_password(reason(error))}"
+                f"{self._tried()}; is the server up, the database there (createdb), the password in ~/.pgpass or PGPASSWORD?"
             ) from None
         except KeyError:
             raise QueueError(f"{self.address}: the study was deleted from it; start the study again") from None
         except RuntimeError as error:
             raise QueueError(f"{self.address}: {self.address.without_password(str(error))}") from None
 
+    def _tried(self) -> str:
+        given_up = self.outages.since is not None and self.outages.patience.seconds
+        return f" (tried for {self.outages.patience.seconds:g} s)" if given_up else ""
 
-class Repeating:
-    """Optuna's storage. Retries a call once if its connection was dropped.
 
-    Each call is one transaction and is harmless when repeated: an added trial has a twin entry, a claim has a holder
-    without a name, a result is found to be there.
+class Bridging:
+    """Optuna's storage, each call of which outlasts an outage of the server.
+
+    Repeated is harmless: an added trial has a twin entry, a claim has a holder without a name, a result is found to be
+    there.
     """
 
-    def __init__(self, storage: BaseStorage) -> None:
-        self.storage = storage
+    def __init__(self, storage: BaseStorage, outages: Outages) -> None:
+        self.storage, self.outages = storage, outages
 
     def __getattr__(self, name: str) -> Any:
         method = getattr(self.storage, name)
 
         @wraps(method)
         def call(*arguments: Any, **named: Any) -> Any:
-            try:
-                return method(*arguments, **named)
-            except (SQLAlchemyError, StorageInternalError) as error:
-                if not disconnected(error):
-                    raise
-            return method(*arguments, **named)
+            return self.outages.bridge(lambda: method(*arguments, **named))
 
         return call
 
@@ -121,16 +129,13 @@ def advisory_lock(engine: Engine, name: str, *, asleep: float | None = None) -> 
         yield
 
 
-def disconnected(error: BaseException) -> bool:
-    """Whether there was a connection, and it has ended."""
-    while error.__cause__ is not None and not isinstance(error, DBAPIError):
-        error = error.__cause__
-    return isinstance(error, DBAPIError) and error.connection_invalidated
+def server_at(address: Address) -> Server:
+    """libpq asks it as pg_isready does, without a password: a server that starts or stops accepts nothing yet."""
+    from psycopg.conninfo import make_conninfo
+    from psycopg.pq import Ping, PGconn
 
-
-def reason(error: BaseException) -> str:
-    """What the server or the driver said, without the statement and its values."""
-    while error.__cause__ is not None and not hasattr(error, "orig"):
-        error = error.__cause__
-    said = str(getattr(error, "orig", None) or error).strip()
-    return " ".join(said.split())
+    assert address.url is not None
+    _, found = PGDialect_psycopg().create_connect_args(make_url(address.url))
+    conninfo = make_conninfo(**found | {"connect_timeout": PING_SECONDS}).encode()
+    name = f"{found.get('host', 'localhost')}:{found.get('port', 5432)}"
+    return Server(name, lambda: PGconn.ping(conninfo) not in (Ping.REJECT, Ping.NO_RESPONSE))

@@ -2,7 +2,7 @@
 
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,6 +23,17 @@ class QueueError(RuntimeError):
 class TurnLostError(QueueError):
     """This process was suspended in its turn for so long that others were let in."""
 
+
+@dataclass(frozen=True)
+class Patience:
+    """For how long to try again while a database does not answer, who is told of it, and whether nobody waits now."""
+
+    seconds: float
+    say: Callable[[str], object]
+    is_over: Callable[[], bool] = lambda: False
+
+
+NO_PATIENCE = Patience(0.0, say=print)  # of who asks once, and then says what the storage said
 
 @dataclass(frozen=True)
 class Address:

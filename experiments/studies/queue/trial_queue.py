@@ -16,11 +16,12 @@ A crash between two steps loses nothing: an entry that failed without a reason s
 
 import math
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any, Literal, Self
 
-from optuna.exceptions import UpdateFinishedTrialError
+from optuna.exceptions import DuplicatedStudyError, UpdateFinishedTrialError
 from optuna.study import StudyDirection
 from optuna.trial import TrialState
 
@@ -31,7 +32,7 @@ from experiments.studies.queue.entries import (
 )
 from experiments.studies.queue.listing import FORMAT, Listing, study_named
 from experiments.studies.queue.liveness import Liveness, WorkerSeen
-from experiments.studies.queue.storage import Address, QueueError, Store
+from experiments.studies.queue.storage import NO_PATIENCE, Address, Patience, QueueError, Store
 
 GRACE_SECONDS = 120.0
 
@@ -64,6 +65,7 @@ class TrialQueue(Listing):
         direction: Literal["minimize", "maximize"],
         grace: float = GRACE_SECONDS,
         worker: str | None = None,
+        patience: Patience = NO_PATIENCE,
     ) -> Self:
         """The queue of that name, made if there is none.
 
@@ -72,14 +74,14 @@ class TrialQueue(Listing):
 
         Raises: QueueError also if the study has another direction, or another program or an earlier version made it.
         """
-        store = open_store(address)
+        store = open_store(address, patience)
         wanted = StudyDirection[direction.upper()]
-        with store.turn(study):
-            study_id = study_named(store, study)
-            with store.use() as storage:
-                if study_id is None:
-                    study_id = storage.create_new_study([wanted], study)
-                directions = storage.get_study_directions(study_id)
+        with store.use() as storage:
+            with suppress(DuplicatedStudyError):  # the storage settles who of several is first
+                if study_named(store, study) is None:
+                    storage.create_new_study([wanted], study)
+            study_id = storage.get_study_id_from_name(study)
+            directions = storage.get_study_directions(study_id)
         if directions != [wanted]:
             there = ", ".join(each.name.lower() for each in directions)
             raise QueueError(
@@ -93,14 +95,14 @@ class TrialQueue(Listing):
         return queue
 
     @classmethod
-    def find(cls, address: Address, study: str) -> Self | None:
+    def find(cls, address: Address, study: str, *, patience: Patience = NO_PATIENCE) -> Self | None:
         """The queue of that name, to read from, or None; neither a study nor a journal is made.
 
         Raises: QueueError also if the study was made by an earlier version.
         """
         if address.journal is not None and not address.journal.exists():
             return None
-        store = open_store(address)
+        store = open_store(address, patience)
         study_id = study_named(store, study)
         if study_id is None:
             return None
@@ -259,7 +261,7 @@ class TrialQueue(Listing):
         return given_back
 
 
-def open_store(address: Address) -> Store:
+def open_store(address: Address, patience: Patience = NO_PATIENCE) -> Store:
     """Raises: QueueError if the storage cannot be reached, read or written."""
     import optuna
 
@@ -270,4 +272,4 @@ def open_store(address: Address) -> Store:
         return JournalStore(address)
     from experiments.studies.queue.postgres_store import PostgresStore
 
-    return PostgresStore(address)
+    return PostgresStore(address, patience)
