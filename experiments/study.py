@@ -2,6 +2,7 @@
 
 import argparse
 import io
+import math
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -47,6 +48,10 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
         "(default: LORA_STUDIES_STORAGE, else <runs-dir>/<study>/journal.log)",
     )  # fmt: skip
     parser.add_argument(
+        "--storage-patience", type=_seconds, default=120.0, metavar="SECONDS",
+        help="how long to try again when PostgreSQL does not answer (default: 120)",
+    )  # fmt: skip
+    parser.add_argument(
         "--plan", action="store_true", help="show arms, trials, packs and the time it takes; train nothing"
     )
     parser.add_argument("--status", action="store_true", help="show the status of the study; start nothing")
@@ -76,6 +81,16 @@ def _count(text: str) -> int:
     if not text.isdecimal() or len(text) > 4 or not 1 <= int(text) <= MOST_PROCESSES:
         raise argparse.ArgumentTypeError(f"a whole number from 1 to {MOST_PROCESSES}, not {text[:40]!r}")
     return int(text)
+
+
+def _seconds(text: str) -> float:
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = math.nan
+    if not 0 <= seconds < math.inf:
+        raise argparse.ArgumentTypeError(f"a number of seconds from 0 on, not {text!r}")
+    return seconds
 
 
 def _is_file(path: Path) -> bool:

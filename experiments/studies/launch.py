@@ -24,14 +24,14 @@ from experiments.studies.consistency import (
 from experiments.studies.plan import plan_study
 from experiments.studies.protocol.progress import StudyState, enqueue, snapshot
 from experiments.studies.queue.entries import ENDED
-from experiments.studies.queue.storage import Address, storage_address
+from experiments.studies.queue.storage import Address, Patience, QueueError, storage_address
 from experiments.studies.queue.trial_queue import GRACE_SECONDS, TrialQueue
 from experiments.studies.search.proposer import refuse_impossible_searches
 from experiments.studies.spec.study import Study, load_study
 from experiments.studies.status import StudyStatus, awake, status_of, untouched
 from experiments.studies.terminal import StudyView, headline
 from experiments.studies.wandb import StudyWandbLogger, study_mode
-from experiments.studies.workers.pool import WorkerPool, steps_kept
+from experiments.studies.workers.pool import WorkerError, WorkerPool, steps_kept
 from experiments.studies.workers.prestarted import Process
 from experiments.studies.workers.worker_process import PlainStudy, WorkerSpec, open_queue
 from experiments.terminal import Display
@@ -64,6 +64,7 @@ class LaunchOptions:
     workers: int = 1
     runs_dir: Path = Path("runs")
     storage: str | None = None
+    storage_patience: float = 120.0
     plan: bool = False
     status: bool = False
     pack: int | None = None
@@ -92,7 +93,7 @@ def launch(
     study = load_study(options.file, options.overrides)
     address = storage_address(options.storage, runs_dir=options.runs_dir, study=study.name)
     if options.status:
-        return show_status(study, address, view)
+        return show_status(study, address, view, Patience(options.storage_patience, say=view.display.warn))
     for warning in study.warnings:
         view.display.warn(warning)
     for label, points in study.collapsed.items():
@@ -107,9 +108,9 @@ def launch(
     return this.collect() if options.collect else this.train()
 
 
-def show_status(study: Study, address: Address, view: StudyView) -> int:
+def show_status(study: Study, address: Address, view: StudyView, patience: Patience) -> int:
     """Print the status of the study; nothing is written, and nobody who trains notices."""
-    queue = TrialQueue.find(address, study.name)
+    queue = TrialQueue.find(address, study.name, patience=patience)
     if queue is None:
         view.table(status_of(study, untouched(study)))
         view.display.say(f"not started yet: there is no study {study.name!r} in {address}")
@@ -145,7 +146,9 @@ class Launch:
             view.display.warn(warning)
         refuse_impossible_searches(study, self.context)
         _make_writable(self.runs_dir / study.name)
-        self.queue = open_queue(study, address)
+        self.interruption = interruption = Interruption()
+        patience = Patience(options.storage_patience, say=view.display.warn, is_over=lambda: interruption.asked)
+        self.queue = open_queue(study, address, patience=patience)
         check_file(study, self.queue, options.file)
         check_runs_dir(study, self.queue, self.runs_dir, separate=options.separate_runs)
         self.queue.requeue_dead()
@@ -203,10 +206,10 @@ class Launch:
             workers=workers,
             name=self.queue.worker,
             base_sha256=base_sha256,
+            patience_seconds=self.options.storage_patience,
         )
-        interruption = Interruption()
         with ExitStack() as stack:
-            stack.enter_context(interruption.heeded())
+            stack.enter_context(self.interruption.heeded())
             pool = stack.enter_context(
                 WorkerPool(
                     spec, requeue_dead=self.queue.requeue_dead, progress=self._progress, prestarted=self.prestarted
@@ -214,12 +217,18 @@ class Launch:
             )
             stack.enter_context(self.view.live())
             pool.start(workers)
-            self._watch(pool, interruption)
+            try:
+                self._watch(pool)
+            except (QueueError, WorkerError) as error:
+                pool.end()  # they have checkpoints to write, and need no queue for that
+                if self.interruption.asked and isinstance(error, QueueError):
+                    raise Interrupted(f"interrupted: {error}; the same command goes on") from None
+                raise
 
-    def _watch(self, pool: WorkerPool, interruption: Interruption) -> None:
+    def _watch(self, pool: WorkerPool) -> None:
         """Until no worker is left.
 
-        Raises: Interrupted when they were interrupted; WorkerError.
+        Raises: Interrupted when they were interrupted; WorkerError; QueueError.
         """
         refreshed_at, pause = 0.0, 0.0
         while pool.workers:
@@ -229,7 +238,7 @@ class Launch:
                 pause = max(REFRESH_SECONDS, (time.monotonic() - refreshed_at) / REFRESH_SHARE)
             for told in pool.watch():
                 self.view.display.warn(told)
-            if interruption.asked and not pool.stopping:
+            if self.interruption.asked and not pool.stopping:
                 self.view.display.say("stopping: every worker finishes its step and writes checkpoints")
                 pool.ask_to_stop()
             time.sleep(TURN_SECONDS)

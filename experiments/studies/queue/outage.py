@@ -33,6 +33,11 @@ class Outages:
         self.since: float | None = None  # of the outage that lasts
         self._lock = threading.Lock()
 
+    @property
+    def seconds(self) -> float:
+        """How long the outage has lasted; 0 where there is none, or nobody waits for its end."""
+        return time.monotonic() - self.since if self.since is not None and self.patience.seconds else 0.0
+
     def bridge(self, call: Callable[[], Result]) -> Result:
         """What `call` returns; it is repeated while the server does not answer, as long as there is patience.
 
@@ -62,7 +67,7 @@ class Outages:
                 self.since = time.monotonic()
                 if self.patience.seconds:
                     self.patience.say(
-                        f"PostgreSQL at {self.server.name} does not answer ({reason(error)}); "
+                        f"PostgreSQL at {self.server.name} does not answer ({in_short(error)}); "
                         f"trying again for {self.patience.seconds:g} s"
                     )
             last = self.since + self.patience.seconds
@@ -92,6 +97,11 @@ def reason(error: BaseException) -> str:
     found = cause(error)
     said = str(getattr(found, "orig", None) or found).strip()
     return " ".join(said.split())
+
+
+def in_short(error: BaseException) -> str:
+    """The first line of it."""
+    return str(getattr(cause(error), "orig", None) or error).strip().partition("\n")[0]
 
 
 def cause(error: BaseException) -> BaseException:

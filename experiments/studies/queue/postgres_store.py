@@ -93,8 +93,8 @@ class PostgresStore(Store):
             raise QueueError(f"{self.address}: {self.address.without_password(str(error))}") from None
 
     def _tried(self) -> str:
-        given_up = self.outages.since is not None and self.outages.patience.seconds
-        return f" (tried for {self.outages.patience.seconds:g} s)" if given_up else ""
+        seconds = self.outages.seconds
+        return f" (tried for {seconds:.0f} s)" if seconds else ""
 
 
 class Bridging:

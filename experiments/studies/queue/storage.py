@@ -35,6 +35,7 @@ class Patience:
 
 NO_PATIENCE = Patience(0.0, say=print)  # of who asks once, and then says what the storage said
 
+
 @dataclass(frozen=True)
 class Address:
     """A journal file or a database. As text, and in its repr, it has no password."""

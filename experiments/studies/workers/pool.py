@@ -2,6 +2,8 @@
 
 import pickle
 import signal
+import subprocess
+import time
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -9,6 +11,7 @@ from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
 
+from experiments.studies.queue.storage import QueueError
 from experiments.studies.workers.attempts import ATTEMPTS
 from experiments.studies.workers.prestarted import Process, new_worker
 from experiments.studies.workers.worker_process import DONE, FAULTY, STOPPED, WorkerSpec
@@ -16,6 +19,7 @@ from experiments.training.checkpoint import CHECKPOINT
 
 DEATHS_IN_A_ROW = 5  # without progress in between: what kills one will kill the next
 TAIL_LINES = 12
+STOP_SECONDS = 30.0  # for a step and the checkpoints of a pack
 
 
 class WorkerError(RuntimeError):
@@ -67,7 +71,8 @@ class WorkerPool:
             worker.process.kill()
             worker.process.wait()
         if self.workers:
-            self.requeue_dead([worker.name for worker in self.workers])
+            with suppress(QueueError):  # what happened first is what is told, and the next start does the same
+                self.requeue_dead([worker.name for worker in self.workers])
 
     def start(self, workers: int) -> None:
         for _ in range(workers):
@@ -79,6 +84,14 @@ class WorkerPool:
             self.stopping = True
             for worker in self.workers:
                 _close(worker)
+
+    def end(self) -> None:
+        """Every worker has stopped as asked; one that does not within STOP_SECONDS is left to be killed."""
+        self.ask_to_stop()
+        deadline = time.monotonic() + STOP_SECONDS
+        for worker in self.workers:
+            with suppress(subprocess.TimeoutExpired):
+                worker.process.wait(timeout=max(0.0, deadline - time.monotonic()))
 
     def watch(self) -> list[str]:
         """Notice who has ended, and replace who died; what there is to tell.

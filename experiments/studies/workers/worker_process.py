@@ -5,6 +5,7 @@ import pickle
 import sys
 import threading
 import traceback
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Self
@@ -12,7 +13,8 @@ from typing import Any, Literal, Self
 import torch
 
 from experiments.config.loading import resolve
-from experiments.studies.queue.storage import Address, QueueError
+from experiments.record.out_of_resources import describe_exhaustion
+from experiments.studies.queue.storage import NO_PATIENCE, Address, Patience, QueueError
 from experiments.studies.queue.trial_queue import TrialQueue
 from experiments.studies.spec.arms import Arm
 from experiments.studies.spec.study import Study
@@ -36,6 +38,7 @@ class WorkerSpec:
     workers: int
     name: str
     base_sha256: str
+    patience_seconds: float = 0.0  # with a database that does not answer
     log: Path | None = None  # where it writes; None: where it is started
 
 
@@ -69,13 +72,15 @@ def _arm(plain: dict[str, Any]) -> Arm:
     return Arm(plain["label"], plain["config_hash"], plain["keys"], config, plain["search"], source)
 
 
-def open_queue(study: Study, address: Address, *, worker: str | None = None) -> TrialQueue:
+def open_queue(
+    study: Study, address: Address, *, worker: str | None = None, patience: Patience = NO_PATIENCE
+) -> TrialQueue:
     """The study's queue, made if there is none; `worker` is the name of this process.
 
     Raises: QueueError.
     """
     direction: Literal["maximize", "minimize"] = "maximize" if study.higher_is_better else "minimize"
-    return TrialQueue.open(address, study.name, direction=direction, worker=worker)
+    return TrialQueue.open(address, study.name, direction=direction, worker=worker, patience=patience)
 
 
 def main() -> int:
@@ -95,16 +100,24 @@ def main() -> int:
         with interruption.heeded():
             _work(spec, interruption)
     except KeyboardInterrupt as stop:
-        print(stop or "interrupted", file=sys.stderr)
+        _tell(str(stop) or "interrupted")
         return STOPPED
     except (ValueError, OSError, QueueError) as error:
-        traceback.print_exc()
-        print(f"error: {error}", file=sys.stderr)
+        if interruption.asked and isinstance(error, QueueError):  # nobody waits for a database that is away
+            _tell(f"interrupted: {error}")
+            return STOPPED
+        _tell(f"{traceback.format_exc()}error: {describe_exhaustion(error) or error}")
         return FAULTY
     except Exception:
-        traceback.print_exc()
+        _tell(traceback.format_exc())
         return BROKEN
     return DONE
+
+
+def _tell(text: str) -> None:
+    """Say it where this process writes, if that can be written."""
+    with suppress(OSError):
+        print(text, file=sys.stderr, flush=True)
 
 
 def _write_to(log: Path) -> None:
@@ -124,7 +137,8 @@ def _work(spec: WorkerSpec, interruption: Interruption) -> None:
     if context.base_sha256 != spec.base_sha256:
         raise QueueError("the base model has changed since the study was started; start it again")
     packing = Packing(context, size=spec.pack, workers=spec.workers)
-    queue = open_queue(study, spec.address, worker=spec.name)
+    patience = Patience(spec.patience_seconds, say=_tell, is_over=lambda: interruption.asked)
+    queue = open_queue(study, spec.address, worker=spec.name, patience=patience)
     worker = Worker(
         study, queue, context, packing,
         runs_dir=spec.runs_dir, interruption=interruption, workers=spec.workers,
