@@ -33,11 +33,12 @@ class PostgresStore(Store):
     def __init__(self, address: Address, patience: Patience) -> None:
         assert address.url is not None
         super().__init__(address)
+        url = address.url
         with self.errors():
-            arguments = self.connect_arguments(address.url)
-            self.turns = create_engine(address.url, poolclass=NullPool, connect_args=arguments)
+            arguments = self.connect_arguments(url)
+            self.turns = create_engine(url, poolclass=NullPool, connect_args=arguments)
             self.outages = Outages(server_at(address), patience)
-            storage = self.outages.bridge(lambda: self._with_tables(address.url, arguments))
+            storage = self.outages.bridge(lambda: self._with_tables(url, arguments))
             cached = get_storage(storage)  # that reads each finished trial once
             self.optuna = cast(BaseStorage, Bridging(cached, self.outages))
 
@@ -85,7 +86,8 @@ class PostgresStore(Store):
         except (SQLAlchemyError, StorageInternalError) as error:
             raise QueueError(
                 f"{self.address}: the database cannot be used: {self.address.without_password(reason(error))}"
-                f"{self._tried()}; is the server up, the database there (createdb), the password in ~/.pgpass or PGPASSWORD?"
+                f"{self._tried()}; is the server up, the database there (createdb), the password in ~/.pgpass or "
+                "PGPASSWORD?"
             ) from None
         except KeyError:
             raise QueueError(f"{self.address}: the study was deleted from it; start the study again") from None
@@ -132,7 +134,7 @@ def advisory_lock(engine: Engine, name: str, *, asleep: float | None = None) -> 
 def server_at(address: Address) -> Server:
     """libpq asks it as pg_isready does, without a password: a server that starts or stops accepts nothing yet."""
     from psycopg.conninfo import make_conninfo
-    from psycopg.pq import Ping, PGconn
+    from psycopg.pq import PGconn, Ping
 
     assert address.url is not None
     _, found = PGDialect_psycopg().create_connect_args(make_url(address.url))
