@@ -7,7 +7,7 @@ from unittest.mock import patch
 import pytest
 
 os.environ["HF_HUB_OFFLINE"] = "1"
-for variable in ("WANDB_API_KEY", "WANDB_MODE"):
+for variable in ("WANDB_API_KEY", "WANDB_DISABLED", "WANDB_MODE"):
     os.environ.pop(variable, None)
 
 

@@ -14,6 +14,18 @@ MODES = ("auto", "online", "offline", "disabled")
 # The trials of a study start every few seconds: one of them waits for a host that is away, the others do not.
 SILENT_SECONDS = 600.0
 
+# How WANDB_DISABLED, which transformers brought in, was written; wandb itself knows WANDB_MODE alone.
+_WANDB_DISABLED = {
+    "1": True,
+    "true": True,
+    "yes": True,
+    "on": True,
+    "0": False,
+    "false": False,
+    "no": False,
+    "off": False,
+}
+
 _WANDB_MODES = {mode: mode for mode in MODES[1:]} | {"run": "online", "shared": "online", "dryrun": "offline"}
 
 # Of this process, in case the cache cannot be written.
@@ -21,10 +33,11 @@ _silent_since: dict[str, float] = {}
 
 
 def wanted_mode(asked: str) -> str:
-    """The mode wanted by the caller or, where that is "auto", by WANDB_MODE: one of MODES.
+    """The mode wanted by the caller or, where that is "auto", by the environment: one of MODES.
 
-    An explicit request beats WANDB_MODE. Each run of ours is a W&B run of its own, so "shared" is "online".
-    Raises ValueError for a mode that does not exist, also when it stands in WANDB_MODE.
+    An explicit request beats the environment, and there a true WANDB_DISABLED beats WANDB_MODE. Each run of ours is a
+    W&B run of its own, so "shared" is "online".
+    Raises ValueError for a value that does not exist, also when it stands in WANDB_MODE or WANDB_DISABLED.
     """
     if asked not in MODES:
         raise ValueError(f"W&B mode {asked!r} does not exist; choose one of {', '.join(MODES)}")
@@ -34,7 +47,19 @@ def wanted_mode(asked: str) -> str:
     if exported and exported not in _WANDB_MODES:
         known = ", ".join(_WANDB_MODES)
         raise ValueError(f"the environment has WANDB_MODE={exported!r}; unset it or choose one of {known}")
-    return _WANDB_MODES[exported] if asked == "auto" and exported else asked
+    if asked != "auto":
+        return asked
+    if _is_disabled():
+        return "disabled"
+    return _WANDB_MODES[exported] if exported else asked
+
+
+def _is_disabled() -> bool:
+    exported = os.environ.get("WANDB_DISABLED", "").strip().lower()
+    if exported and exported not in _WANDB_DISABLED:
+        known = ", ".join(_WANDB_DISABLED)
+        raise ValueError(f"the environment has WANDB_DISABLED={exported[:40]!r}; unset it or choose one of {known}")
+    return _WANDB_DISABLED.get(exported, False)
 
 
 def mode_to_try(wanted: str) -> str:

@@ -327,6 +327,30 @@ def test_wandb_mode_decides_only_where_the_caller_left_it_open(
     assert wanted_mode(asked) == wanted
 
 
+@pytest.mark.parametrize(
+    ("asked", "disabled", "mode", "wanted"),
+    [
+        ("auto", "true", "online", "disabled"),
+        ("auto", "1", "", "disabled"),
+        ("auto", "False", "offline", "offline"),
+        ("auto", "", "", "auto"),
+        ("offline", "true", "", "offline"),
+    ],
+)
+def test_wandb_disabled_decides_only_where_the_caller_left_it_open(
+    asked: str, disabled: str, mode: str, wanted: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WANDB_DISABLED", disabled)
+    monkeypatch.setenv("WANDB_MODE", mode)
+    assert wanted_mode(asked) == wanted
+
+
+def test_an_unknown_value_of_wandb_disabled_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WANDB_DISABLED", "perhaps")
+    with pytest.raises(ValueError, match="WANDB_DISABLED='perhaps'; unset it or choose one of 1, true"):
+        wanted_mode("auto")
+
+
 def test_an_unknown_mode_is_an_error_that_names_the_known_ones(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(ValueError, match="'of-line' does not exist; choose one of auto, online, offline, disab"):
         start(folder, mode="of-line")

@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import in_process_study
+import pandas as pd
 import pytest
 from in_process_search import HALVED_LONGER
 from in_process_search import outcome as search_outcome
@@ -18,6 +19,7 @@ from in_process_search import worker_on as search_worker
 from in_process_study import outcome, study_in, worker_on
 from postgres_server import Server, database, postgres_server
 from project_paths import ROOT
+from tiny_studies import TINY, Running, start, study_file, wait_for
 
 from experiments.studies.queue.entries import ENDED
 from experiments.studies.queue.storage import ADDRESS_VARIABLE, Address
@@ -118,3 +120,27 @@ def test_a_search_with_two_workers_of_which_one_dies_makes_the_suggestions_of_on
         assert search_outcome(disturbed) == search_outcome(undisturbed)
         ended = [entry.key for entry in queue.entries() if entry.state in ENDED]
         assert len(ended) == len(set(ended))
+
+
+def test_a_study_outlasts_a_server_that_goes_away_while_it_trains(
+    tmp_path: Path, postgres_server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    longer = {"set": TINY["set"] | {"training.steps": 400}}
+    undisturbed = start(study_file(tmp_path / "undisturbed", **longer), tmp_path / "undisturbed", workers=2, pack=1)
+    with database(postgres_server) as address:
+        monkeypatch.setenv(ADDRESS_VARIABLE, str(address).replace("@", f":{_escaped(address.password)}@", 1))
+        folder = tmp_path / "disturbed"
+        running = Running(study_file(folder, **longer), folder, workers=2, pack=1)
+        wait_for(lambda: list(folder.glob("tiny/lora*/result.json")))
+        postgres_server.stop()
+        try:
+            time.sleep(8)
+        finally:
+            postgres_server.start()
+        disturbed = running.ended()
+    assert undisturbed.code == disturbed.code == 0, disturbed
+    assert disturbed.said.count("does not answer") == 1
+    assert disturbed.said.count("answers again") == 1
+    tables = [pd.read_parquet(path / "tiny" / "study.parquet") for path in (folder, tmp_path / "undisturbed")]
+    scores = [table.set_index("folder")[["state", "score", "test_score"]].sort_index() for table in tables]
+    assert scores[0].equals(scores[1])
