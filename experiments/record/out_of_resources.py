@@ -18,7 +18,7 @@ def describe_exhaustion(error: BaseException) -> str | None:
         return told
     if _is_disk(error):
         return f"out of disk space ({_in_short(error)}): free some, {GO_ON}"
-    if _is_memory(error):
+    if is_out_of_memory(error):
         smaller = "lower training.batch_size or raise training.gradient_accumulation_steps"
         return f"out of memory ({_in_short(error)}): free some, {GO_ON}; or {smaller}"
     return None
@@ -30,7 +30,8 @@ def _is_disk(error: BaseException) -> bool:
     return any(text in str(error) for text in DISK_TEXTS)
 
 
-def _is_memory(error: BaseException) -> bool:
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether this is how torch, CUDA or Python say that memory is used up."""
     if isinstance(error, OSError):
         return error.errno == errno.ENOMEM
     memory = isinstance(error, MemoryError | torch.OutOfMemoryError)

@@ -20,6 +20,7 @@ from experiments.record.atomic_files import as_json, write_atomically
 from experiments.record.errors import RecordError, RunInUseError, shortened, train_again
 from experiments.record.files_sha256 import KEY, UPDATE, difference, digest_files, lost_without_sha256
 from experiments.record.metrics_file import METRICS, MetricsFile
+from experiments.record.result_file import Result, refuse_other_types
 
 CONFIG_FILE, ENVIRONMENT, RESULT = "config.yaml", "environment.json", "result.json"
 
@@ -30,17 +31,6 @@ def run_dir_name(config: RunConfig, *, rank_total: int | None, config_hash: str)
     ranks = f"rmix-{rank_total}" if isinstance(rank, dict) else f"r{rank}"
     parts = [config.variant.name, *([] if rank is None else [ranks]), f"lr{config.learning_rate:g}", f"s{config.seed}"]
     return "-".join([*parts, config_hash])
-
-
-class Result(dict[str, Any]):
-    """What a finished run came to; a key that is missing is named with its file."""
-
-    def __init__(self, path: Path, tree: Mapping[str, Any]) -> None:
-        super().__init__(tree)
-        self.path = path
-
-    def __missing__(self, key: str) -> Any:
-        raise RecordError(f"{self.path} has no {key!r}; {train_again(self.path.parent)}")
 
 
 class RunDirectory:
@@ -211,7 +201,9 @@ class RunDirectory:
             raise RecordError(f"{self.path} holds a run whose {', '.join(differ)} differ; move the folder away")
 
     def _stored(self) -> dict[str, Any]:
-        return self._read_json(RESULT)
+        stored = self._read_json(RESULT)
+        refuse_other_types(self.path / RESULT, stored)
+        return stored
 
     def _read_json(self, name: str) -> dict[str, Any]:
         """A file of ours that holds one JSON object. Raises: RecordError where it does not."""
@@ -219,7 +211,7 @@ class RunDirectory:
             content = (self.path / name).read_bytes()
         except FileNotFoundError:
             raise RecordError(f"{self.path / name} is missing; {train_again(self.path)}") from None
-        with suppress(ValueError):
+        with suppress(ValueError, RecursionError):
             if isinstance(found := json.loads(content), dict):
                 return found
         raise RecordError(

@@ -29,7 +29,7 @@ from experiments.studies.queue.trial_queue import GRACE_SECONDS, TrialQueue
 from experiments.studies.search.proposer import refuse_impossible_searches
 from experiments.studies.spec.study import Study, load_study
 from experiments.studies.status import StudyStatus, awake, status_of, untouched
-from experiments.studies.terminal import StudyView, headline
+from experiments.studies.terminal import StudyView, describe_workers, headline
 from experiments.studies.wandb import StudyWandbLogger, study_mode
 from experiments.studies.workers.pool import WorkerError, WorkerPool, steps_kept
 from experiments.studies.workers.prestarted import Process
@@ -118,7 +118,8 @@ def show_status(study: Study, address: Address, view: StudyView, patience: Patie
     workers = awake(queue.workers(), within=timedelta(minutes=5))
     status = status_of(study, snapshot(study, queue), workers)
     view.table(status)
-    view.display.say(f"{status.workers} workers had a heartbeat in the last 5 minutes")
+    if not status.complete:
+        view.display.say(describe_workers(status))
     return _exit_code(status)
 
 

@@ -89,6 +89,14 @@ def headline(status: StudyStatus) -> str:
     return text
 
 
+def describe_workers(status: StudyStatus) -> str:
+    """Who trains a study that is not complete."""
+    if not status.workers:
+        return "no worker trains it now; the command without --status goes on"
+    workers = "1 worker" if status.workers == 1 else f"{status.workers} workers"
+    return f"{workers} had a heartbeat in the last 5 minutes"
+
+
 def duration(seconds: float) -> str:
     """'45 s', '12 min', '3.4 h', '2.1 days'."""
     if seconds < 90:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import torch
 
 from experiments.config.schema import RunConfig
+from experiments.record.out_of_resources import is_out_of_memory
 from experiments.studies.spec.arms import Arm
 from experiments.training.context import TrainingContext, attached_pack
 from experiments.training.device import peak_bytes
@@ -129,7 +130,7 @@ class Packing:
             try:
                 found.append(Speed(trials, self._seconds(config, trials)))
             except (MemoryError, RuntimeError) as error:
-                if not found or not out_of_memory(error):
+                if not found or not is_out_of_memory(error):
                     raise
                 break
             if not found[-1].seconds:  # nothing trains
@@ -174,11 +175,6 @@ class Packing:
         if on_gpu:
             torch.cuda.synchronize(self.context.device)
         return clock() - since
-
-
-def out_of_memory(error: Exception) -> bool:
-    """Whether this is how torch or Python say that memory is used up; torch on CPU has no type of its own for it."""
-    return isinstance(error, torch.OutOfMemoryError | MemoryError) or "allocate memory" in str(error)
 
 
 def share(size: int, waiting: int, workers: int) -> int:

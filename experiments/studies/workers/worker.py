@@ -1,5 +1,6 @@
 """A worker of a study: it claims trials that may share a pack, trains them together, and reports their scores."""
 
+import shutil
 import time
 import traceback
 from collections.abc import Sequence
@@ -8,6 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from experiments.record.errors import RecordError
+from experiments.record.out_of_resources import describe_exhaustion, is_out_of_memory
 from experiments.record.run_description import RunDescription, describe_run
 from experiments.record.run_dir import RunDirectory
 from experiments.record.starting_point import read_start
@@ -19,7 +21,7 @@ from experiments.studies.search.proposer import Proposer
 from experiments.studies.spec.study import Study
 from experiments.studies.workers.attempts import adopt, attempt_at, discard, publish
 from experiments.studies.workers.heartbeat import Progress, beating
-from experiments.studies.workers.packing import Packing, out_of_memory, share
+from experiments.studies.workers.packing import Packing, share
 from experiments.studies.workers.reporting import Reporter
 from experiments.terminal import Display
 from experiments.training.context import TrainingContext
@@ -29,6 +31,9 @@ from experiments.training.trial import RunOptions, TrialRun
 
 MOST_WAITING = 256  # trials in the queue that wait: enough for all workers, few beside a study of thousands
 IDLE_SECONDS = 0.5
+DISK_FULL_IN_A_ROW = 3  # packs that a full disk may stop: then the worker ends
+DISK_PATIENCE_SECONDS = 120.0
+LEAST_FREE_BYTES = 2**26
 
 
 @dataclass(frozen=True)
@@ -61,6 +66,7 @@ class Worker:
         self.progress = Progress()
         self.claimed: dict[str, ClaimedTrial] = {}
         self.suspects: set[str] = set()  # trials of a pack that met an error: each goes on alone
+        self.stopped_by_disk = 0  # packs in a row
         search = study.config.search
         self.proposer = None if search is None else Proposer(study, search, context)
         arms = [*study.arms, *(arm.source for arm in study.arms if arm.source is not None)]
@@ -137,8 +143,11 @@ class Worker:
         run_dir = run.run_dir
         attempt = attempt_at(run_dir, claim.key, claim.number)
         if run_dir.finished:
-            run_dir.check_files()
-            self.reporter.finished(claim, trial, run_dir)
+            try:
+                run_dir.check_files()
+                self.reporter.finished(claim, trial, run_dir)
+            except RecordError as error:  # damaged since it ended: no score, and the others go on
+                self.reporter.failed(claim, run_dir, str(error))
             discard(attempt)
             return
         adopt(attempt)
@@ -180,6 +189,7 @@ class Worker:
         except Exception as error:
             self._recover(pack, error)
             return
+        self.stopped_by_disk = 0
         for claimed in pack:
             if claimed.trial_run.ended:
                 self._end(claimed)
@@ -205,31 +215,48 @@ class Worker:
         self.progress.trials += 1
 
     def _recover(self, pack: Sequence[ClaimedTrial], error: Exception) -> None:
-        """After an error the pack's trials go on from their checkpoints, in smaller packs; one alone has failed."""
+        """After an error the pack's trials go on from their checkpoints, in smaller packs; one alone has failed.
+
+        Raises: OSError where directories cannot be written, and a full disk stays full. It is no trial's failure.
+        """
         ours = [claimed for claimed in pack if self.queue.holds(claimed.claim)]
         for claimed in pack:
             del self.claimed[claimed.claim.key]
             if claimed not in ours:
                 discard(claimed.trial_run.folder)
         if isinstance(error, OSError) and len(ours) == len(pack):
-            self.claimed |= {claimed.claim.key: claimed for claimed in ours}
-            raise error
-        if len(pack) == 1 and ours:
+            if not self._has_disk_again(error):
+                self.claimed |= {claimed.claim.key: claimed for claimed in ours}
+                raise error
+        elif len(pack) == 1 and ours:
             self._fail(ours[0], error)
             return
-        if out_of_memory(error):
+        elif is_out_of_memory(error):
             self.packing.halve(pack[0].trial.arm, len(pack))
         elif len(ours) == len(pack):
             self.suspects |= {claimed.claim.key for claimed in pack}
         for claimed in ours:
             self._begin(claimed.claim, claimed.trial)
 
+    def _has_disk_again(self, error: OSError) -> bool:
+        """Whether to write once more after an error: where a full disk has room again, soon and not ever anew."""
+        self.stopped_by_disk += 1
+        if describe_exhaustion(error) is None or self.stopped_by_disk > DISK_FULL_IN_A_ROW:
+            return False
+        until = time.monotonic() + DISK_PATIENCE_SECONDS
+        while shutil.disk_usage(self.runs_dir).free < LEAST_FREE_BYTES:
+            if time.monotonic() > until or self.interruption.asked:
+                return False
+            time.sleep(IDLE_SECONDS)
+        return True
+
     def _fail(self, claimed: ClaimedTrial, error: Exception) -> None:
         """Publish a trial that cannot be trained, and report that."""
-        with suppress(FileNotFoundError):  # this worker stalled
+        with suppress(OSError):  # this worker stalled, or the disk is full
             claimed.trial_run.folder.fail("".join(traceback.format_exception(error)))
         if self._published(claimed):
-            reason = f"{type(error).__name__}: {error}" + (" (in a pack of one)" if out_of_memory(error) else "")
+            reason = describe_exhaustion(error) or f"{type(error).__name__}: {error}"
+            reason += " (in a pack of one)" if is_out_of_memory(error) else ""
             self.reporter.failed(claimed.claim, claimed.run_dir, reason)
             self.progress.trials += 1
 

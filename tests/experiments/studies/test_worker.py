@@ -161,12 +161,14 @@ def test_a_trial_whose_folder_is_deleted_before_it_is_published_is_trained_again
     assert outcome(worker) == alone
 
 
-def test_a_full_disk_stops_the_worker_and_loses_nothing(
+def test_a_disk_that_stays_full_stops_the_worker_and_loses_nothing(
     tmp_path: Path, alone: dict[str, tuple[Any, ...]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    def full(*arguments: object, **named: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
     with monkeypatch.context() as patched:
-        full = OSError(errno.ENOSPC, "No space left on device")
-        patched.setattr("experiments.studies.workers.worker.train_pack", failing(lambda trial_runs: full))
+        patched.setattr("experiments.studies.workers.worker.train_pack", full)
         worker = worker_on(tmp_path, pack=4)
         with pytest.raises(OSError, match="No space left"):
             worker.work()
@@ -176,3 +178,50 @@ def test_a_full_disk_stops_the_worker_and_loses_nothing(
     again = worker_on(tmp_path, pack=4)
     again.work()
     assert outcome(again) == alone
+
+
+def test_a_worker_survives_a_disk_that_is_full_for_a_while(
+    tmp_path: Path, alone: dict[str, tuple[Any, ...]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    times = iter([True, True])
+    monkeypatch.setattr(
+        "experiments.studies.workers.worker.train_pack",
+        failing(lambda trial_runs: OSError(errno.ENOSPC, "No space left on device") if next(times, False) else None),
+    )
+    worker = worker_on(tmp_path, pack=4)
+    worker.work()
+    assert outcome(worker) == alone
+
+
+def test_a_finished_trial_that_was_damaged_since_has_failed_and_the_others_go_on(
+    tmp_path: Path, alone: dict[str, tuple[Any, ...]]
+) -> None:
+    first = worker_on(tmp_path, pack=4)
+    first.work()
+    done = [e for e in first.queue.entries() if e.state == "done" and "-evaluation-" in e.key]
+    damaged = next(e for e in done if str(e.facts["folder"]).startswith("lora"))
+    folder = tmp_path / "tiny" / str(damaged.facts["folder"])
+    weights = folder / "adapter_model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1] + b"?")
+    (tmp_path / "tiny" / "journal.log").unlink()
+    again = worker_on(tmp_path, pack=4)
+    again.work()
+    entries = snapshot(again.study, again.queue).entries
+    assert "adapter_model.safetensors is not what the run wrote" in str(entries[damaged.key].facts["failure"])
+    others = {key: entry.score for key, entry in entries.items() if key != damaged.key}
+    assert others == {key: value[1] for key, value in alone.items() if key != damaged.key}
+
+
+def test_memory_that_is_used_up_by_one_trial_alone_is_its_failure_in_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    full = MemoryError("Unable to allocate 3 TiB")
+    monkeypatch.setattr(
+        "experiments.studies.workers.worker.train_pack",
+        failing(lambda trial_runs: full if any(t.config.variant.name == "full" for t in trial_runs) else None),
+    )
+    worker = worker_on(tmp_path, pack=1)
+    worker.work()
+    failures = {str(e.facts.get("failure")) for e in worker.queue.entries() if e.state == "failed"}
+    assert any(line.startswith("out of memory (Unable to allocate 3 TiB)") for line in failures)
+    assert not any("\n" in line for line in failures)
