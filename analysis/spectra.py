@@ -95,4 +95,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    from experiments.training.interruption import run_command
+
+    run_command(main)

@@ -212,7 +212,6 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    try:
-        sys.exit(main())
-    except KeyboardInterrupt:  # before there was anything to finish
-        sys.exit(130)
+    from experiments.training.interruption import run_command
+
+    run_command(main)

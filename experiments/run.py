@@ -131,7 +131,6 @@ def _load(asked: argparse.Namespace, display: "Display") -> "RunConfig":
 
 
 if __name__ == "__main__":
-    try:
-        sys.exit(main())
-    except KeyboardInterrupt:  # before there was anything to finish
-        sys.exit(130)
+    from experiments.training.interruption import run_command
+
+    run_command(main)

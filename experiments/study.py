@@ -154,7 +154,6 @@ def work() -> int:
 
 
 if __name__ == "__main__":
-    try:
-        sys.exit(work() if sys.argv[1:] == ["--worker"] else main())
-    except KeyboardInterrupt:  # before there was anything to finish
-        sys.exit(130)
+    from experiments.training.interruption import run_command
+
+    run_command(work if sys.argv[1:] == ["--worker"] else main)

@@ -1,10 +1,13 @@
 """Ctrl-C and a request to end from the system: the first finishes the step and keeps what was trained."""
 
+import atexit
+import os
 import signal
+import sys
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
-from typing import Any
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from typing import Any, NoReturn
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
@@ -37,3 +40,26 @@ class Interruption:
         finally:
             for each, handler in before.items():
                 signal.signal(each, handler)
+
+
+def run_command(command: Callable[[], int]) -> NoReturn:
+    """Carry out a command and end the process with its exit code, 130 where it was interrupted before it listened.
+
+    What the command has said stands: a later signal ends the process at once, with that code and without a traceback.
+    """
+    atexit.register(_ignore_signals)  # first in, so last out: after it the interpreter would die of the signal
+    code = 130
+    try:
+        with suppress(KeyboardInterrupt):
+            code = command()
+        signal.signal(signal.SIGINT, lambda number, frame: os._exit(code))
+    except KeyboardInterrupt:  # the second came between these lines
+        _ignore_signals()
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(OSError, ValueError):  # whoever read it has gone
+            stream.flush()
+    sys.exit(code)
+
+
+def _ignore_signals() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)

@@ -21,6 +21,8 @@ from experiments.studies.launch import LaunchOptions
 from experiments.studies.protocol.progress import enqueue, snapshot
 from experiments.studies.queue.storage import QueueError, storage_address
 from experiments.studies.spec.study import load_study
+from experiments.studies.status import status_of, untouched
+from experiments.studies.terminal import describe_workers
 from experiments.studies.wandb import StudyWandbLogger
 from experiments.studies.workers.worker_process import PlainStudy, open_queue
 from experiments.study import parse_arguments
@@ -278,3 +280,16 @@ def test_without_a_file_the_command_names_the_studies_there_are(tmp_path: Path, 
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, env=os.environ | {"COLUMNS": "300"})
     assert done.returncode == 2
     assert "rank.yaml, rank_per_layer.yaml, smoke.yaml" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("workers", "said"),
+    [
+        (0, "no worker trains it now; the command without --status goes on"),
+        (1, "1 worker had a heartbeat in the last 5 minutes"),
+        (2, "2 workers had a heartbeat in the last 5 minutes"),
+    ],
+)
+def test_a_status_says_who_trains_an_incomplete_study(tmp_path: Path, workers: int, said: str) -> None:
+    study = load_study(study_file(tmp_path))
+    assert describe_workers(replace(status_of(study, untouched(study)), workers=workers)) == said
