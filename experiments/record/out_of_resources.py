@@ -9,18 +9,18 @@ DISK = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}  # full; over a quota; over the
 DISK_TEXTS = tuple(os.strerror(number) for number in sorted(DISK))  # libraries in Rust and C++ pass the text on alone
 # Torch has no type of its own for the CPU's memory, nor for what cuBLAS allocates.
 MEMORY_TEXTS = ("allocate memory", "not enough memory", "CUBLAS_STATUS_ALLOC_FAILED", os.strerror(errno.ENOMEM))
-GO_ON = "then give the same command again: it goes on from the last checkpoint, or from the start without one"
+GO_ON = "give the same command again: it goes on from the last checkpoint, or from the start without one"
 
 
-def describe_exhaustion(error: BaseException) -> str | None:
+def describe_exhaustion(error: BaseException, *, then: str = GO_ON) -> str | None:
     """One line for the user where the error, or what caused it, says that disk or memory ran out; None elsewhere."""
-    if error.__cause__ is not None and (told := describe_exhaustion(error.__cause__)) is not None:
+    if error.__cause__ is not None and (told := describe_exhaustion(error.__cause__, then=then)) is not None:
         return told
     if _is_disk(error):
-        return f"out of disk space ({_in_short(error)}): free some, {GO_ON}"
+        return f"out of disk space ({_in_short(error)}): free some, then {then}"
     if is_out_of_memory(error):
         smaller = "lower training.batch_size or raise training.gradient_accumulation_steps"
-        return f"out of memory ({_in_short(error)}): free some, {GO_ON}; or {smaller}"
+        return f"out of memory ({_in_short(error)}): free some, then {then}; or {smaller}"
     return None
 
 

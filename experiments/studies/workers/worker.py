@@ -255,7 +255,10 @@ class Worker:
         with suppress(OSError):  # this worker stalled, or the disk is full
             claimed.trial_run.folder.fail("".join(traceback.format_exception(error)))
         if self._published(claimed):
-            reason = describe_exhaustion(error) or f"{type(error).__name__}: {error}"
+            reason = (
+                describe_exhaustion(error, then="train it again with --retry-failed")
+                or f"{type(error).__name__}: {error}"
+            )
             reason += " (in a pack of one)" if is_out_of_memory(error) else ""
             self.reporter.failed(claimed.claim, claimed.run_dir, reason)
             self.progress.trials += 1
