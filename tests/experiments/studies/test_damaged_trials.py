@@ -73,7 +73,7 @@ def test_a_damaged_result_is_named_where_the_table_is_made(copy: Path) -> None:
     assert f"{run.path / 'result.json'} is damaged" in str(refused.error)
 
 
-def test_a_finished_trial_that_a_worker_finds_damaged_is_not_reported(tmp_path: Path) -> None:
+def test_a_finished_trial_that_a_worker_finds_damaged_has_no_score_but_the_file_and_the_way_out(tmp_path: Path) -> None:
     tuning = {"learning_rate_multipliers": [0.5, 1], "seeds": [100]}
     protocol = {"tuning": tuning, "evaluation": {"seeds": [0]}, "margin": 0.01}
     few = {"arms": [{"variant": "lora", "rank": 2}], "protocol": protocol}
@@ -82,9 +82,10 @@ def test_a_finished_trial_that_a_worker_finds_damaged_is_not_reported(tmp_path: 
     lost = min((tmp_path / "tiny").glob("lora-*/adapter_model.safetensors"))
     lost.unlink()
     worker = worker_on(tmp_path, pack=1, **few)
-    with pytest.raises(RecordError, match=f"{lost} is missing; restore it from a copy"):
-        worker.work()
-    assert lost.parent.name not in {entry.facts.get("folder") for entry in worker.queue.entries()}
+    worker.work()
+    [entry] = [entry for entry in worker.queue.entries() if entry.facts.get("folder") == lost.parent.name]
+    assert (entry.state, entry.score) == ("failed", None)
+    assert f"{lost} is missing; restore it from a copy" in str(entry.facts["failure"])
 
 
 def test_a_trial_with_changed_metrics_is_not_copied_to_wandb_and_that_is_said(copy: Path) -> None:
