@@ -111,7 +111,8 @@ class WorkerPool:
             return ""
         if code == FAULTY:
             errors = [line for line in worker.said().splitlines() if line.startswith("error: ")]
-            raise WorkerError((errors or [worker.said()])[-1].removeprefix("error: "))
+            silent = f"a worker had to stop and could not write down why in {worker.log}: is the disk full?"
+            raise WorkerError((errors or [worker.said() or silent])[-1].removeprefix("error: "))
         if code == STOPPED or self.stopping:
             self.stopped_by_others |= not self.stopping
             return ""
