@@ -61,7 +61,7 @@ def lora_adapter(factors: Mapping[str, Factors], owners: Mapping[str, nn.Module]
     return PeftAdapter(tuple(modules), tensors, config)
 
 
-def _whole(alpha: float) -> float:
+def _whole(alpha: float) -> float | int:
     """The integer that alpha is but for the rounding of its scale to float32; alpha where it is none."""
     nearest = round(alpha)
     return nearest if math.isclose(alpha, nearest, rel_tol=1e-7) else alpha
