@@ -19,6 +19,8 @@ from experiments.training.interruption import Interruption
 from experiments.training.loop import train_pack
 from experiments.training.trial import RunOptions, TrialRun, score_on_test
 
+ASKED = "asked for with --test"  # what run.py reads the test split for
+
 
 class TrainingFailedError(RuntimeError):
     """A run that ended without a score, with the reason."""
@@ -68,7 +70,7 @@ def execute(config: RunConfig, *, runs_dir: Path, test: bool, display: Display) 
         if (earlier := find_earlier_run(config, run)) is not None:
             display.say(f"{earlier} is this run, written with earlier key names; the run is trained again")
         with folder:
-            options = RunOptions(test=test, runs_dir=runs_dir, wandb_mode=config.wandb.mode)
+            options = RunOptions(test=ASKED if test else None, runs_dir=runs_dir, wandb_mode=config.wandb.mode)
             trial_run = TrialRun(config, context, run, options, display, start=start)
             _train(context, trial_run, display)
         _refuse(trial_run.failure, folder)
@@ -99,7 +101,7 @@ def _found(
         result.pop("test", None)
     elif "test" not in result:
         _tell_unchecked(folder.path, display)
-        result["test"] = score_on_test(config, context, folder, runs_dir, name=folder.path.name)
+        result["test"] = score_on_test(config, context, folder, runs_dir, name=folder.path.name, purpose=ASKED)
         _refuse(context.task.divergence(result["test"], "test"), folder)
         folder.add_test(result["test"])
     return result

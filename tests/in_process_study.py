@@ -25,7 +25,7 @@ TREE: dict[str, Any] = {
     },
     "arms": [{"variant": ["lora", "adalora"], "rank": [1, 2]}, {"variant": "full"}],
     "protocol": {
-        "tuning": {"learning_rate_multipliers": [0.5, 1, 1e30], "seeds": [100]},
+        "tuning": {"shared": True, "learning_rate_multipliers": [0.5, 1, 1e30], "seeds": [100]},
         "evaluation": {"seeds": [0, 1, 2]},
         "margin": 0.01,
     },

@@ -28,7 +28,7 @@ def study_of(folder: Path, *overrides: str, **changed: Any) -> Study:
     """A study of two variants and `full` on the bytes, with keys of its file replaced."""
     protocol = {
         "margin": 0.01,
-        "tuning": {"learning_rate_multipliers": [0.5, 1, 2], "seeds": [100, 101]},
+        "tuning": {"shared": True, "learning_rate_multipliers": [0.5, 1, 2], "seeds": [100, 101]},
         "evaluation": {"seeds": list(range(6))},
     }
     protocol |= changed.pop("protocol", {})
@@ -60,7 +60,7 @@ def planted_study(folder: Path) -> Study:
         config=str(CONFIGS / "planted.yaml"),
         arms=[{"variant": "lora", "rank": [1, 2]}, {"variant": "full"}],
         protocol={
-            "tuning": {"learning_rate_multipliers": [1, 4, 1e32], "seeds": [100]}, "evaluation": {"seeds": [0, 1]},
+            "tuning": {"shared": True, "learning_rate_multipliers": [1, 4, 1e32], "seeds": [100]}, "evaluation": {"seeds": [0, 1]},
         },
     )  # fmt: skip
 

@@ -40,7 +40,7 @@ TINY: dict[str, Any] = {
     },
     "arms": [{"variant": ["lora", "adalora"], "rank": 4}],
     "protocol": {
-        "tuning": {"learning_rate_multipliers": [0.25, 1, 4], "seeds": [100]},
+        "tuning": {"shared": True, "learning_rate_multipliers": [0.25, 1, 4], "seeds": [100]},
         "evaluation": {"seeds": [0, 1]},
         "reference": {"variant": "lora"},
         "margin": 0.01,

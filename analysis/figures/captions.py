@@ -27,7 +27,9 @@ def numbers(counts: Sequence[float]) -> str:
 
 def describe_setting(setting: str) -> str:
     """Title of the panel of a setting."""
-    return "tuned learning rate" if setting == "tuned" else f"learning rate {setting.removeprefix('fixed ')} for all"
+    name, _, late = setting.partition(", family ")
+    words = "tuned" if name == "tuned" else f"learning rate {name.removeprefix('fixed ')} for all"
+    return words + (f", arms that came later ({late})" if late else "")
 
 
 def put_caption(figure: Figure, sentences: Sequence[str]) -> None:

@@ -24,7 +24,7 @@ def comparison_figure(comparisons: pd.DataFrame) -> Figure:
 
     The band is the margin. A comparison without a verdict is hollow, with its reason for a verdict. `comparisons` has
     the columns setting, arm, reference, value, low, high, n, verdict, excluded, score, higher_is_better, margin, alpha,
-    tests.
+    tests, holds.
     """
     settings = list(dict.fromkeys(comparisons["setting"]))
     rows = max(comparisons.groupby("setting").size())
@@ -107,7 +107,8 @@ def _caption(comparisons: pd.DataFrame) -> list[str]:
         f"mean differences in {score_label(comparisons, 'test')}, n = {numbers(shown.tolist())} paired seeds",
         f"bars: {100 * (1 - first['alpha']):.4g} % t-intervals, each by itself",
         f"band: margin ± {first['margin']:g}",
-        f"verdicts: Holm over {numbers(tests)} comparisons at {first['alpha']:g}",
+        f"verdicts {' and '.join(dict.fromkeys(comparisons['holds']))}: Holm over {numbers(tests)} comparisons at "
+        f"{first['alpha']:g}",
         "arrows: too far away to draw" if beyond else "",
         "hollow: no verdict" if comparisons["verdict"].isna().any() else "",
     ]

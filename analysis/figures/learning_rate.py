@@ -28,10 +28,10 @@ Colour = tuple[float, float, float]
 def learning_rate_figure(rates: pd.DataFrame) -> Figure:
     """Validation score against learning rate (log), a panel for each line of the table, in it a curve for each rank.
 
-    Dots are runs, curves go through the means of a rate's runs; squares are rates by which the grid was extended, the
-    ring is the chosen one, a cross at the edge a rate at which a run failed. Scores far worse than most lie beyond the
-    frame. `rates` has the columns line, arm, rank, kind ('seed', 'mean', 'failed'), learning_rate, seed, value, n,
-    added, chosen, tuning, score, higher_is_better.
+    Dots are runs, curves go through the means of a rate's runs; squares are rates by which the grid was extended, rings
+    the chosen ones (the larger the more seeds chose it), a cross at the edge a rate at which a run failed. Scores far
+    worse than most lie beyond the frame. `rates` has the columns line, arm, rank, kind ('seed', 'mean', 'failed'), learning_rate, seed, value, n,
+    added, chosen, share, tuning, score, higher_is_better.
     """
     lines = list(dict.fromkeys(rates["line"]))
     across = 2 if len(lines) == 4 else min(ACROSS, len(lines))
@@ -75,11 +75,11 @@ def _draw(axes: Axes, of_line: pd.DataFrame, hues: dict[float, Colour]) -> None:
         for added, marker in ((False, "o"), (True, "s")):
             part = means[means["added"] == added]
             axes.plot(part["learning_rate"], part["value"], marker, color=colour, markersize=3.2, markeredgewidth=0)
-        chosen = means[means["chosen"]]
-        axes.plot(
-            chosen["learning_rate"], chosen["value"], "o", markersize=7.5, markerfacecolor="none", color=colour,
-            markeredgewidth=1.0,
-        )  # fmt: skip
+        for row in means[means["chosen"]].to_dict("records"):
+            axes.plot(
+                row["learning_rate"], row["value"], "o", markersize=4.5 + 3 * row["share"], markerfacecolor="none",
+                color=colour, markeredgewidth=1.0,
+            )  # fmt: skip
         broken = sorted(failed["learning_rate"].unique())
         if broken:  # an empty line that is not clipped still takes room in the layout
             axes.plot(
@@ -139,8 +139,9 @@ def _caption(rates: pd.DataFrame) -> list[str]:
     low, high = _range(rates)
     outside = rates["value"].notna() & ~rates["value"].between(low, high)
     return [
-        f"curves: means of n = {numbers(counts.tolist())} tuning seeds, without intervals" if len(counts) else "",
+        f"curves: means of n = {numbers(counts.tolist())} seeds, without intervals" if len(counts) else "",
         "dots: single runs",
+        "rings: chosen, the larger the more seeds" if rates["share"].between(0, 1, inclusive="neither").any() else "",
         f"{int(outside.sum())} worse points lie beyond the frame" if outside.any() else "",
         f"{open_ones} arm{'s' * (open_ones != 1)} not tuned: the best rate is at an end" if open_ones else "",
     ]

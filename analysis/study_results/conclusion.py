@@ -64,9 +64,9 @@ def conclusion_of(study: Study, study_state: StudyState, runs_dir: Path) -> Conc
     """What there is to say, with nothing written."""
     table = results_table(study, study_state, runs_dir)
     evaluated = evaluations(study, study_state, table)
-    judged = families(study, evaluated)
+    judged = families(study, study_state, evaluated)
     found = findings(study, study_state, table, evaluated)
-    verdicts = [verdict_table(study, setting, family) for setting, family in judged.items() if family]
+    verdicts = [verdict_table(study, family) for family in judged.values()]
     return Conclusion(
         complete=study_state.complete,
         table=table,
@@ -96,6 +96,10 @@ def _warnings(
     for progress in study_state.arms:
         if progress.tuning.state == "not tuned":
             found.append(f"{progress.arm.label} is not tuned: {progress.tuning.reason}")
+    for arm, reference in study.same():
+        found.append(
+            f"{arm.label} and {reference.label} are the same configuration: not tested, nor counted in the family"
+        )
     excluded = sum(each.excluded is not None for family in judged.values() for each in family)
     if excluded:
         planned = sum(map(len, judged.values()))

@@ -1,6 +1,6 @@
 """The tidy tables behind a study's figures: each holds all that its figure draws."""
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -11,8 +11,9 @@ from analysis.study_results.findings import Finding
 from analysis.study_results.search_tables import search_tables
 from analysis.study_results.summary import interval_of
 from analysis.study_results.verdicts import Evaluated, Judged
+from experiments.studies.protocol.estimand import holds_for, holds_over
 from experiments.studies.protocol.progress import StudyState
-from experiments.studies.protocol.trials import TUNED, ArmProgress
+from experiments.studies.protocol.trials import TUNED, ArmProgress, Replication
 from experiments.studies.spec.arms import Arm, describe
 from experiments.studies.spec.study import Study
 
@@ -105,11 +106,14 @@ def _points(each: Evaluated) -> Iterator[dict[str, Any]]:
 
 
 def _learning_rates(study: Study, study_state: StudyState, table: pd.DataFrame) -> pd.DataFrame:
-    """kind 'seed' or 'failed' (a run), or 'mean' (of a rate at which every run is done)."""
+    """kind 'seed' or 'failed' (a run), or 'mean' (of a point at which every seed is done).
+
+    `share`: of the replications that chose it.
+    """
     lines = lines_of(study.arms)
     rows = [
         {
-            "line": lines[progress.arm.config_hash],
+            "line": f"{lines[progress.arm.config_hash]} {point}".rstrip(),
             "arm": progress.arm.label,
             "rank": rank_of(progress.arm),
             **row,
@@ -117,26 +121,58 @@ def _learning_rates(study: Study, study_state: StudyState, table: pd.DataFrame) 
             **_score(study),
         }
         for progress in study_state.arms
-        for row in _rates(progress, table)
+        for point, row in _rates(progress, table)
     ]
-    columns = ["line", "arm", "rank", "kind", "learning_rate", "seed", "value", "n", "added", "chosen", "tuning"]
+    columns = [
+        "line",
+        "arm",
+        "rank",
+        "kind",
+        "learning_rate",
+        "seed",
+        "value",
+        "n",
+        "added",
+        "chosen",
+        "share",
+        "tuning",
+    ]
     return pd.DataFrame(rows, columns=[*columns, "score", "higher_is_better"])
 
 
-def _rates(progress: ArmProgress, table: pd.DataFrame) -> Iterator[dict[str, Any]]:
-    tuning = progress.tuning
+def _rates(progress: ArmProgress, table: pd.DataFrame) -> Iterator[tuple[str, dict[str, Any]]]:
+    """The other knobs of a point, and a row of it."""
+    replications = progress.tuning.replications
+    added = {trial.key for one in replications for trial in one.trials if trial.multiplier in _multipliers(one)}
+    chosen = Counter((one.chosen, _describe_values(one)) for one in replications)
     trials = table[(table["config_hash"] == progress.arm.config_hash) & (table["stage"] == "tuning")]
-    for rate, of_rate in trials.groupby("learning_rate"):
-        added = any(trial.multiplier in tuning.added for trial in tuning.trials if trial.learning_rate == rate)
-        about = {"learning_rate": rate, "added": added, "chosen": rate == tuning.chosen}
-        for row in of_rate.to_dict("records"):
+    groups = [(float(rows["learning_rate"].iloc[0]), str(name[1]), rows) for name, rows in _grouped(trials)]
+    seeds = max((len(rows) for _, _, rows in groups), default=0)
+    for rate, point, of_point in groups:
+        count = chosen[rate, point]
+        about = {"learning_rate": rate, "added": of_point["key"].isin(added).any(), "chosen": count > 0}
+        about["share"] = count / len(replications)
+        for row in of_point.to_dict("records"):
             if row["state"] in ("done", "failed"):
                 done = row["state"] == "done"
-                yield {"kind": "seed" if done else "failed", "seed": row["seed"], **about} | (
-                    {"value": row["score"]} if done else {}
-                )
-        if (of_rate["state"] == "done").all():
-            yield {"kind": "mean", "value": of_rate["score"].mean(), "n": len(of_rate), **about}
+                value = {"value": row["score"]} if done else {}
+                yield point, {"kind": "seed" if done else "failed", "seed": row["seed"], **about} | value
+        if (of_point["state"] == "done").all() and len(of_point) == seeds:  # not of the seeds alone that went there
+            yield point, {"kind": "mean", "value": of_point["score"].mean(), "n": len(of_point), **about}
+
+
+def _grouped(trials: pd.DataFrame) -> Iterator[tuple[Any, pd.DataFrame]]:
+    """The trials of each point, by rate and by the description of its other knobs."""
+    yield from trials.groupby(["learning_rate", trials["point"].fillna("")])
+
+
+def _multipliers(one: Replication) -> set[float]:
+    return {point.multiplier for point in one.added}
+
+
+def _describe_values(one: Replication) -> str:
+    """As the table describes the knobs of the chosen point."""
+    return describe({name: value for name, value in one.knobs.items() if value is not None})
 
 
 def _comparisons(study: Study, judged: Mapping[str, Sequence[Judged]]) -> pd.DataFrame:
@@ -156,12 +192,13 @@ def _comparisons(study: Study, judged: Mapping[str, Sequence[Judged]]) -> pd.Dat
             "margin": study.protocol.margin,
             "alpha": study.protocol.alpha,
             "tests": len(family),
+            "holds": f"{holds_for(study)}, {holds_over(study)}" if each.setting == TUNED else "of one rate for all",
         }
         for setting, family in judged.items()
         for each in family
     ]
     columns = ["setting", "arm", "reference", "value", "low", "high", "n", "verdict", "excluded"]
-    return pd.DataFrame(rows, columns=[*columns, "score", "higher_is_better", "margin", "alpha", "tests"])
+    return pd.DataFrame(rows, columns=[*columns, "score", "higher_is_better", "margin", "alpha", "tests", "holds"])
 
 
 def _score(study: Study) -> dict[str, Any]:

@@ -18,9 +18,10 @@ from experiments.studies.spec.study import Study
 
 @dataclass(frozen=True)
 class Finding:
-    """One arm's search; scores are those on validation, None while they are pending."""
+    """One search of an arm; scores are those on validation, None while they are pending."""
 
     progress: ArmProgress
+    label: str  # the arm's and, where it is searched several times, which of them
     chosen: PlannedTrial | None  # of the evaluation, on its first seed
     contenders: tuple[Mapping[str, int], ...]  # the ranks of those that entered the race
     searched: float | None  # best score of the search: the best of many, on one seed
@@ -30,10 +31,6 @@ class Finding:
     trials: int  # of stage 1 that have ended
     steps: int
     seconds: float
-
-    @property
-    def label(self) -> str:
-        return self.progress.arm.label
 
     @property
     def ranks(self) -> Mapping[str, int] | None:
@@ -48,7 +45,11 @@ def findings(
         return []
     rows = {str(row["key"]): row for row in table.to_dict("records")}
     confirmed = {each.arm.config_hash: each for each in evaluated if each.setting == TUNED}
-    return [_finding(study, study_state, rows, confirmed[arm.arm.config_hash], arm) for arm in study_state.arms]
+    return [
+        _finding(study, study_state, rows, confirmed[progress.arm.config_hash], progress, number)
+        for progress in study_state.arms
+        for number in range(len(progress.tuning.replications))
+    ]
 
 
 def findings_table(study: Study, found: Sequence[Finding]) -> TextTable:
@@ -86,8 +87,9 @@ def _finding(
     rows: Mapping[str, Mapping[Any, Any]],
     evaluated: Evaluated,
     progress: ArmProgress,
+    which: int,
 ) -> Finding:
-    tuning, scores = progress.tuning, {key: entry.score for key, entry in study_state.entries.items()}
+    tuning, scores = progress.tuning.replications[which], {k: entry.score for k, entry in study_state.entries.items()}
     stage_1 = [trial for trial in tuning.trials if study_state.state(trial.key) in ENDED]
     searched = [scores[trial.key] for trial in stage_1 if trial.stage == "search"]
     best = (max if study.higher_is_better else min)([each for each in searched if each is not None], default=None)
@@ -98,13 +100,16 @@ def _finding(
         number = tuning.number
         own = [trial_key(progress.arm, "race", number, seed) for seed in sorted({race.seed for race in races})]
     raced = [score for key in own if (score := scores.get(key)) is not None]
-    mean = fmean(evaluated.validation.values()) if evaluated.validation and not evaluated.pending else None
+    values = [evaluated.validation[seed] for seed in tuning.seeds if seed in evaluated.validation]
+    mean = fmean(values) if values and not evaluated.pending else None
     gain = None if best is None or mean is None else (best - mean if study.higher_is_better else mean - best)
-    chosen = next((trial for trial in progress.wanted if trial.stage == "evaluation"), None)
+    evaluation = [trial for trial in progress.wanted if trial.stage == "evaluation" and trial.seed in tuning.seeds]
+    several = f", search {which + 1}" if not progress.tuning.shared else ""
     costs = [rows[trial.key] for trial in stage_1]
     return Finding(
         progress=progress,
-        chosen=chosen,
+        label=f"{progress.arm.label}{several}",
+        chosen=evaluation[0] if evaluation else None,
         contenders=tuple(trial.knobs["rank"] for trial in races if trial.seed == first),
         searched=best,
         raced=fmean(raced) if raced else None,

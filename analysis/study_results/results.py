@@ -19,6 +19,7 @@ OUTCOME = {
     "settings": "string",
     "learning_rate": "float64",
     "multiplier": "float64",
+    "point": "string",
     "seed": "Int64",
     "key": "string",
     "state": "string",
@@ -104,9 +105,15 @@ def _of_trial(trial: PlannedTrial) -> dict[str, Any]:
         "settings": SETTINGS_APART.join(trial.settings),
         "learning_rate": trial.learning_rate,
         "multiplier": trial.multiplier,
+        "point": describe_knobs(trial) or None,
         "seed": trial.seed,
         "key": trial.key,
     }
+
+
+def describe_knobs(trial: PlannedTrial) -> str:
+    """'alpha_per_rank=8': the knobs beside rate and ranks that tuning set."""
+    return describe({name: value for name, value in trial.knobs.items() if name != "rank" and value is not None})
 
 
 def _outcome(trial: PlannedTrial, study_state: StudyState, folder: Path) -> dict[str, Any]:
@@ -125,6 +132,7 @@ def _outcome(trial: PlannedTrial, study_state: StudyState, folder: Path) -> dict
         return ended | of_queue | {"note": ELSEWHERE}
     result = run_dir.result()
     found = _of_run(result, test=trial.stage == "evaluation")
+    found |= {"seconds": 0.0, "steps_executed": 0} if trial.run_of is not None else {}  # the tuning has trained it
     differ = [name for name, value in of_queue.items() if found[name] != value]
     told = "; ".join(f"result.json has {name} {found[name]}, the queue {of_queue[name]}" for name in differ)
     return ended | found | {"note": told or None}

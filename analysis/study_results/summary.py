@@ -10,8 +10,9 @@ import numpy as np
 
 from analysis.stats.intervals import MeanInterval, mean_interval
 from analysis.study_results.verdicts import Evaluated, Judged
+from experiments.studies.protocol.estimand import holds_for, holds_over, unit
 from experiments.studies.protocol.progress import StudyState
-from experiments.studies.protocol.trials import ArmProgress
+from experiments.studies.protocol.trials import ArmProgress, Replication
 from experiments.studies.spec.study import Study, frozen
 from experiments.studies.status import STATES
 
@@ -32,8 +33,12 @@ def summary_of(
         "trials": {state: states[state] for state in STATES},
         "tuning": {
             "split": "validation",
-            "learning_rate_multipliers": sorted(protocol.tuning.learning_rate_multipliers),
-            "seeds": protocol.tuning.seeds,
+            "unit": unit(study),
+            "shared": protocol.tuning.shared,
+            "learning_rate_multipliers": sorted(protocol.tuning.points.learning_rate_multipliers),
+            "knobs": protocol.tuning.points.knobs,
+            "points": protocol.tuning.points.size,
+            "seeds": protocol.tuning.own_seeds if protocol.tuning.shared or study.config.search else None,
             "arms": [_tuning(study_state, progress) for progress in study_state.arms],
         },
         "evaluation": {
@@ -41,20 +46,24 @@ def summary_of(
             "seeds": protocol.evaluation.seeds,
             "interval": f"{CONFIDENCE:.0%} t-interval of the mean over seeds",
             "settings": {
-                setting: [_evaluation(each) for each in evaluated if each.setting == setting] for setting in judged
+                setting: [_evaluation(each) for each in evaluated if each.setting == setting]
+                for setting in dict.fromkeys(each.setting for each in evaluated)
             },
         },
         "comparisons": {
             "on": "test scores of the evaluation, paired by seed",
+            "verdicts": holds_for(study),
+            "hold": holds_over(study),
             "difference": "arm - reference",
             "interval": f"t-interval of the difference, confidence {1 - protocol.alpha:g}, each by itself",
             "margin": protocol.margin,
             "alpha": protocol.alpha,
             "reference": protocol.reference,
             "families": {
-                setting: {"tests": len(family), "comparisons": [_comparison(each) for each in family]}
-                for setting, family in judged.items()
+                name: {"tests": len(family), "comparisons": [_comparison(each) for each in family]}
+                for name, family in judged.items()
             },
+            "same_configuration": [[arm.label, reference.label] for arm, reference in study.same()],
         },
         "excluded": [
             {"setting": each.setting, "arm": each.arm.label, "reason": each.excluded}
@@ -76,28 +85,46 @@ def interval_of(scores: Mapping[int, float]) -> MeanInterval | None:
     return mean_interval(np.array(list(scores.values())), CONFIDENCE) if scores else None
 
 
+def selection_gain(each: Evaluated) -> MeanInterval | None:
+    """The mean of test score at the seed's own choice - at the best point for all seeds; None where it is not known."""
+    gains = {seed: score - each.best_point[seed] for seed, score in each.test.items() if seed in each.best_point}
+    return interval_of(gains) if len(gains) == len(each.test) else None
+
+
 def _tuning(study_state: StudyState, progress: ArmProgress) -> dict[str, Any]:
     arm, tuning = progress.arm, progress.tuning
+    best = tuning.best_point
     return {
         "arm": arm.label,
         "config_hash": arm.config_hash,
         "keys": dict(arm.keys),
         "state": tuning.state,
         "centre": arm.centre,
-        "learning_rate": tuning.chosen,
-        "multiplier": tuning.multiplier,
+        "chosen": [_choice(each) for each in tuning.replications],
+        "best_point": None if best is None else {"learning_rate": best.rate(arm), **best.values},
         "reason": tuning.reason,
         "trials": len(tuning.trials),
         "failed": sum(study_state.state(trial.key) == "failed" for trial in tuning.trials),
         "learning_rates": sorted({trial.learning_rate for trial in tuning.trials if trial.learning_rate is not None}),
-        "added_learning_rate_multipliers": sorted(tuning.added),
+        "added_learning_rate_multipliers": sorted({p.multiplier for one in tuning.replications for p in one.added}),
+    }
+
+
+def _choice(each: Replication) -> dict[str, Any]:
+    return {
+        "seeds": list(each.seeds),
+        "state": each.state,
+        "learning_rate": each.chosen,
+        "multiplier": each.multiplier,
+        **each.values,
+        "reason": each.reason,
     }
 
 
 def _evaluation(each: Evaluated) -> dict[str, Any]:
     return {
         "arm": each.arm.label,
-        "learning_rate": each.learning_rate,
+        "learning_rates": sorted(set(each.rates)),
         "n": len(each.test),
         "failed": len(each.failed),
         "pending": len(each.pending),
@@ -105,6 +132,7 @@ def _evaluation(each: Evaluated) -> dict[str, Any]:
         "test": _with_interval(each.test),
         "validation": _with_interval(each.validation),
         "test_scores": {str(seed): score for seed, score in each.test.items()},
+        "test_scores_at_best_point": {str(seed): score for seed, score in each.best_point.items()},
     }
 
 

@@ -8,10 +8,12 @@ from typing import Any
 import pandas as pd
 
 from analysis.stats.intervals import MeanInterval
-from analysis.study_results.summary import interval_of
+from analysis.study_results.summary import interval_of, selection_gain
 from analysis.study_results.verdicts import Evaluated, Judged
+from experiments.studies.protocol.estimand import holds_for, holds_over, of_methods, unit
 from experiments.studies.protocol.trials import TUNED
 from experiments.studies.spec.study import Study
+from experiments.studies.terminal import describe_rates
 
 NOTHING = "—"
 
@@ -45,15 +47,16 @@ def arms_tables(study: Study, table: pd.DataFrame, evaluated: Sequence[Evaluated
     return [_arms(study, [each for each in evaluated if each.setting == setting], parameters) for setting in settings]
 
 
-def verdict_table(study: Study, setting: str, family: Sequence[Judged]) -> TextTable:
-    """The family of a setting: difference, verdict, and what limits it."""
+def verdict_table(study: Study, family: Sequence[Judged]) -> TextTable:
+    """A family of comparisons: difference, verdict, and what limits it."""
+    setting, late = family[0].setting, "" if family[0].family == 1 else " of arms that came later"
     better = "higher" if study.higher_is_better else "lower"
     confidence = f"{100 * (1 - study.protocol.alpha):.4g}"
     tests = f"{len(family)} comparison{'s' * (len(family) != 1)}"
     return TextTable(
-        title=f"verdicts on {study.score_name} of the test split, {_at(setting)} ({better} is better; margin "
-        f"± {study.protocol.margin:g}; Holm over {tests} at {study.protocol.alpha:g}; {confidence} % t-intervals, "
-        "each by itself; MDE: minimum detectable difference)",
+        title=f"verdicts {_of(study, setting)} on {study.score_name} of the test split, {_at(study, setting)}; they "
+        f"hold {holds_over(study)} ({better} is better; margin ± {study.protocol.margin:g}; Holm over {tests}{late} at "
+        f"{study.protocol.alpha:g}; {confidence} % t-intervals, each by itself; MDE: minimum detectable difference)",
         columns=("arm", "reference", "difference", "interval", "verdict", "MDE", "seeds to settle", "note"),
         rows=tuple(map(_verdict_row, family)),
         words=frozenset({"arm", "reference", "verdict", "note"}),
@@ -61,28 +64,34 @@ def verdict_table(study: Study, setting: str, family: Sequence[Judged]) -> TextT
 
 
 def _arms(study: Study, evaluated: Sequence[Evaluated], parameters: Mapping[str, Any]) -> TextTable:
-    tuned = evaluated[0].setting == TUNED
-    own = ("learning rate", "x centre", "tuning trials") if tuned else ()
-    score = study.score_name
+    setting = evaluated[0].setting
+    replicated = setting == TUNED and any(each.best_point for each in evaluated)
+    own = ("learning rate", "x centre", "tuning trials") if setting == TUNED else ()
+    gain = ("- best point",) if replicated else ()
+    score, better = study.score_name, "higher" if study.higher_is_better else "lower"
+    told = f"{unit(study)}; - best point: minus the mean at the best point for all seeds; " if replicated else ""
     return TextTable(
-        title=f"{study.name}: {score} {_at(evaluated[0].setting)}, mean ± half of the 95 % t-interval over seeds "
-        f"({'higher' if study.higher_is_better else 'lower'} is better)",
-        columns=("arm", *own, f"test {score}", "n", f"validation {score}", "parameters", "without verdict"),
-        rows=tuple(_arm_row(each, parameters, tuned=tuned) for each in evaluated),
+        title=f"{study.name}: {score} {_at(study, setting)}, mean ± half of the 95 % t-interval over "
+        f"{_units_of(study)} ({told}{better} is better)",
+        columns=("arm", *own, f"test {score}", "n", *gain, f"validation {score}", "parameters", "without verdict"),
+        rows=tuple(_arm_row(each, parameters, replicated=replicated) for each in evaluated),
         words=frozenset({"arm", "without verdict"}),
     )
 
 
-def _arm_row(each: Evaluated, parameters: Mapping[str, Any], *, tuned: bool) -> tuple[str, ...]:
+def _arm_row(each: Evaluated, parameters: Mapping[str, Any], *, replicated: bool) -> tuple[str, ...]:
     tuning = each.progress.tuning
-    trials = len(tuning.trials)
-    own = (_number(tuning.chosen), _number(tuning.multiplier), str(trials)) if tuned else ()
+    multipliers = [one.multiplier for one in tuning.replications if one.multiplier is not None]
+    cells = (describe_rates(tuning.chosen_rates) or NOTHING, describe_rates(multipliers) or NOTHING)
+    own = (*cells, str(len(tuning.trials))) if each.setting == TUNED else ()
+    gain = (_signed(selection_gain(each)),) if replicated else ()
     count = parameters.get(each.arm.label)
     return (
         each.arm.label,
         *own,
         _measured(interval_of(each.test)),
         str(len(each.test)),
+        *gain,
         _measured(interval_of(each.validation)),
         NOTHING if count is None or pd.isna(count) else f"{int(count):,}",
         each.excluded or "",
@@ -105,12 +114,24 @@ def _verdict_row(each: Judged) -> tuple[str, ...]:
     )
 
 
-def _at(setting: str) -> str:
-    return "at the rate that tuning chose" if setting == TUNED else f"at the {setting.replace(' ', ' rate ')}"
+def _at(study: Study, setting: str) -> str:
+    if setting != TUNED:
+        return f"at the {setting.replace(' ', ' rate ')}"
+    return "at the points that tuning chose" if of_methods(study) else "at the point that tuning chose"
 
 
-def _number(value: float | None) -> str:
-    return NOTHING if value is None else f"{value:g}"
+def _of(study: Study, setting: str) -> str:
+    return holds_for(study) if setting == TUNED else "of one rate for all, not of the methods"
+
+
+def _units_of(study: Study) -> str:
+    search = study.config.search
+    return "searches" if search is not None and search.repeats > 1 else "seeds"
+
+
+def _signed(found: MeanInterval | None) -> str:
+    text = _measured(found)
+    return f"+{text}" if found is not None and found.mean > 0 else text
 
 
 def _measured(found: MeanInterval | None) -> str:

@@ -6,8 +6,9 @@ and in the tuned setting when it is not tuned. Its comparisons stay in the famil
 every test is.
 """
 
-from collections.abc import Hashable, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from statistics import fmean
 from typing import Any
 
 import numpy as np
@@ -16,7 +17,8 @@ import pandas as pd
 from analysis.stats.comparisons import Comparison, PairedScores, compare
 from experiments.studies.protocol.progress import StudyState
 from experiments.studies.protocol.protocol import settings_of
-from experiments.studies.protocol.trials import TUNED, ArmProgress
+from experiments.studies.protocol.search_stage import repeats_of
+from experiments.studies.protocol.trials import BEST_POINT, TUNED, ArmProgress
 from experiments.studies.spec.arms import Arm
 from experiments.studies.spec.study import SEEDS_FOR_VERDICTS, Study
 
@@ -27,12 +29,13 @@ class Evaluated:
 
     progress: ArmProgress
     setting: str
-    learning_rate: float | None  # None while it is not chosen
-    test: Mapping[int, float]  # seed -> score of the runs that are done, in the protocol's order
+    rates: tuple[float, ...]  # learning rate of each run; none while it is not chosen
+    test: Mapping[int, float]  # seed (the first of a whole search's) -> score where it is done, in the protocol's order
     validation: Mapping[int, float]
     failed: tuple[int, ...]  # seeds
     pending: tuple[int, ...]
     excluded: str | None  # why the arm gets no verdict here
+    best_point: Mapping[int, float] = field(default_factory=dict)  # seed -> test score at the best point for all seeds
 
     @property
     def arm(self) -> Arm:
@@ -51,6 +54,7 @@ class Judged:
     reference: Arm
     found: Comparison
     excluded: str | None
+    family: int = 1  # a later number: of arms that came after the first evaluation
 
     @property
     def verdict(self) -> str | None:
@@ -75,22 +79,31 @@ def evaluations(study: Study, study_state: StudyState, table: pd.DataFrame) -> l
     ]
 
 
-def families(study: Study, evaluated: list[Evaluated]) -> dict[str, list[Judged]]:
-    """The family of comparisons of each setting, as `analysis.stats.comparisons` judges it."""
-    found: dict[str, list[Judged]] = {}
+def families(study: Study, study_state: StudyState, evaluated: list[Evaluated]) -> dict[str, list[Judged]]:
+    """By name, each family of comparisons: one for each setting, and one more for arms that came later."""
+    settled, found = study_state.families, dict[str, list[Judged]]()
     for setting in settings_of(study.protocol):
+        pairs: dict[int, list[tuple[Evaluated, Evaluated]]] = {}
         of_arm = {each.arm.config_hash: each for each in evaluated if each.setting == setting}
-        pairs = [(of_arm[arm.config_hash], of_arm[to.config_hash]) for arm, to in study.comparisons()]
-        reasons = [_excluded(arm, to) for arm, to in pairs]
-        scores = [_paired(study, arm, to) for arm, to in pairs]
-        planned = [_without_scores(each) if why else each for each, why in zip(scores, reasons, strict=True)]
-        found[setting] = [
-            Judged(setting, arm.arm, to.arm, _described(judged, each, study.protocol.alpha) if why else judged, why)
-            for (arm, to), each, judged, why in zip(
-                pairs, scores, compare(planned, alpha=study.protocol.alpha), reasons, strict=True
-            )
-        ]
+        for pair in study.comparisons():
+            number = max(settled.get(arm.config_hash, 1) for arm in pair)
+            pairs.setdefault(number, []).append((of_arm[pair[0].config_hash], of_arm[pair[1].config_hash]))
+        for number, of_family in sorted(pairs.items()):
+            name = setting if number == 1 else f"{setting}, family {number}"
+            found[name] = [replace(each, family=number) for each in _judged(study, setting, of_family)]
     return found
+
+
+def _judged(study: Study, setting: str, pairs: Sequence[tuple[Evaluated, Evaluated]]) -> list[Judged]:
+    """A family as `analysis.stats.comparisons` judges it."""
+    alpha = study.protocol.alpha
+    reasons = [_excluded(arm, to) for arm, to in pairs]
+    scores = [_paired(study, arm, to) for arm, to in pairs]
+    planned = [_without_scores(each) if why else each for each, why in zip(scores, reasons, strict=True)]
+    return [
+        Judged(setting, arm.arm, to.arm, _described(judged, each, alpha) if why else judged, why)
+        for (arm, to), each, judged, why in zip(pairs, scores, compare(planned, alpha=alpha), reasons, strict=True)
+    ]
 
 
 def _evaluated(
@@ -98,31 +111,49 @@ def _evaluated(
 ) -> Evaluated:
     trials = progress.evaluations(setting)
     of_seed = {trial.seed: rows[trial.key] for trial in trials}
-    seeds = study.protocol.evaluation.seeds
-    state = {seed: of_seed[seed]["state"] if seed in of_seed else "waiting" for seed in seeds}
+    seeds, chosen = study.protocol.evaluation.seeds, progress.tuning.state != "open"
+    without = "failed" if setting == TUNED and chosen else "waiting"  # of a seed at which every point failed
+    state = {seed: of_seed[seed]["state"] if seed in of_seed else without for seed in seeds}
     done = [seed for seed in seeds if state[seed] == "done"]
     failed = tuple(seed for seed in seeds if state[seed] == "failed")
     pending = tuple(seed for seed in seeds if state[seed] in ("waiting", "running"))
+    best = {trial.seed: rows[trial.key] for trial in progress.evaluations(BEST_POINT)} if setting == TUNED else {}
+    units = _units(study)
     return Evaluated(
         progress=progress,
         setting=setting,
-        learning_rate=trials[0].learning_rate if trials else None,
-        test={seed: float(of_seed[seed]["test_score"]) for seed in done},
-        validation={seed: float(of_seed[seed]["score"]) for seed in done},
+        rates=tuple(trial.learning_rate for trial in trials if trial.learning_rate is not None),
+        test=_of_units({seed: float(of_seed[seed]["test_score"]) for seed in done}, units),
+        validation=_of_units({seed: float(of_seed[seed]["score"]) for seed in done}, units),
         failed=failed,
         pending=pending,
-        excluded=_reason(progress, setting, failed=len(failed), pending=len(pending), seeds=len(seeds)),
+        excluded=_reason(progress, setting, failed=len(failed), pending=len(pending), seeds=len(seeds), n=len(units)),
+        best_point={seed: float(row["test_score"]) for seed, row in best.items() if row["state"] == "done"},
     )
 
 
-def _reason(progress: ArmProgress, setting: str, *, failed: int, pending: int, seeds: int) -> str | None:
+def _units(study: Study) -> list[tuple[int, ...]]:
+    """The evaluation seeds, in groups of which each is one independent unit: those of a whole search together."""
+    seeds, search = study.protocol.evaluation.seeds, study.config.search
+    if search is None or search.repeats == 1:
+        return [(seed,) for seed in seeds]
+    return [repeat.serves for repeat in repeats_of(search, study.protocol)]
+
+
+def _of_units(scores: Mapping[int, float], units: Sequence[tuple[int, ...]]) -> dict[int, float]:
+    """The mean score of each unit that is complete, by its first seed."""
+    whole = [unit for unit in units if all(seed in scores for seed in unit)]
+    return {unit[0]: scores[unit[0]] if len(unit) == 1 else fmean(scores[seed] for seed in unit) for unit in whole}
+
+
+def _reason(progress: ArmProgress, setting: str, *, failed: int, pending: int, seeds: int, n: int) -> str | None:
     if setting == TUNED and progress.tuning.state != "tuned":
         return {"open": "its tuning is not over", "not tuned": "not tuned"}[progress.tuning.state]
     if failed:
         return f"{failed} of {seeds} evaluation runs failed"
     if pending:
         return f"{pending} of {seeds} evaluation runs pending"
-    return f"a verdict needs {SEEDS_FOR_VERDICTS} seeds, there are {seeds}" if seeds < SEEDS_FOR_VERDICTS else None
+    return f"a verdict needs {SEEDS_FOR_VERDICTS} seeds, there are {n}" if n < SEEDS_FOR_VERDICTS else None
 
 
 def _excluded(arm: Evaluated, reference: Evaluated) -> str | None:
@@ -134,7 +165,7 @@ def _excluded(arm: Evaluated, reference: Evaluated) -> str | None:
 def _paired(study: Study, arm: Evaluated, reference: Evaluated) -> PairedScores:
     """The scores of both, where every run of both is done; none else."""
     whole = not (arm.failed or arm.pending or reference.failed or reference.pending)
-    seeds = study.protocol.evaluation.seeds if whole else ()
+    seeds = [unit[0] for unit in _units(study)] if whole else []
     return PairedScores(
         name=f"{arm.arm.label} against {reference.arm.label}",
         arm=np.array([arm.test[seed] for seed in seeds], dtype=np.float64),

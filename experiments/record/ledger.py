@@ -11,9 +11,10 @@ from experiments.record.errors import RecordError, shortened
 LEDGER = "test_reads.jsonl"
 
 
-def note_test_read(runs_dir: Path, *, data: str, study: str, run: str) -> None:
-    """Append one read of a test split; `data` is the split's sha256."""
+def note_test_read(runs_dir: Path, *, data: str, study: str, run: str, purpose: str) -> None:
+    """Append one read of a test split; `data` is the split's sha256, `purpose` what the score is for."""
     row = {"time": datetime.now(UTC).isoformat(timespec="seconds"), "data": data, "study": study, "run": run}
+    row["purpose"] = purpose
     append_lines(runs_dir, [json.dumps(row)])
 
 

@@ -52,7 +52,7 @@ class Collection:
         self.study, self.context, self.base_sha256, self.runs_dir = study, context, base_sha256, runs_dir
         self.arms = [_apart(arm.config) for arm in study.arms]
         protocol = study.protocol
-        self.seeds = {*protocol.tuning.seeds, *protocol.evaluation.seeds}
+        self.seeds = {*protocol.tuning.own_seeds, *protocol.evaluation.seeds}
 
     def take(self, folders: Sequence[Path]) -> Collected:
         """Every finished run of the study below `<folder>/<study>` is in this runs folder, with its ledger's lines.

@@ -13,7 +13,7 @@ from typing import Any
 from experiments.config.errors import ConfigError
 from experiments.record.learned_on import refuse_other_base
 from experiments.record.starting_point import read_start
-from experiments.studies.protocol.progress import StudyState
+from experiments.studies.protocol.progress import FAMILY, StudyState, families_of
 from experiments.studies.queue.storage import QueueError
 from experiments.studies.queue.trial_queue import TrialQueue
 from experiments.studies.spec.study import Study, changes, frozen
@@ -178,8 +178,21 @@ def check_protocol(study: Study, queue: TrialQueue, study_state: StudyState) -> 
                 f"study {study.name!r}: its file has changed and {len(others)} workers train what it said before "
                 f"({', '.join(others)}); stop them first (Ctrl-C)"
             )
+        if evaluated:
+            _settle_families(queue, before["arms"], after["arms"])
     queue.record_or_check({f"{FROZEN}{number + 1}": after})
     return _change(study_state) if before else None
+
+
+def _settle_families(queue: TrialQueue, before: Mapping[str, Any], after: Mapping[str, Any]) -> None:
+    """Arms that come after an evaluation was seen are a family of their own: they change no word of the others."""
+    settled = families_of(queue.facts())
+    if not settled:
+        queue.record_or_check({f"{FAMILY}1": sorted(before)})
+        settled = dict.fromkeys(before, 1)
+    late = sorted(after.keys() - settled.keys())
+    if late:
+        queue.record_or_check({f"{FAMILY}{max(settled.values()) + 1}": late})
 
 
 def _change(study_state: StudyState) -> Change:

@@ -19,10 +19,15 @@ TIMED_BATCHES = 2  # of a split: few beside a trial
 
 @dataclass(frozen=True)
 class Count:
-    """Trials of one arm: planned, and at most more if its grid is extended."""
+    """Trials of one arm: planned, and at most more if its grid is extended.
 
+    `reads`: evaluations, at most so many, that score a run of the tuning on the test split and train nothing.
+    """
+
+    points: int  # of the grid; 0 for a search
     tuning: int
     evaluation: int
+    reads: int
     extension: int
     extended_for_sure: bool
 
@@ -63,6 +68,7 @@ def _cost(arms: Sequence[Arm], counts: dict[str, Count], packing: Packing, rows:
     tuning = sum(counts[a.config_hash].tuning for a in arms)
     tuning += sum(counts[a.config_hash].extension for a in arms if counts[a.config_hash].extended_for_sure)
     evaluation = sum(counts[a.config_hash].evaluation for a in arms)
+    reads = sum(counts[a.config_hash].reads for a in arms)
     extension = sum(counts[a.config_hash].extension for a in arms if not counts[a.config_hash].extended_for_sure)
     return GroupCost(
         label=arm.label if len(arms) == 1 else f"{arm.label} ... {arms[-1].label}",
@@ -71,7 +77,9 @@ def _cost(arms: Sequence[Arm], counts: dict[str, Count], packing: Packing, rows:
         pack=size,
         step_seconds=_nearest(speeds, size),
         is_estimated=packing.is_estimated(arm),
-        seconds=seconds(tuning, test=False) + seconds(evaluation, test=True),
+        seconds=seconds(tuning, test=False)
+        + seconds(evaluation, test=True)
+        + reads * (rows.seconds("test", 1) + rows.overhead),
         seconds_of_extension=seconds(extension, test=False),
     )
 

@@ -14,6 +14,8 @@ from experiments.record.runs_dir import refuse_unusable
 from experiments.record.starting_point import StartingPoint, read_start
 from experiments.studies.consistency import shared_context, warnings_of_arms
 from experiments.studies.costs import Count, GroupCost, group_costs
+from experiments.studies.protocol.estimand import holds_for, holds_over, unit
+from experiments.studies.protocol.grid import points_of
 from experiments.studies.protocol.grid_stage import POINTS_ADDED
 from experiments.studies.protocol.protocol import plan_ahead
 from experiments.studies.queue.storage import Address
@@ -93,16 +95,19 @@ def _check_arms(study: Study, context: "PlanningContext", view: StudyView) -> No
 
 def _show_arms(study: Study, packing: Packing | None, view: StudyView) -> None:
     """Print every arm with its trials; without a packing its base is not here, and its parameters are not known."""
-    columns = ("arm", "rate around", *_columns(study, packing), "tuning", "evaluation")
-    columns += ("extension",) if study.config.search is None else ()
+    columns = ("arm", "rate around", *_columns(study, packing))
     rows = [_row(study, arm, packing) for arm in study.arms]
     view.plan(columns, rows, title=f"study {study.name}: {len(rows)} arms; trials of tuning and evaluation")
+    view.display.say(f"{unit(study)}; verdicts are {holds_for(study)}, and hold {holds_over(study)}")
 
 
 def _columns(study: Study, packing: Packing | None) -> tuple[str, ...]:
     if study.config.search is not None:
-        return ("budget",)
-    return () if packing is None else ("trainable parameters",)
+        return ("budget", "tuning", "evaluation")
+    parameters = () if packing is None else ("trainable parameters",)
+    evaluation = "evaluation" if study.protocol.tuning.shared else "test reads"
+    fixed = ("fixed rates",) if study.protocol.fixed_learning_rates and not study.protocol.tuning.shared else ()
+    return (*parameters, "tunes", "points", "tuning", *fixed, evaluation, "extension")
 
 
 def _show_costs(study: Study, packing: Packing, view: StudyView) -> None:
@@ -122,12 +127,15 @@ def _show_costs(study: Study, packing: Packing, view: StudyView) -> None:
 
 def _count(study: Study, arm: Arm) -> Count:
     planned = plan_ahead(arm, study.protocol, study.config.search)
-    evaluation = sum(trial.stage == "evaluation" for trial in planned)
+    reads = sum(trial.run_of is not None for trial in planned)
+    evaluation = sum(trial.stage == "evaluation" for trial in planned) - reads
+    trained = len(planned) - evaluation - reads
     if study.config.search is not None:
-        return Count(len(planned) - evaluation, evaluation, 0, extended_for_sure=False)
-    extension = POINTS_ADDED * len(study.protocol.tuning.seeds)
-    sure = len(study.protocol.tuning.learning_rate_multipliers) == 2
-    return Count(len(planned) - evaluation, evaluation, extension, extended_for_sure=sure)
+        return Count(0, trained, evaluation, reads, 0, extended_for_sure=False)
+    tuning, points = study.protocol.tuning, points_of(arm, study.protocol.tuning.points)
+    seeds = len(tuning.own_seeds if tuning.shared else study.protocol.evaluation.seeds)
+    sure = len({point.multiplier for point in points}) == 2  # the better one is at an end
+    return Count(len(points), trained, evaluation, reads, POINTS_ADDED * seeds, extended_for_sure=sure)
 
 
 def _row(study: Study, arm: Arm, packing: Packing | None) -> tuple[str, ...]:
@@ -139,7 +147,15 @@ def _row(study: Study, arm: Arm, packing: Packing | None) -> tuple[str, ...]:
         trainable = packing.context.plan(arm.config)[0].trainable_parameters(0)  # of the plan that it remembers
         row.append(f"{trainable:,}" if trainable else "0, trains nothing")
     extension = f"{'' if count.extended_for_sure else 'up to '}{count.extension}"
-    return (*row, str(count.tuning), str(count.evaluation), extension)
+    trained = [str(count.evaluation)] if count.evaluation else []
+    reads = [f"up to {count.reads}"] if count.reads else []
+    return (*row, _tunes(study, arm), str(count.points), str(count.tuning), *trained, *reads, extension)
+
+
+def _tunes(study: Study, arm: Arm) -> str:
+    """'rate', 'rate and alpha': the arm's own names of what the grid varies."""
+    own = type(arm.config.variant).tuned_knobs
+    return " and ".join(["rate", *(own[name][0] for name in study.protocol.tuning.points.knobs if name in own)])
 
 
 def _words(cost: GroupCost) -> tuple[str, ...]:
@@ -160,7 +176,7 @@ def _describe(
     longest = seconds + sum(cost.seconds_of_extension for cost in costs) / at_once
     trials = sum(cost.trials for cost in costs)
     more = sum(count.extension for count in counts.values() if not count.extended_for_sure)
-    text = f"{trials} trials of a base of {base:,} parameters"
+    text = f"{trials} trained trials of a base of {base:,} parameters"
     text += f" (up to {more} more where a best rate is at an end of its grid)" if more else ""
     halved = study.config.search is not None and study.config.search.halving is not None
     text += f"; {'at most' if halved else 'about'} {duration(seconds)} with {workers} worker{'s' * (workers > 1)}"

@@ -8,7 +8,7 @@ from statistics import fmean
 
 from experiments.studies.protocol.progress import StudyState, progress_of_arms
 from experiments.studies.protocol.protocol import plan_ahead
-from experiments.studies.protocol.trials import ArmProgress, PlannedTrial
+from experiments.studies.protocol.trials import TUNED, ArmProgress, PlannedTrial
 from experiments.studies.queue.entries import ENDED, Entry
 from experiments.studies.queue.liveness import WorkerSeen
 from experiments.studies.spec.study import Study
@@ -23,7 +23,7 @@ class ArmStatus:
     label: str
     state: str
     tuning: tuple[int, int]
-    rate: float | None  # chosen
+    rates: tuple[float, ...]  # chosen, once for each replication of the tuning
     evaluation: tuple[int, int]
     score: float | None  # best on validation so far: the mean over the seeds of a rate
     failed: int
@@ -98,7 +98,8 @@ def _yet_unknown(study: Study, arm: ArmProgress) -> tuple[int, int]:
         return 0, 0
     planned = plan_ahead(arm.arm, study.protocol, study.config.search)
     stage_1 = sum(trial.stage != "evaluation" for trial in planned) - len(arm.tuning.trials)
-    return (max(0, stage_1) if study.config.search else 0), len(study.protocol.evaluation.seeds)
+    chosen = sum(trial.stage == "evaluation" and trial.learning_rate is None for trial in planned)
+    return (max(0, stage_1) if study.config.search else 0), chosen
 
 
 def _of_arm(study: Study, study_state: StudyState, arm: ArmProgress) -> ArmStatus:
@@ -111,7 +112,7 @@ def _of_arm(study: Study, study_state: StudyState, arm: ArmProgress) -> ArmStatu
         label=arm.arm.label,
         state=_state(arm, begun=begun),
         tuning=(tuned, len(arm.tuning.trials) + tuning),
-        rate=arm.tuning.chosen,
+        rates=arm.tuning.chosen_rates if arm.tuning.state != "open" else (),
         evaluation=(sum(key in ended for key in evaluations), len(evaluations) + evaluation),
         score=_best(arm.wanted, study_state.entries, higher_is_better=study.higher_is_better),
         failed=sum(study_state.state(trial.key) == "failed" for trial in arm.wanted),
@@ -124,19 +125,27 @@ def _state(arm: ArmProgress, *, begun: bool) -> str:
     if arm.complete:
         return "done" if arm.tuning.state == "tuned" else "done, not tuned"
     if arm.tuning.state == "open":
-        return ("tuning, extended" if arm.tuning.added else "tuning") if begun else "waiting"
+        return (
+            ("tuning, extended" if any(one.added for one in arm.tuning.replications) else "tuning")
+            if begun
+            else "waiting"
+        )
     return "evaluation"
 
 
 def _best(trials: Iterable[PlannedTrial], entries: Mapping[str, Entry], *, higher_is_better: bool) -> float | None:
-    """Evaluations count where there are any: a best rate's score in its tuning is the best of many."""
-    scores: dict[tuple[str, float | None], list[float]] = {}
+    """Where tuning has chosen, that of the choices: a best point's score in its tuning is the best of many."""
+    scores: dict[tuple[str, str], list[float]] = {}
     for trial in trials:
         entry = entries.get(trial.key)
         if entry is not None and entry.score is not None:
-            scores.setdefault((trial.stage, trial.learning_rate), []).append(entry.score)
+            chosen = trial.stage == "evaluation" and TUNED in trial.settings
+            point = TUNED if chosen else f"{trial.learning_rate} {dict(trial.knobs)}"
+            scores.setdefault((trial.stage, point), []).append(entry.score)
     stage = "evaluation" if any(of == "evaluation" for of, _ in scores) else "tuning"
     means = [fmean(found) for (of, _), found in scores.items() if of == stage]
+    if ("evaluation", TUNED) in scores:
+        return fmean(scores["evaluation", TUNED])
     return (max if higher_is_better else min)(means, default=None)
 
 
@@ -152,5 +161,12 @@ def _steps_left(study: Study, study_state: StudyState) -> float:
     known = sum(
         share.get(study_state.state(key), 0.0) * trial.arm.config.training.steps
         for key, trial in study_state.wanted.items()
+        if trial.run_of is None
     )
-    return known + sum(sum(_yet_unknown(study, arm)) * arm.arm.config.training.steps for arm in study_state.arms)
+    return known + sum(_trained_later(study, arm) * arm.arm.config.training.steps for arm in study_state.arms)
+
+
+def _trained_later(study: Study, arm: ArmProgress) -> int:
+    """Of the trials at points yet to be chosen, those that train: a run of the tuning is only read."""
+    tuning, evaluation = _yet_unknown(study, arm)
+    return tuning + (evaluation if study.config.search is not None or study.protocol.tuning.shared else 0)

@@ -97,6 +97,12 @@ def describe_workers(status: StudyStatus) -> str:
     return f"{workers} had a heartbeat in the last 5 minutes"
 
 
+def describe_rates(rates: Sequence[float]) -> str:
+    """'0.005', or the range where seeds chose different ones: '0.005 to 0.01'; nothing where none is chosen."""
+    ends = dict.fromkeys(f"{rate:g}" for rate in (min(rates), max(rates))) if rates else ()
+    return " to ".join(ends)
+
+
 def duration(seconds: float) -> str:
     """'45 s', '12 min', '3.4 h', '2.1 days'."""
     if seconds < 90:
@@ -116,7 +122,7 @@ def _arms(status: StudyStatus, arms: Sequence[ArmStatus]) -> Table:
             Text(arm.label),
             arm.state,
             "{} / {}".format(*arm.tuning),
-            "" if arm.rate is None else f"{arm.rate:g}",
+            describe_rates(arm.rates),
             "{} / {}".format(*arm.evaluation),
             "" if arm.score is None else f"{arm.score:.4f}",
             str(arm.failed or ""),
@@ -139,8 +145,8 @@ def _settled_since(before: StudyStatus | None, now: StudyStatus) -> list[ArmStat
         arm
         for arm in now.arms
         if (old := of_before.get(arm.label)) is not None
-        and (arm.complete, arm.rate is None) != (old.complete, old.rate is None)
-        and (arm.complete or arm.rate is not None)
+        and (arm.complete, not arm.rates) != (old.complete, not old.rates)
+        and (arm.complete or arm.rates)
     ]
 
 

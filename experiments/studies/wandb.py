@@ -3,6 +3,7 @@
 import time
 from collections.abc import Mapping
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 from experiments.record.adapter_spectra import read_spectra
@@ -58,7 +59,7 @@ class StudyWandbLogger:
         config = self.study.config
         mirror = self._opened(self.study.name, config.model_dump(mode="json"), self.folder, "study", [])
         scores = {f"validation/{arm.label}": arm.score for arm in status.arms if arm.score is not None}
-        rates = {f"learning_rate/{arm.label}": arm.rate for arm in status.arms if arm.rate is not None}
+        rates = {f"learning_rate/{arm.label}": median(arm.rates) for arm in status.arms if arm.rates}
         mirror.finish(summary={**status.counts, **scores, **rates}, spectra=dict, ranks={}, files=[], failed=False)
         self._note(mirror)
 

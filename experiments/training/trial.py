@@ -31,7 +31,7 @@ class RunOptions:
     `rungs`: the steps at which the trial is evaluated and may be pruned.
     """
 
-    test: bool
+    test: str | None  # what the test score is for, as the ledger says it; None: the test split is not read
     runs_dir: Path
     wandb_mode: str
     rungs: Rungs = field(default_factory=Rungs)
@@ -213,7 +213,14 @@ class TrialRun:
     def close(self) -> None:
         """With the base free of adapters: the test score where it is asked for, then the result, last."""
         if self.has_score and self.options.test:
-            test = score_on_test(self.config, self.context, self.folder, self.options.runs_dir, name=self.name)
+            test = score_on_test(
+                self.config,
+                self.context,
+                self.folder,
+                self.options.runs_dir,
+                name=self.name,
+                purpose=self.options.test,
+            )
             self.result["test"] = test
             self._fail_if(self.context.task.divergence(test, "test"))
         if self.failure is not None:
@@ -233,7 +240,7 @@ class TrialRun:
 
 
 def score_on_test(
-    config: RunConfig, context: TrainingContext, folder: RunDirectory, runs_dir: Path, *, name: str
+    config: RunConfig, context: TrainingContext, folder: RunDirectory, runs_dir: Path, *, name: str, purpose: str
 ) -> dict[str, float]:
     """The score on the test split of what is on disk, now or later the same; the read goes into the ledger.
 
@@ -243,5 +250,5 @@ def score_on_test(
     if next(base.parameters()).dtype.itemsize < 4:
         base.float()  # in a narrow W0 + ΔW most of ΔW would be rounded away
     load_update(base, folder.path)
-    note_test_read(runs_dir, data=context.data_sha256["test"], study=config.study, run=name)
+    note_test_read(runs_dir, data=context.data_sha256["test"], study=config.study, run=name, purpose=purpose)
     return evaluate_plain(base, context.task, "test", config.training.precision)

@@ -1,5 +1,6 @@
 """The knobs that every variant shares, with one meaning of rank, alpha and scaling in all."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar
 
@@ -31,7 +32,17 @@ class Config(BaseModel):
     # validation split, where LoRA's is 5e-3. Seeds 0, 1 and 2 agree; full_all was tuned with seed 0 alone.
     learning_rate_factor: ClassVar[float | None] = None
 
+    tuned_knobs: ClassVar[Mapping[str, tuple[str, float]]] = {}
+
     name: str = Field(description="which variant")
+
+    @classmethod
+    def at(cls, point: Mapping[str, float]) -> dict[str, Any]:
+        own = {cls.tuned_knobs[n][0]: v * cls.tuned_knobs[n][1] for n, v in point.items() if n in cls.tuned_knobs}
+        return ({"alpha": None, "alpha_per_rank": None} if own.keys() & {"alpha", "alpha_per_rank"} else {}) | own
+
+    def as_lora(self) -> "Any":
+        return None
 
     @classmethod
     def shared_knobs(cls) -> dict[str, Shared]:
@@ -52,6 +63,7 @@ class Config(BaseModel):
 class AdapterConfig(Config):
     """The knobs of every variant that learns ΔW as low-rank factors."""
 
+    tuned_knobs: ClassVar[Mapping[str, tuple[str, float]]] = {"alpha_per_rank": ("alpha_per_rank", 1.0)}
     DEFAULT_ALPHA: ClassVar[dict[str, float]] = {"alpha_per_rank": 2.0}
 
     rank: Annotated[Rank | dict[Pattern, Rank], Shared()] = Field(

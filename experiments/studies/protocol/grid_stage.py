@@ -1,150 +1,194 @@
-"""Stage 1 of an arm over a grid of learning rates: the choice of a rate by the results on the tuning seeds.
+"""Tuning over a grid of points: the choice of a point by the results on validation, once or seed by seed.
 
-Every rate of the grid is tried with every tuning seed, on validation. The best rate has the best mean score
-among those at which no seed failed (a failure is never a score); ties go to the lower mean loss, then to the smaller
-rate. A best rate at an end of the grid extends the grid once on that side, by two points with the ratio of its last
-two; still at an end, the arm is `not tuned`: it is evaluated, and excluded from verdicts. A higher rate that failed is
-an end that was seen, for training diverges there; a lower one is not.
+Every point of the grid is tried with every seed of the replication: one where each evaluation seed is tuned by its own
+runs, all tuning seeds where tuning is shared. The best point has the best mean score among those at which no seed
+failed (a failure is never a score); ties go to the lower mean loss, then to the smaller rate and the smaller knobs. A
+best rate at an end of the grid, at the chosen other knobs, extends the grid once on that side, by two points with the
+ratio of its last two; still at an end, the replication is `not tuned`. A higher rate that failed is an end that was
+seen, for training diverges there; a lower one is not.
 """
 
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean
+from typing import Literal
 
-from experiments.studies.protocol.trials import TUNED, PlannedTrial, Side, Stage, TrialResult, Tuning
+from experiments.studies.protocol.grid import Point, centre_of
+from experiments.studies.protocol.trials import TUNED, PlannedTrial, Replication, Side, Stage, TrialResult
 from experiments.studies.spec.arms import Arm
-from experiments.studies.spec.study_config import ProtocolConfig, rounded
+from experiments.studies.spec.study_config import rounded
 
 POINTS_ADDED = 2
 
 
 @dataclass(frozen=True)
-class _Point:
-    """A rate of the grid whose trials have all ended; without means where one failed."""
+class Tried:
+    """A point whose trials have all ended; without scores where one failed."""
 
-    multiplier: float
+    point: Point
     rate: float
-    scores: tuple[float, ...]  # of each seed, in the protocol's order
+    scores: tuple[float, ...]  # of each seed
     losses: tuple[float, ...]
     failure: str | None
 
-    def merit(self, *, higher_is_better: bool) -> tuple[float, float, float]:
+    def merit(self, *, higher_is_better: bool) -> tuple[float, ...]:
         """The better point has the greater one."""
         score = fmean(self.scores)
-        return (score if higher_is_better else -score, -fmean(self.losses), -self.rate)
+        smaller = (-self.rate, *(-value for value in self.point.values.values()))
+        return (score if higher_is_better else -score, -fmean(self.losses), *smaller)
 
 
-def tuning_of(
-    arm: Arm, protocol: ProtocolConfig, results: Mapping[str, TrialResult], *, higher_is_better: bool
-) -> Tuning:
-    """Stage 1 of an arm, as far as the results go."""
-    grid = sorted(protocol.tuning.learning_rate_multipliers)
-    trials = grid_trials(arm, protocol, grid)
-    points = _points(trials, results)
-    if points is None:
-        return Tuning("open", trials, None, None, (), None, "trials of the grid are pending")
-    if _without_effect(points):
-        centre = min(points, key=lambda point: abs(math.log(point.multiplier)))
+def replication_of(
+    arm: Arm,
+    grid: Sequence[Point],
+    results: Mapping[str, TrialResult],
+    *,
+    seeds: Sequence[int],
+    serves: Sequence[int],
+    higher_is_better: bool,
+) -> Replication:
+    """Tuning on `seeds`, for the evaluation seeds that it `serves`, as far as the results go."""
+    trials, served = grid_trials(arm, grid, seeds), tuple(serves)
+    tried = tried_points(arm, grid, seeds, results)
+    if tried is None:
+        return Replication(served, "open", trials, None, None, (), None, "trials of the grid are pending")
+    if _without_effect(tried):
+        centre = centre_of(grid)
         reason = "the learning rate has no effect: all scores and losses are equal"
-        return Tuning("tuned", trials, centre.rate, centre.multiplier, (), None, reason)
-    best = _best(points, higher_is_better=higher_is_better)
+        return _chosen(arm, served, "tuned", trials, centre, (), None, reason)
+    best = best_of(tried, higher_is_better=higher_is_better)
     if best is None:
-        return Tuning("not tuned", trials, None, None, (), None, f"every rate failed: {points[0].failure}")
-    side = _end(points, best)
+        reason = f"every point failed: {tried[0].failure}"
+        return Replication(served, "not tuned", trials, None, None, (), None, reason)
+    side = _end(tried, best)
     if side is None:
-        return Tuning("tuned", trials, best.rate, best.multiplier, (), None, _describe(points, best))
-    added = _beyond(grid, side)
-    trials = (*trials, *grid_trials(arm, protocol, added))
-    points = _points(trials, results)
-    if points is None:
-        reason = f"the best rate was {best.rate:g}, the {side[:-2]}est of the grid: it goes on to {_rates(arm, added)}"
-        return Tuning("open", trials, None, None, added, side, reason)
-    best = _best(points, higher_is_better=higher_is_better)
+        return _chosen(arm, served, "tuned", trials, best.point, (), None, _describe(tried, best))
+    added = _beyond(_slice(tried, best), side)
+    grid = (*grid, *added)
+    trials = grid_trials(arm, grid, seeds)
+    tried = tried_points(arm, grid, seeds, results)
+    beyond = " and ".join(f"{point.rate(arm):g}" for point in added)
+    if tried is None:
+        reason = f"the best rate was {best.rate:g}, the {side[:-2]}est of the grid: it goes on to {beyond}"
+        return Replication(served, "open", trials, None, None, added, side, reason)
+    best = best_of(tried, higher_is_better=higher_is_better)
     assert best is not None  # there was one before more points came
-    end = _end(points, best)
-    reason = f"after the grid was extended to {_rates(arm, added)}: {_describe(points, best)}"
-    return Tuning("not tuned" if end else "tuned", trials, best.rate, best.multiplier, added, side, reason)
+    reason = f"after the grid was extended to {beyond}: {_describe(tried, best)}"
+    return _chosen(arm, served, "not tuned" if _end(tried, best) else "tuned", trials, best.point, added, side, reason)
 
 
-def grid_trials(arm: Arm, protocol: ProtocolConfig, multipliers: Sequence[float]) -> tuple[PlannedTrial, ...]:
-    return tuple(
-        planned_trial(arm, "tuning", (TUNED,), seed, rounded(arm.centre * multiplier), multiplier)
-        for multiplier in multipliers
-        for seed in protocol.tuning.seeds
-    )
+def grid_trials(arm: Arm, grid: Sequence[Point], seeds: Sequence[int]) -> tuple[PlannedTrial, ...]:
+    return tuple(trial_at(arm, "tuning", (TUNED,), point, seed) for point in grid for seed in seeds)
 
 
-def planned_trial(
-    arm: Arm, stage: Stage, settings: tuple[str, ...], seed: int, rate: float, multiplier: float | None
-) -> PlannedTrial:
-    return PlannedTrial(f"{arm.config_hash}-{stage}-lr{rate:.6g}-s{seed}", arm, stage, settings, seed, rate, multiplier)
+def trial_at(arm: Arm, stage: Stage, settings: tuple[str, ...], point: Point, seed: int) -> PlannedTrial:
+    """The trial of an arm at a point of its grid."""
+    key = f"{arm.config_hash}-{stage}-{point.name(arm)}-s{seed}"
+    return PlannedTrial(key, arm, stage, settings, seed, point.rate(arm), point.multiplier, point.knobs(arm))
 
 
-def _rates(arm: Arm, multipliers: Sequence[float]) -> str:
-    return " and ".join(f"{rounded(arm.centre * multiplier):g}" for multiplier in multipliers)
-
-
-def _points(trials: Sequence[PlannedTrial], results: Mapping[str, TrialResult]) -> list[_Point] | None:
-    """The grid's rates in ascending order; None while a trial has no result."""
-    ended: dict[float, list[TrialResult]] = {}
-    at: dict[float, float] = {}
-    for trial in trials:
-        if trial.key not in results:
+def tried_points(
+    arm: Arm, grid: Sequence[Point], seeds: Sequence[int], results: Mapping[str, TrialResult]
+) -> list[Tried] | None:
+    """The grid's points in its order; None while a trial has no result."""
+    found = []
+    for point in grid:
+        keys = [trial.key for trial in grid_trials(arm, [point], seeds)]
+        if any(key not in results for key in keys):
             return None
-        assert trial.multiplier is not None  # the grid's have one
-        assert trial.learning_rate is not None
-        ended.setdefault(trial.multiplier, []).append(results[trial.key])
-        at[trial.multiplier] = trial.learning_rate
-    return [_point(multiplier, at[multiplier], ended[multiplier]) for multiplier in sorted(ended)]
+        found.append(_tried(point, point.rate(arm), [results[key] for key in keys]))
+    return found
 
 
-def _point(multiplier: float, rate: float, results: Sequence[TrialResult]) -> _Point:
+def best_of(tried: Sequence[Tried], *, higher_is_better: bool) -> Tried | None:
+    """None where every point failed."""
+    finished = [each for each in tried if each.failure is None]
+    return max(finished, key=lambda each: each.merit(higher_is_better=higher_is_better), default=None)
+
+
+def _tried(point: Point, rate: float, results: Sequence[TrialResult]) -> Tried:
     scores: list[float] = []
     losses: list[float] = []
     for result in results:
         if result.failed or result.score is None or not math.isfinite(result.score):
-            return _Point(multiplier, rate, (), (), result.reason or "no finite score")
+            return Tried(point, rate, (), (), result.reason or "no finite score")
         scores.append(result.score)
         losses.append(math.inf if result.loss is None or math.isnan(result.loss) else result.loss)
-    return _Point(multiplier, rate, tuple(scores), tuple(losses), None)
+    return Tried(point, rate, tuple(scores), tuple(losses), None)
 
 
-def _without_effect(points: Sequence[_Point]) -> bool:
-    """Whether every rate gave the same scores and losses, seed by seed."""
-    return bool(points[0].scores) and len({(point.scores, point.losses) for point in points}) == 1
+def _chosen(
+    arm: Arm,
+    seeds: tuple[int, ...],
+    state: Literal["tuned", "not tuned"],
+    trials: tuple[PlannedTrial, ...],
+    point: Point,
+    added: tuple[Point, ...],
+    side: Side | None,
+    reason: str,
+) -> Replication:
+    rate, knobs = point.rate(arm), point.knobs(arm)
+    return Replication(
+        seeds, state, trials, rate, point.multiplier, added, side, reason, knobs=knobs, values=point.values
+    )
 
 
-def _best(points: Sequence[_Point], *, higher_is_better: bool) -> _Point | None:
-    finished = [point for point in points if point.failure is None]
-    return max(finished, key=lambda point: point.merit(higher_is_better=higher_is_better), default=None)
+def _without_effect(tried: Sequence[Tried]) -> bool:
+    """Whether every point gave the same scores and losses, seed by seed."""
+    return bool(tried[0].scores) and len({(each.scores, each.losses) for each in tried}) == 1
 
 
-def _end(points: Sequence[_Point], best: _Point) -> Side | None:
+def _slice(tried: Sequence[Tried], best: Tried) -> list[Tried]:
+    """The points that have the best one's other knobs, by ascending rate."""
+    return sorted((each for each in tried if each.point.values == best.point.values), key=lambda each: each.rate)
+
+
+def _end(tried: Sequence[Tried], best: Tried) -> Side | None:
     """The side on which nothing bounds the best rate: no higher one tried, or no lower one finished."""
-    if best.rate == points[-1].rate:
+    alike = _slice(tried, best)
+    if best.rate == alike[-1].rate:
         return "higher"
-    return None if any(point.failure is None and point.rate < best.rate for point in points) else "lower"
+    return None if any(each.failure is None and each.rate < best.rate for each in alike) else "lower"
 
 
-def _beyond(grid: Sequence[float], side: Side) -> tuple[float, ...]:
-    """The multipliers that extend an ascending grid, in steps of the ratio of its last two on that side."""
-    end, before = (grid[-1], grid[-2]) if side == "higher" else (grid[0], grid[1])
-    return tuple(rounded(end * (end / before) ** step) for step in range(1, POINTS_ADDED + 1))
+def _beyond(alike: Sequence[Tried], side: Side) -> tuple[Point, ...]:
+    """The points that extend an ascending slice, in steps of the ratio of its last two on that side."""
+    (end, before) = (alike[-1], alike[-2]) if side == "higher" else (alike[0], alike[1])
+    ratio = end.point.multiplier / before.point.multiplier
+    steps = range(1, POINTS_ADDED + 1)
+    return tuple(Point(rounded(end.point.multiplier * ratio**step), end.point.values) for step in steps)
 
 
-def _describe(points: Sequence[_Point], best: _Point) -> str:
-    """Where the best rate lies, and which rates failed."""
-    side = _end(points, best)
-    above = next((point for point in points if point.rate > best.rate), None)
+def _describe(tried: Sequence[Tried], best: Tried) -> str:
+    """Where the best point lies, and which points failed."""
+    alike, side = _slice(tried, best), _end(tried, best)
     if side == "higher":
         where = "the highest tried"
     elif side == "lower":
         where = "the lowest that finished"
     else:
-        assert above is not None  # else the best would be the highest
-        below = max(point.rate for point in points if point.rate < best.rate and point.failure is None)
+        above = next(each for each in alike if each.rate > best.rate)
+        below = max(each.rate for each in alike if each.rate < best.rate and each.failure is None)
         where = f"between {below:g} and {above.rate:g}" + (", which failed" if above.failure else "")
-    failed = [f"{point.rate:g} ({point.failure})" for point in points if point.failure]
-    text = f"the best rate is {best.rate:g}, {where}, with a mean score of {fmean(best.scores):.6g}"
+    failed = [f"{_words(each)} ({each.failure})" for each in tried if each.failure]
+    text = (
+        f"the best rate is {best.rate:g}, {where}{_at_ends(tried, best)}, with a mean score of {fmean(best.scores):.6g}"
+    )
     return text + (f"; failed: {', '.join(failed)}" if failed else "")
+
+
+def _words(tried: Tried) -> str:
+    return " ".join([f"{tried.rate:g}", *(f"{name}={value:g}" for name, value in tried.point.values.items())])
+
+
+def _at_ends(tried: Sequence[Tried], best: Tried) -> str:
+    """The best point's other knobs, and which of them lie at an end of their grid."""
+    text = ""
+    for name, value in best.point.values.items():
+        grid = [each.point.values[name] for each in tried]
+        end = (
+            "the highest of its grid" if value == max(grid) else "the lowest of its grid" if value == min(grid) else ""
+        )
+        text += f", {name} {value:g}" + (f" ({end})" if end else "")
+    return text

@@ -1,7 +1,8 @@
 """The state of a study: what its protocol wants, beside what its queue has."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 
 from experiments.studies.protocol.protocol import progress_of
 from experiments.studies.protocol.search_stage import Proposal
@@ -9,6 +10,8 @@ from experiments.studies.protocol.trials import ArmProgress, PlannedTrial, Trial
 from experiments.studies.queue.entries import ENDED, Entry, NewTrial
 from experiments.studies.queue.trial_queue import TrialQueue
 from experiments.studies.spec.study import Study
+
+FAMILY = "family-"  # and a number: the fact that holds the arms of a family, once it is settled
 
 
 @dataclass(frozen=True)
@@ -18,6 +21,7 @@ class StudyState:
     arms: tuple[ArmProgress, ...]
     wanted: Mapping[str, PlannedTrial]
     entries: Mapping[str, Entry]
+    families: Mapping[str, int] = field(default_factory=dict)  # of arms, by config hash, where some came later
 
     @property
     def complete(self) -> bool:
@@ -56,7 +60,14 @@ def snapshot(study: Study, queue: TrialQueue) -> StudyState:
         if "knobs" in entry.given
     }
     arms = progress_of_arms(study, results, proposals)
-    return StudyState(arms, {trial.key: trial for arm in arms for trial in arm.wanted}, entries)
+    wanted = {trial.key: trial for arm in arms for trial in arm.wanted}
+    return StudyState(arms, wanted, entries, families_of(queue.facts()))
+
+
+def families_of(facts: Mapping[str, Any]) -> dict[str, int]:
+    """The number of each arm's family of comparisons, by config hash; those of a first, open family have none."""
+    recorded = {int(name.removeprefix(FAMILY)): arms for name, arms in facts.items() if name.startswith(FAMILY)}
+    return {config_hash: number for number, arms in sorted(recorded.items()) for config_hash in arms}
 
 
 def enqueue(queue: TrialQueue, study_state: StudyState, *, at_most: int, retry_failed: bool = False) -> int:

@@ -14,10 +14,10 @@ from dataclasses import dataclass, field
 from statistics import fmean
 from typing import Any
 
-from experiments.studies.protocol.trials import TUNED, PlannedTrial, Stage, TrialResult, Tuning
+from experiments.studies.protocol.trials import TUNED, PlannedTrial, Replication, Stage, TrialResult
 from experiments.studies.spec.arms import Arm
 from experiments.studies.spec.search_config import SearchConfig
-from experiments.studies.spec.study_config import TuningConfig
+from experiments.studies.spec.study_config import ProtocolConfig
 
 
 @dataclass(frozen=True)
@@ -54,18 +54,39 @@ def trial_key(arm: Arm, stage: Stage, number: int, seed: int) -> str:
     return f"{arm.config_hash}-{stage}-{number:04d}-s{seed}"
 
 
+@dataclass(frozen=True)
+class Repeat:
+    """One whole search: its place among the repeats, the seeds of search and race, the evaluation seeds it serves."""
+
+    number: int
+    seeds: tuple[int, ...]
+    serves: tuple[int, ...]
+    rates: int  # of the runs that ranks are derived from
+
+
+def repeats_of(search: SearchConfig, protocol: ProtocolConfig) -> tuple[Repeat, ...]:
+    """Seeds of tuning and of evaluation are dealt to the repeats in equal blocks."""
+    tuning, evaluation = protocol.tuning.own_seeds, protocol.evaluation.seeds
+    rates, count = len(protocol.tuning.points.learning_rate_multipliers), search.repeats
+    ours, theirs = len(tuning) // count, len(evaluation) // count
+    return tuple(
+        Repeat(n, tuple(tuning[n * ours : (n + 1) * ours]), tuple(evaluation[n * theirs : (n + 1) * theirs]), rates)
+        for n in range(count)
+    )
+
+
 def searching_of(
     arm: Arm,
     search: SearchConfig,
-    tuning: TuningConfig,
+    repeat: Repeat,
     results: Mapping[str, TrialResult],
     proposals: Mapping[str, Proposal],
     *,
     higher_is_better: bool,
-) -> Tuning:
-    """Stage 1 of an arm, as far as results and proposals go."""
-    seeds = tuning.seeds
-    before = _sources(arm, tuning, results, proposals)
+) -> Replication:
+    """One search of an arm, as far as results and proposals go."""
+    seeds = repeat.seeds
+    before = _sources(arm, repeat, results, proposals)
     if before.state != "tuned":
         return before
     keys = [trial_key(arm, "search", n, seeds[0]) for n in range(search.trials)]
@@ -74,57 +95,52 @@ def searching_of(
     ended = {n for n in proposed if keys[n] in results}
     if len(ended) < search.trials:
         asks = _asks(search, set(proposed), ended)
-        return _open(trials, f"{len(ended)} of {search.trials} trials of the search have ended", asks)
+        return _open(repeat, trials, f"{len(ended)} of {search.trials} trials of the search have ended", asks)
     ranked = _ranked([results[key].score for key in keys], higher_is_better=higher_is_better)
     if not ranked:
-        reason = results[keys[0]].reason
-        return Tuning("not tuned", trials, None, None, (), None, f"every trial of the search failed: {reason}")
+        return _without_choice(repeat, trials, f"every trial of the search failed: {results[keys[0]].reason}")
     contenders = [_Runner(n) for n in ranked[: search.contenders]]
     race = _race(arm, contenders, seeds[1:], results, proposed, higher_is_better=higher_is_better)
     trials = (*trials, *race.trials)
     if race.open:
-        return _open(trials, f"{len(race.left)} of {len(contenders)} contenders are left in the race")
+        return _open(repeat, trials, f"{len(race.left)} of {len(contenders)} contenders are left in the race")
     if not race.left:
-        return Tuning("not tuned", trials, None, None, (), None, "every contender failed in the race")
-    return _chosen(arm, trials, race.left[0], len(contenders), proposed)
+        return _without_choice(repeat, trials, "every contender failed in the race")
+    return _chosen(arm, repeat, trials, race.left[0], len(contenders), proposed)
 
 
-def evaluation_trial(arm: Arm, tuning: Tuning, seed: int) -> PlannedTrial:
-    """The chosen point of a search on a fresh seed."""
-    assert tuning.number is not None  # a search that has chosen
-    assert tuning.chosen is not None
-    chosen = Proposal(tuning.chosen, tuning.knobs)
-    return _trial(arm, "evaluation", tuning.number, seed, chosen)
+def evaluation_trials(arm: Arm, searched: Replication) -> tuple[PlannedTrial, ...]:
+    """The chosen point of a search on the fresh seeds that go by it; none while there is no choice."""
+    if searched.number is None or searched.chosen is None:
+        return ()
+    chosen = Proposal(searched.chosen, searched.knobs)
+    return tuple(_trial(arm, "evaluation", searched.number, seed, chosen) for seed in searched.seeds)
 
 
-def best_source(
-    arm: Arm, tuning: TuningConfig, results: Mapping[str, float | None], *, higher_is_better: bool
-) -> str | None:
+def best_source(arm: Arm, repeat: Repeat, results: Mapping[str, float | None], *, higher_is_better: bool) -> str | None:
     """The key of the run that an arm's ranks are derived from, given the scores by key; None where none has a score."""
     assert arm.source is not None
-    keys = [
-        trial_key(arm.source, "allocation", n, tuning.seeds[0]) for n in range(len(tuning.learning_rate_multipliers))
-    ]
+    keys = [trial_key(arm.source, "allocation", n, repeat.seeds[0]) for n in range(repeat.rates)]
     ranked = _ranked([results[key] for key in keys], higher_is_better=higher_is_better)
     return keys[ranked[0]] if ranked else None
 
 
 def _sources(
-    arm: Arm, tuning: TuningConfig, results: Mapping[str, TrialResult], proposals: Mapping[str, Proposal]
-) -> Tuning:
+    arm: Arm, repeat: Repeat, results: Mapping[str, TrialResult], proposals: Mapping[str, Proposal]
+) -> Replication:
     """The runs that an arm's allocation is derived from; none for most."""
     if arm.source is None:
-        return Tuning("tuned", (), None, None, (), None, "")
-    numbers, seed = range(len(tuning.learning_rate_multipliers)), tuning.seeds[0]
+        return Replication(repeat.serves, "tuned", (), None, None, (), None, "")
+    numbers, seed = range(repeat.rates), repeat.seeds[0]
     keys = [trial_key(arm.source, "allocation", n, seed) for n in numbers]
     known = [n for n in numbers if keys[n] in proposals]
     trials = tuple(_trial(arm.source, "allocation", n, seed, proposals[keys[n]]) for n in known)
     if any(key not in results for key in keys):
         reason = f"the {arm.source.label} runs that its ranks are derived from are pending"
-        return _open(trials, reason, tuple(n for n in numbers if n not in known), "allocation")
-    failed = all(results[key].failed for key in keys)
-    reason = f"every run of {arm.source.label} failed: {results[keys[0]].reason}"
-    return Tuning("not tuned" if failed else "tuned", trials, None, None, (), None, reason)
+        return _open(repeat, trials, reason, tuple(n for n in numbers if n not in known), "allocation")
+    if all(results[key].failed for key in keys):
+        return _without_choice(repeat, trials, f"every run of {arm.source.label} failed: {results[keys[0]].reason}")
+    return Replication(repeat.serves, "tuned", trials, None, None, (), None, "")
 
 
 def _trial(arm: Arm, stage: Stage, number: int, seed: int, proposal: Proposal) -> PlannedTrial:
@@ -134,9 +150,17 @@ def _trial(arm: Arm, stage: Stage, number: int, seed: int, proposal: Proposal) -
 
 
 def _open(
-    trials: tuple[PlannedTrial, ...], reason: str, asks: tuple[int, ...] = (), asks_for: Stage = "search"
-) -> Tuning:
-    return Tuning("open", trials, None, None, (), None, reason, asks=asks, asks_for=asks_for)
+    repeat: Repeat,
+    trials: tuple[PlannedTrial, ...],
+    reason: str,
+    asks: tuple[int, ...] = (),
+    asks_for: Stage = "search",
+) -> Replication:
+    return Replication(repeat.serves, "open", trials, None, None, (), None, reason, asks=asks, asks_for=asks_for)
+
+
+def _without_choice(repeat: Repeat, trials: tuple[PlannedTrial, ...], reason: str) -> Replication:
+    return Replication(repeat.serves, "not tuned", trials, None, None, (), None, reason)
 
 
 def _asks(search: SearchConfig, proposed: set[int], ended: set[int]) -> tuple[int, ...]:
@@ -181,15 +205,17 @@ def _race(
 
 def _chosen(
     arm: Arm,
+    repeat: Repeat,
     trials: tuple[PlannedTrial, ...],
     winner: _Runner,
     contenders: int,
     proposed: Mapping[int, Proposal],
-) -> Tuning:
+) -> Replication:
     chosen = proposed[winner.number]
     how = f"the best of {contenders} contenders" if winner.scores else "the best of the search, on one seed"
     means = f", with a mean score of {fmean(winner.scores):.6g} over {len(winner.scores)} seeds of the race"
-    return Tuning(
+    return Replication(
+        repeat.serves,
         "tuned",
         trials,
         chosen.learning_rate,

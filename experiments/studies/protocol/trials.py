@@ -5,11 +5,13 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from experiments.config.schema import RunConfig
+from experiments.studies.protocol.grid import Point
 from experiments.studies.spec.arms import Arm
 
 Stage = Literal["tuning", "allocation", "search", "race", "evaluation"]
 Side = Literal["lower", "higher"]
-TUNED = "tuned"
+TUNED = "tuned"  # the setting of the points that tuning chose
+BEST_POINT = "best point"  # that of one point for all seeds: of the best mean score on validation
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,12 +21,13 @@ class PlannedTrial:
     key: str  # names the trial in its study
     arm: Arm
     stage: Stage
-    settings: tuple[str, ...]  # what it counts for: 'tuned', 'fixed <rate>', or both where the rates are one
+    settings: tuple[str, ...]  # what it counts for: 'tuned', 'best point', 'fixed <rate>', or several of them
     seed: int
     learning_rate: float | None
     multiplier: float | None  # learning rate over the arm's centre, of rates that the arm was tuned over
-    knobs: Mapping[str, Any] = field(default_factory=dict, hash=False)  # of the variant, where a search sets them
+    knobs: Mapping[str, Any] = field(default_factory=dict, hash=False)  # of the variant, where tuning sets them
     thresholds: Mapping[int, float | None] = field(default_factory=dict, hash=False)  # by step, where it may be pruned
+    run_of: str | None = None  # the trial of tuning whose run this one reads on the test split; None: it trains one
 
     @property
     def config(self) -> RunConfig:
@@ -48,20 +51,52 @@ class TrialResult:
 
 
 @dataclass(frozen=True)
-class Tuning:
-    """Where the tuning of an arm stands."""
+class Replication:
+    """One tuning of an arm, from its own trials to its choice: of an evaluation seed, or of several that share it."""
 
+    seeds: tuple[int, ...]  # of the evaluation, that go by its choice
     state: Literal["open", "tuned", "not tuned"]
     trials: tuple[PlannedTrial, ...]  # all that it needed so far
     chosen: float | None  # the learning rate of the evaluation
     multiplier: float | None  # of the chosen rate
-    added: tuple[float, ...]  # multipliers by which the grid was extended
+    added: tuple[Point, ...]  # by which the grid was extended
     side: Side | None  # where they were added
     reason: str  # why it stands there
-    knobs: Mapping[str, Any] = field(default_factory=dict)  # of the evaluation, where a search chose them
+    knobs: Mapping[str, Any] = field(default_factory=dict)  # of the evaluation, that were chosen beside the rate
+    values: Mapping[str, float] = field(default_factory=dict)  # of the grid's other knobs, at the chosen point
     number: int | None = None  # of the chosen point among those of a search
     asks: tuple[int, ...] = ()  # numbers of the trials that are to be proposed now
     asks_for: Stage = "search"  # their stage
+
+
+@dataclass(frozen=True)
+class Tuning:
+    """Where the tuning of an arm stands: all its replications, one where the evaluation seeds share it."""
+
+    state: Literal["open", "tuned", "not tuned"]
+    replications: tuple[Replication, ...]
+    reason: str
+    best_point: Point | None = None  # the one for all seeds: of the best mean validation score
+
+    @property
+    def trials(self) -> tuple[PlannedTrial, ...]:
+        """All that it needed so far, each once."""
+        return tuple({trial.key: trial for one in self.replications for trial in one.trials}.values())
+
+    @property
+    def shared(self) -> bool:
+        """Whether all evaluation seeds go by one choice."""
+        return len(self.replications) == 1
+
+    @property
+    def chosen_rates(self) -> tuple[float, ...]:
+        """The chosen learning rate of every replication that has chosen."""
+        return tuple(one.chosen for one in self.replications if one.chosen is not None)
+
+    @property
+    def asking(self) -> tuple[Replication, ...]:
+        """The searches that ask for trials to be proposed."""
+        return tuple(one for one in self.replications if one.asks)
 
 
 @dataclass(frozen=True)

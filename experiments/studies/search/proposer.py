@@ -4,8 +4,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from experiments.studies.protocol.progress import StudyState
-from experiments.studies.protocol.search_stage import best_source, trial_key
-from experiments.studies.protocol.trials import ArmProgress
+from experiments.studies.protocol.search_stage import Repeat, best_source, repeats_of, trial_key
+from experiments.studies.protocol.trials import Replication
 from experiments.studies.queue.entries import Entry, NewTrial
 from experiments.studies.queue.trial_queue import TrialQueue
 from experiments.studies.search.allocations import Allocation, Interval, Space
@@ -18,54 +18,60 @@ from experiments.studies.spec.study_config import rounded
 from experiments.training.context import TrainingContext
 from experiments.training.early_stopping import threshold
 
+APART = 2**32  # between the seeds of the proposals of two repeats: further than seeds that files name
+
 
 class Proposer:
     """Of one study, over one model. Proposals depend on file, weights, data and the trials that have ended."""
 
     def __init__(self, study: Study, search: SearchConfig, context: TrainingContext) -> None:
         self.study, self.search, self.context = study, search, context
-        self.seed = study.protocol.tuning.seeds[0]
-        self._search_spaces: dict[tuple[str, ...], SearchSpace] = {}
-        self._allocations: dict[str, Allocation] = {}
+        self.repeats = repeats_of(search, study.protocol)
+        self._search_spaces: dict[tuple[int, tuple[str, ...]], SearchSpace] = {}
+        self._allocations: dict[tuple[str, int], Allocation] = {}
 
     def enqueue(self, queue: TrialQueue, study_state: StudyState) -> int:
         """Have the next trials of every search wait in the queue; how many were added.
 
         Where two workers do so at once, the suggestions of the first count.
         """
-        asking = [progress for progress in study_state.arms if progress.tuning.asks]
-        return sum(queue.add(self._next(progress, study_state)) for progress in asking)
+        return sum(
+            queue.add(self._next(progress.arm, repeat, asking, study_state))
+            for progress in study_state.arms
+            for repeat, asking in zip(self.repeats, progress.tuning.replications, strict=True)
+            if asking.asks
+        )
 
     def refuse_impossible(self) -> None:
         """Raises: ValueError for a budget that is impossible, or an allocation that this model does not have."""
         for arm in self.study.arms:
             try:
-                self._search_space(arm).refuse(arm.search["allocation"])
+                self._search_space(arm, self.repeats[0]).refuse(arm.search["allocation"])
             except ValueError as error:
                 raise ValueError(f"{arm.label}: {error}") from None
 
-    def _next(self, progress: ArmProgress, study_state: StudyState) -> list[NewTrial]:
-        """The trials of the batch that an arm asks for."""
-        arm, asks = progress.arm, progress.tuning.asks
-        if progress.tuning.asks_for == "allocation":
+    def _next(self, arm: Arm, repeat: Repeat, asking: Replication, study_state: StudyState) -> list[NewTrial]:
+        """The trials of the batch that a search of an arm asks for."""
+        asks, seed = asking.asks, repeat.seeds[0]
+        if asking.asks_for == "allocation":
             assert arm.source is not None
-            return [self._source_trial(arm, arm.source, number) for number in asks]
-        allocation = self._allocation(arm, study_state)
+            return [self._source_trial(arm, arm.source, number, repeat) for number in asks]
+        allocation = self._allocation(arm, repeat, study_state)
         first = self.search.batch * (asks[0] // self.search.batch)
         batch = range(first, min(first + self.search.batch, self.search.trials))
-        before = [study_state.entries[self._key(arm, number)] for number in range(first)]
+        before = [study_state.entries[trial_key(arm, "search", number, seed)] for number in range(first)]
         suggestions = suggest(
             allocation.space() | self._knobs(),
             [_observation(entry) for entry in before],
             batch,
             sampler=arm.search["sampler"],
-            seed=arm.search["search_seed"],
+            seed=arm.search["search_seed"] + APART * repeat.number,
             higher_is_better=self.study.higher_is_better,
             excess=lambda point: float(allocation.excess(point)),
         )
         thresholds = self._thresholds(arm, before)
         return [
-            self._trial(arm, allocation, n, of, thresholds)
+            self._trial(arm, allocation, n, of, thresholds, seed)
             for n, of in zip(batch, suggestions, strict=True)
             if n in asks
         ]
@@ -83,13 +89,14 @@ class Proposer:
         higher = self.study.higher_is_better
         return {rung: threshold(found, keep=halving.keep, higher_is_better=higher) for rung, found in reached.items()}
 
-    def _source_trial(self, arm: Arm, source: Arm, number: int) -> NewTrial:
+    def _source_trial(self, arm: Arm, source: Arm, number: int, repeat: Repeat) -> NewTrial:
         """AdaLoRA at the budget, at one of the rates of the tuning grid."""
-        rate = rounded(source.centre * sorted(self.study.protocol.tuning.learning_rate_multipliers)[number])
-        knobs = {"rank": self._search_space(arm).budget.divided(dict.fromkeys(self._search_space(arm).shapes, 1.0))}
+        rate = rounded(source.centre * sorted(self.study.protocol.tuning.points.learning_rate_multipliers)[number])
+        space, seed = self._search_space(arm, repeat), repeat.seeds[0]
+        knobs = {"rank": space.budget.divided(dict.fromkeys(space.shapes, 1.0))}
         facts = {"arm": source.label, "stage": "allocation", "variant": source.config.variant.name, "knobs": knobs}
-        key = trial_key(source, "allocation", number, self.seed)
-        return NewTrial(key, {"learning_rate": rate, "seed": self.seed}, facts)
+        key = trial_key(source, "allocation", number, seed)
+        return NewTrial(key, {"learning_rate": rate, "seed": seed}, facts)
 
     def _trial(
         self,
@@ -98,6 +105,7 @@ class Proposer:
         number: int,
         suggestions: Suggestion,
         thresholds: Mapping[str, float | None],
+        seed: int,
     ) -> NewTrial:
         point = suggestions.point
         ranks = allocation.ranks({**point, "draw": number})
@@ -116,35 +124,32 @@ class Proposer:
         }
         facts |= {"point": point, "refused": list(suggestions.refused), "excess": list(suggestions.excess)}
         facts |= {"thresholds": dict(thresholds)} if thresholds else {}
-        return NewTrial(self._key(arm, number), {"learning_rate": rate, "seed": self.seed}, facts)
-
-    def _key(self, arm: Arm, number: int) -> str:
-        return trial_key(arm, "search", number, self.seed)
+        return NewTrial(trial_key(arm, "search", number, seed), {"learning_rate": rate, "seed": seed}, facts)
 
     def _knobs(self) -> Space:
         """The knobs that every arm searches."""
         ends = self.search.space.model_dump()
         return {name: Interval(found[0], found[1], log=True) for name, found in ends.items() if found is not None}
 
-    def _allocation(self, arm: Arm, study_state: StudyState) -> Allocation:
-        if arm.config_hash not in self._allocations:
-            taken = None if arm.source is None else self._adalora_ranks(arm, study_state)
-            self._allocations[arm.config_hash] = self._search_space(arm).allocation(arm.search["allocation"], taken)
-        return self._allocations[arm.config_hash]
+    def _allocation(self, arm: Arm, repeat: Repeat, study_state: StudyState) -> Allocation:
+        name = (arm.config_hash, repeat.number)
+        if name not in self._allocations:
+            taken = None if arm.source is None else self._adalora_ranks(arm, repeat, study_state)
+            self._allocations[name] = self._search_space(arm, repeat).allocation(arm.search["allocation"], taken)
+        return self._allocations[name]
 
-    def _adalora_ranks(self, arm: Arm, study_state: StudyState) -> dict[str, int]:
+    def _adalora_ranks(self, arm: Arm, repeat: Repeat, study_state: StudyState) -> dict[str, int]:
         """Those that the best of the runs before the search ended with."""
         scores = {key: entry.score for key, entry in study_state.entries.items()}
-        tuning = self.study.protocol.tuning
-        best = best_source(arm, tuning, scores, higher_is_better=self.study.higher_is_better)
+        best = best_source(arm, repeat, scores, higher_is_better=self.study.higher_is_better)
         assert best is not None  # an arm without it does not get here
         return dict(study_state.entries[best].facts["ranks"])
 
-    def _search_space(self, arm: Arm) -> SearchSpace:
-        targets = tuple(arm.config.targets)
-        if targets not in self._search_spaces:
-            self._search_spaces[targets] = SearchSpace(self.search, self.context, arm.config, seed=self.seed)
-        return self._search_spaces[targets]
+    def _search_space(self, arm: Arm, repeat: Repeat) -> SearchSpace:
+        name = (repeat.number, tuple(arm.config.targets))
+        if name not in self._search_spaces:
+            self._search_spaces[name] = SearchSpace(self.search, self.context, arm.config, seed=repeat.seeds[0])
+        return self._search_spaces[name]
 
 
 def refuse_impossible_searches(study: Study, context: TrainingContext) -> None:

@@ -5,6 +5,7 @@ from typing import Any
 
 from experiments.config.errors import nearest
 from experiments.studies.spec.arms import Arm, describe
+from lora_variants.lora import LoRAConfig
 
 _ABSENT = object()
 
@@ -18,6 +19,21 @@ def comparisons(arms: Sequence[Arm], reference: Mapping[str, Any]) -> list[tuple
     chosen = [arm for arm in arms if is_reference(arm, reference)]
     others = [arm for arm in arms if not is_reference(arm, reference)]
     return [(arm, to) for arm in others for to in chosen if "label" in reference or _agree(arm, to, apart=reference)]
+
+
+def train_alike(arm: Arm, other: Arm, points: Sequence[Mapping[str, float]]) -> bool:
+    """Whether two arms come to one configuration at every point of the grid's other knobs, as rsLoRA and LoRA may."""
+    ours, theirs = arm.config, other.config
+    apart = {"variant": None}
+    if arm.search or other.search or ours.model_copy(update=apart) != theirs.model_copy(update=apart):
+        return False
+    return all(_trained(arm, point) is not None and _trained(arm, point) == _trained(other, point) for point in points)
+
+
+def _trained(arm: Arm, point: Mapping[str, float]) -> LoRAConfig | None:
+    """The LoRA that trains the same as the arm's variant at a point; None where there is none."""
+    variant = arm.config.variant
+    return variant.model_copy(update=type(variant).at(point)).as_lora()
 
 
 def is_reference(arm: Arm, reference: Mapping[str, Any]) -> bool:

@@ -81,6 +81,13 @@ class SearchConfig(Section):
         8, ge=1, le=10_000, description="trials that are proposed at once; the next batch knows their scores"
     )
     sampler: Sampler = Field("tpe", description="what proposes points, unless an arm says otherwise")
+    repeats: int = Field(
+        1,
+        ge=1,
+        le=10_000,
+        description="whole searches of each arm, each with a block of its own of the seeds of tuning and evaluation: "
+        "the verdicts are then of the methods; with one they are of the allocations that it found",
+    )
     seed: Seed = Field(0, description="seed of the proposals, unless an arm says otherwise (search_seed)")
     space: SpaceConfig = SpaceConfig()  # type: ignore[call-arg]
     highest_rank: int = Field(

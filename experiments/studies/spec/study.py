@@ -11,9 +11,9 @@ from experiments.config.errors import ConfigError, explained
 from experiments.config.loading import OF_A_RUN, OF_A_STUDY, parse_override, read_run_tree
 from experiments.config.yaml_files import read_tree
 from experiments.studies.spec.arms import Arm, Expansion, expand
-from experiments.studies.spec.comparisons import comparison_warnings, comparisons, reference_errors
+from experiments.studies.spec.comparisons import comparison_warnings, comparisons, reference_errors, train_alike
 from experiments.studies.spec.search_config import SearchConfig
-from experiments.studies.spec.study_config import MOST_TRIALS, ProtocolConfig, StudyConfig
+from experiments.studies.spec.study_config import MOST_TRIALS, ProtocolConfig, StudyConfig, knob_points
 from experiments.tasks.registry import TASKS
 from experiments.tasks.task import Task
 
@@ -45,8 +45,18 @@ class Study:
         return tuple(dict.fromkeys(note for arm in self.arms for note in arm.notes))
 
     def comparisons(self) -> list[tuple[Arm, Arm]]:
-        """The pairs (arm, reference arm) of each family; one family for each setting of the evaluation."""
+        """The pairs (arm, reference arm) that are tested, in each setting of the evaluation."""
+        return [pair for pair in self._pairs() if not self._alike(*pair)]
+
+    def same(self) -> list[tuple[Arm, Arm]]:
+        """The pairs that come to one configuration, and are not tested: there is nothing to find."""
+        return [pair for pair in self._pairs() if self._alike(*pair)]
+
+    def _pairs(self) -> list[tuple[Arm, Arm]]:
         return comparisons(self.arms, self.protocol.reference)
+
+    def _alike(self, arm: Arm, other: Arm) -> bool:
+        return train_alike(arm, other, knob_points(self.protocol.tuning.points))
 
 
 def load_study(path: Path, overrides: Sequence[str] = ()) -> Study:
@@ -158,9 +168,12 @@ def _most_trials(config: StudyConfig) -> int:
     """What an arm takes at most, where its grid is not extended."""
     tuning, evaluation = config.protocol.tuning, len(config.protocol.evaluation.seeds)
     if config.search is not None:
-        return config.search.trials + config.search.contenders * len(tuning.seeds) + evaluation
-    fixed = len(config.protocol.fixed_learning_rates)
-    return len(tuning.learning_rate_multipliers) * len(tuning.seeds) + (1 + fixed) * evaluation
+        return (
+            config.search.repeats * config.search.trials + config.search.contenders * len(tuning.own_seeds) + evaluation
+        )
+    seeds = len(tuning.own_seeds) if tuning.shared else evaluation
+    read = 1 if tuning.shared else 2  # at the seeds' own points, and at the best one for all
+    return tuning.points.size * seeds + (read + len(config.protocol.fixed_learning_rates)) * evaluation
 
 
 def _is_map(value: object) -> bool:
@@ -185,9 +198,15 @@ def _warnings(protocol: ProtocolConfig, search: SearchConfig | None, arms: Seque
     seeds = len(protocol.evaluation.seeds)
     if seeds < SEEDS_FOR_VERDICTS:
         found.append(f"a verdict needs {SEEDS_FOR_VERDICTS} seeds; protocol.evaluation.seeds has {seeds}")
-    if search is not None and len(protocol.tuning.seeds) == 1:
-        found.append("protocol.tuning.seeds has one seed, that of the search: without a race the luckiest trial wins")
-    if search is None and len(protocol.tuning.learning_rate_multipliers) == 2:
+    if search is not None and 1 < search.repeats < SEEDS_FOR_VERDICTS:
+        found.append(f"a verdict of methods needs {SEEDS_FOR_VERDICTS} searches; search.repeats is {search.repeats}")
+    if search is not None and len(protocol.tuning.own_seeds) == search.repeats:
+        found.append("protocol.tuning.seeds has one seed a search, its own: without a race the luckiest trial wins")
+    if search is None and protocol.tuning.shared:
+        found.append(
+            "tuning is shared: verdicts are of the chosen points, not of the methods, and forget the noise of tuning"
+        )
+    if search is None and len(protocol.tuning.points.learning_rate_multipliers) == 2:
         found.append("the better of two learning rates is always at an end of the grid, so it is extended every time")
     return found
 

@@ -1,11 +1,11 @@
 """The file of a study: which configurations are compared, and by which protocol."""
 
+import math
 from collections import Counter
-from collections.abc import Sequence
-from itertools import pairwise
+from itertools import pairwise, product
 from typing import Annotated, Any, Self
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import AfterValidator, Field, field_validator, model_validator
 
 from experiments.config.schema import Rate, Section
 from experiments.config.shown import shown
@@ -16,6 +16,8 @@ MOST_ARMS = 2_000
 MOST_TRIALS = 100_000
 Seed = Annotated[RunSeed, Field(le=2**53)]  # the queue keeps it as a float
 CLOSEST = 1.01
+MULTIPLIERS = [0.25, 0.5, 1.0, 2.0, 4.0]
+TUNING_SEEDS = [100, 101]
 
 
 def rounded(rate: float) -> float:
@@ -23,10 +25,11 @@ def rounded(rate: float) -> float:
     return float(f"{rate:.6g}")
 
 
-def _each_once(values: Sequence[float]) -> None:
+def _each_once(values: list[float]) -> list[float]:
     twice = [f"{value:g}" for value, count in Counter(map(rounded, values)).items() if count > 1]
     if twice:
         raise ValueError(f"duplicate values (to six digits): {', '.join(twice)}; give each once")
+    return values
 
 
 def _distinct_seeds(seeds: list[int]) -> list[int]:
@@ -36,38 +39,105 @@ def _distinct_seeds(seeds: list[int]) -> list[int]:
     return seeds
 
 
-class TuningConfig(Section):
-    """Stage 1, on the validation split: every arm gets the same trials."""
+def _apart(multipliers: list[float]) -> list[float]:
+    for lower, higher in pairwise(sorted(multipliers)):
+        if higher < lower * CLOSEST:
+            raise ValueError(
+                f"two rates of the grid are a factor of {CLOSEST:g} apart or more; got {lower:g} and {higher:g}"
+            )
+    return multipliers
 
-    learning_rate_multipliers: list[Rate] = Field(
-        [0.25, 0.5, 1, 2, 4],
-        min_length=2,
+
+Multipliers = Annotated[list[Rate], Field(min_length=2), AfterValidator(_apart)]
+Knob = Annotated[list[Annotated[float, Field(gt=0)]], Field(min_length=2), AfterValidator(_each_once)]
+
+
+class GridConfig(Section):
+    """The points that every arm is tuned over: each rate with each value of the other knobs."""
+
+    learning_rate_multipliers: Multipliers = Field(
+        MULTIPLIERS,
         description="learning rates that are tried, in units of the arm's own (training.learning_rate); a best one at "
         "an end of the grid extends it once, by two further points",
     )
-    seeds: list[Seed] = Field([100, 101], min_length=1, description="seeds of the trials at each rate")
+    alpha_per_rank: Knob | None = Field(
+        None, description="scalings that are tried, in LoRA's unit; an arm without such a knob gets more rates instead"
+    )
+    learning_rate_ratio: Knob | None = Field(
+        None, description="λ of LoRA+ that are tried; an arm without that knob gets more rates instead"
+    )
+
+    @property
+    def knobs(self) -> dict[str, list[float]]:
+        """The values of each knob beside the rate, ascending."""
+        values = {name: getattr(self, name) for name in type(self).model_fields if name != "learning_rate_multipliers"}
+        return {name: sorted(found) for name, found in values.items() if found is not None}
+
+    @property
+    def size(self) -> int:
+        """How many points every arm has."""
+        return math.prod(map(len, (self.learning_rate_multipliers, *self.knobs.values())))
+
+
+def knob_points(grid: GridConfig) -> list[dict[str, float]]:
+    """Every combination of the values of the grid's knobs beside the rate; one without any where there is none."""
+    knobs = grid.knobs
+    return [dict(zip(knobs, values, strict=True)) for values in product(*knobs.values())]
+
+
+class TuningConfig(Section):
+    """How an arm's points are chosen, on the validation split: by each evaluation seed for itself, or by one for all.
+
+    With a search, the seeds are those of the search and its races.
+    """
+
+    shared: bool = Field(
+        False,
+        description="choose one point for all evaluation seeds, on seeds of its own: the verdicts are then of the "
+        "chosen points, not of the methods, and forget the noise of tuning",
+    )
+    grid: GridConfig = GridConfig()  # type: ignore[call-arg]
+    learning_rate_multipliers: Multipliers | None = Field(
+        None, description="the grid's, where tuning is shared or there is a search"
+    )
+    seeds: list[Seed] | None = Field(
+        None,
+        min_length=1,
+        description="seeds of the trials at each point, where tuning is shared or there is a search "
+        "(default: 100 and 101)",
+    )
 
     @field_validator("seeds")
     @classmethod
-    def _distinct(cls, seeds: list[int]) -> list[int]:
-        return _distinct_seeds(seeds)
+    def _distinct(cls, seeds: list[int] | None) -> list[int] | None:
+        return seeds if seeds is None else _distinct_seeds(seeds)
 
-    @field_validator("learning_rate_multipliers")
-    @classmethod
-    def _apart(cls, multipliers: list[float]) -> list[float]:
-        for lower, higher in pairwise(sorted(multipliers)):
-            if higher < lower * CLOSEST:
-                raise ValueError(
-                    f"two rates of the grid are a factor of {CLOSEST:g} apart or more; got {lower:g} and {higher:g}"
-                )
-        return multipliers
+    @model_validator(mode="after")
+    def _one_grid(self) -> Self:
+        if self.learning_rate_multipliers is not None and "learning_rate_multipliers" in self.grid.model_fields_set:
+            raise ValueError("give learning_rate_multipliers in grid or beside it, not both")
+        return self
+
+    @property
+    def points(self) -> GridConfig:
+        """The grid, wherever its rates are given."""
+        given = self.learning_rate_multipliers
+        return self.grid if given is None else self.grid.model_copy(update={"learning_rate_multipliers": given})
+
+    @property
+    def own_seeds(self) -> list[int]:
+        """Those of a tuning that is shared, or of a search."""
+        return TUNING_SEEDS if self.seeds is None else self.seeds
 
 
 class EvaluationConfig(Section):
-    """Stage 2, on the test split: every arm at the rate that stage 1 chose."""
+    """What the verdicts are made of: test scores at the points that tuning chose."""
 
     seeds: list[Seed] = Field(
-        list(range(8)), min_length=1, description="fresh seeds; arms are paired by them, and a verdict needs five"
+        list(range(8)),
+        min_length=1,
+        description="each is a replication of the whole comparison, unless tuning is shared; arms are paired by them, "
+        "and a verdict needs five",
     )
 
     @field_validator("seeds")
@@ -96,18 +166,7 @@ class ProtocolConfig(Section):
     @field_validator("fixed_learning_rates")
     @classmethod
     def _distinct(cls, rates: list[float]) -> list[float]:
-        _each_once(rates)
-        return rates
-
-    @model_validator(mode="after")
-    def _fresh_seeds(self) -> Self:
-        shared = sorted({*self.tuning.seeds} & {*self.evaluation.seeds})
-        if shared:
-            raise ValueError(
-                f"evaluation needs fresh seeds: {', '.join(map(str, shared[:10]))} of evaluation.seeds would be a "
-                "rate's own tuning seed; take others for tuning.seeds"
-            )
-        return self
+        return _each_once(rates)
 
 
 class StudyConfig(Section):
@@ -129,7 +188,53 @@ class StudyConfig(Section):
     protocol: ProtocolConfig
 
     @model_validator(mode="after")
-    def _one_stage_1(self) -> Self:
+    def _one_way_to_tune(self) -> Self:
+        tuning = self.protocol.tuning
+        if self.search is None and not tuning.shared:
+            if tuning.seeds is not None:
+                raise ValueError(
+                    "protocol.tuning.seeds: every evaluation seed is tuned by its own runs, so tuning has no seeds; "
+                    "leave them out, or say `tuning: {shared: true, ...}` for one tuning for all (its verdicts are of "
+                    "points, not of methods)"
+                )
+            if tuning.learning_rate_multipliers is not None:
+                raise ValueError(
+                    "protocol.tuning.learning_rate_multipliers: the points are a grid now: write "
+                    "`tuning: {grid: {learning_rate_multipliers: [...]}}`"
+                )
+        if self.search is not None and (tuning.shared or "grid" in tuning.model_fields_set):
+            raise ValueError(
+                "protocol.tuning: a study with a search has neither `grid` nor `shared`: its points are those of "
+                "search.space"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _fresh_seeds(self) -> Self:
+        tuning = self.protocol.tuning
+        if self.search is None and not tuning.shared:
+            return self
+        both = sorted({*tuning.own_seeds} & {*self.protocol.evaluation.seeds})
+        if both:
+            raise ValueError(
+                f"evaluation needs fresh seeds: {', '.join(map(str, both[:10]))} of protocol.evaluation.seeds would be "
+                "a point's own tuning seed; take others for protocol.tuning.seeds"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _seeds_for_repeats(self) -> Self:
+        repeats = 1 if self.search is None else self.search.repeats
+        for name, seeds in (("tuning", self.protocol.tuning.own_seeds), ("evaluation", self.protocol.evaluation.seeds)):
+            if len(seeds) % repeats:
+                raise ValueError(
+                    f"search.repeats: {repeats} searches share protocol.{name}.seeds in equal blocks; it has "
+                    f"{len(seeds)}"
+                )
+        return self
+
+    @model_validator(mode="after")
+    def _no_fixed_rates(self) -> Self:
         if self.search is not None and self.protocol.fixed_learning_rates:
             raise ValueError("protocol.fixed_learning_rates: an arm that is searched has no fixed rate; leave it out")
         return self

@@ -41,8 +41,11 @@ class Reporter:
             facts["ranks"] = result["ranks"]
         if trial.stage == "evaluation" and failure is None:
             test = result.get("test")
-            if test is None:  # run.py trained it, without a test score
-                test = score_on_test(trial.config, self.context, run_dir, self.runs_dir, name=run_dir.path.name)
+            if test is None:  # tuning or run.py trained it, without a test score
+                name, purpose = run_dir.path.name, purpose_of(trial)
+                test = score_on_test(
+                    trial.config, self.context, run_dir, self.runs_dir, name=name, purpose=purpose or ""
+                )
             failure, facts["test"] = task.divergence(test, "test"), test[result["score_name"]]
             if failure is None and "test" not in result:
                 run_dir.add_test(test)
@@ -71,6 +74,11 @@ class Reporter:
     def failed(self, claim: Claim, run_dir: RunDirectory, reason: str) -> None:
         """A trial without a score."""
         self.queue.fail(claim, reason, {"folder": run_dir.path.name})
+
+
+def purpose_of(trial: PlannedTrial) -> str | None:
+    """What a trial reads the test split for; None: it does not."""
+    return " and ".join(trial.settings) if trial.stage == "evaluation" else None
 
 
 def _by_name(scores: Mapping[int, float]) -> dict[str, float]:

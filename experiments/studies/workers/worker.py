@@ -22,7 +22,7 @@ from experiments.studies.spec.study import Study
 from experiments.studies.workers.attempts import adopt, attempt_at, discard, publish, publish_finished
 from experiments.studies.workers.heartbeat import Progress, beating
 from experiments.studies.workers.packing import Packing, share
-from experiments.studies.workers.reporting import Reporter
+from experiments.studies.workers.reporting import Reporter, purpose_of
 from experiments.terminal import Display
 from experiments.training.context import TrainingContext
 from experiments.training.interruption import Interrupted, Interruption
@@ -113,7 +113,9 @@ class Worker:
         begun = next(iter(self.claimed.values())).trial.arm if self.claimed else None
 
         def choose(entries: Sequence[Entry]) -> Sequence[Entry]:
-            known = [(entry, study_state.wanted[entry.key].arm) for entry in entries if entry.key in study_state.wanted]
+            wanted = [(entry, study_state.wanted[entry.key]) for entry in entries if entry.key in study_state.wanted]
+            wanted.sort(key=lambda each: self._lacks_its_run(each[1]))  # another machine may have it
+            known = [(entry, trial.arm) for entry, trial in wanted]
             if not known:
                 return []
             arm = begun or known[0][1]
@@ -123,6 +125,10 @@ class Worker:
 
         for claim in self.queue.claim(choose):
             self._begin(claim, study_state.wanted[claim.key])
+
+    def _lacks_its_run(self, trial: PlannedTrial) -> bool:
+        """Whether a trial that reads a run of the tuning would have to train it anew in this runs folder."""
+        return trial.run_of is not None and not self._described(trial).run_dir.finished
 
     def _together(self) -> list[ClaimedTrial]:
         """The held trials that train now: as many as fit, at one step where batches of different steps differ."""
@@ -137,9 +143,7 @@ class Worker:
 
     def _begin(self, claim: Claim, trial: PlannedTrial) -> None:
         """Start or resume the attempt at a claimed trial, or report its run where it has finished already."""
-        start = self.starts[trial.arm.config_hash]
-        rank_total = sum(trial.knobs["rank"].values()) if trial.knobs else self.packing.rank_total(trial.arm)
-        run = describe_run(trial.config, self.context, self.runs_dir, rank_total=rank_total, start=start)
+        run = self._described(trial)
         run_dir = run.run_dir
         attempt = attempt_at(run_dir, claim.key, claim.number)
         publish_finished(attempt, run_dir)
@@ -153,7 +157,7 @@ class Worker:
             return
         adopt(attempt)
         options = RunOptions(
-            test=trial.stage == "evaluation",
+            test=purpose_of(trial),
             runs_dir=self.runs_dir,
             wandb_mode="disabled",
             rungs=self.reporter.rungs(trial),
@@ -166,6 +170,11 @@ class Worker:
             discard(attempt)  # this worker stalled, and who re-claimed the trial has cleared its attempts away
             return
         self.claimed[claim.key] = ClaimedTrial(claim, trial, run_dir, trial_run)
+
+    def _described(self, trial: PlannedTrial) -> RunDescription:
+        start = self.starts[trial.arm.config_hash]
+        rank_total = sum(trial.knobs["rank"].values()) if "rank" in trial.knobs else self.packing.rank_total(trial.arm)
+        return describe_run(trial.config, self.context, self.runs_dir, rank_total=rank_total, start=start)
 
     def _trial_run(self, trial: PlannedTrial, attempt: RunDescription, options: RunOptions) -> TrialRun:
         start = self.starts[trial.arm.config_hash]

@@ -74,7 +74,7 @@ def test_a_damaged_result_is_named_where_the_table_is_made(copy: Path) -> None:
 
 
 def test_a_finished_trial_that_a_worker_finds_damaged_has_no_score_but_the_file_and_the_way_out(tmp_path: Path) -> None:
-    tuning = {"learning_rate_multipliers": [0.5, 1], "seeds": [100]}
+    tuning = {"shared": True, "learning_rate_multipliers": [0.5, 1], "seeds": [100]}
     protocol = {"tuning": tuning, "evaluation": {"seeds": [0]}, "margin": 0.01}
     few = {"arms": [{"variant": "lora", "rank": 2}], "protocol": protocol}
     worker_on(tmp_path, pack=1, **few).work()
@@ -101,18 +101,18 @@ def test_a_trial_with_changed_metrics_is_not_copied_to_wandb_and_that_is_said(co
 
 
 def test_a_line_of_the_ledger_that_a_kill_has_torn_stays_one_of_its_own(tmp_path: Path) -> None:
-    note_test_read(tmp_path, data="0", study="s", run="a")
+    note_test_read(tmp_path, data="0", study="s", run="a", purpose="tuned")
     (ledger := tmp_path / "test_reads.jsonl").write_text(ledger.read_text() + '{"time": "20')
-    note_test_read(tmp_path, data="0", study="s", run="b")
-    note_test_read(tmp_path, data="0", study="another", run="c")
+    note_test_read(tmp_path, data="0", study="s", run="b", purpose="tuned")
+    note_test_read(tmp_path, data="0", study="another", run="c", purpose="tuned")
     assert [json.loads(line)["run"] for line in lines_of_study(tmp_path, "s")] == ["a", "b"]
 
 
 @pytest.mark.parametrize("line", ["\0\0\0", '{"time": 3}', "x"])
 def test_a_damaged_line_of_the_ledger_is_named(tmp_path: Path, line: str) -> None:
-    note_test_read(tmp_path, data="0", study="s", run="a")
+    note_test_read(tmp_path, data="0", study="s", run="a", purpose="tuned")
     with (tmp_path / "test_reads.jsonl").open("a") as file:
         file.write(f"{line}\n")
-    note_test_read(tmp_path, data="0", study="s", run="b")
+    note_test_read(tmp_path, data="0", study="s", run="b", purpose="tuned")
     with pytest.raises(RecordError, match=r"test_reads.jsonl, line 2: .*mend that line"):
         lines_of_study(tmp_path, "s")

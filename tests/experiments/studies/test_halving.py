@@ -132,7 +132,7 @@ def test_a_trial_whose_record_another_one_made_is_pruned_all_the_same(finished: 
     worker = worker_on(tmp_path, pack=8, **HALVED)
     record = RunDirectory(tmp_path / worker.study.name / str(entry.facts["folder"]))
     no_thresholds = Rungs(dict.fromkeys(RUNGS))  # as in the first batch of another arm
-    options = RunOptions(test=False, runs_dir=tmp_path, wandb_mode="disabled", rungs=no_thresholds)
+    options = RunOptions(test=None, runs_dir=tmp_path, wandb_mode="disabled", rungs=no_thresholds)
     rank_total = sum(trial.knobs["rank"].values())
     run = describe_run(trial.config, worker.context, tmp_path, rank_total=rank_total, start=None)
     whole = TrialRun(trial.config, worker.context, run, options, Display.silent())

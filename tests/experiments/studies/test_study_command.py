@@ -170,7 +170,7 @@ def test_before_an_evaluation_a_changed_file_is_taken_and_the_change_is_said(tmp
     enqueue(queue, snapshot(study, queue), at_most=3)
     assert check_protocol(study, queue, snapshot(study, queue)) is None
     changed = load_study(study_file(tmp_path, arms=[{"variant": "lora", "rank": [4, 8]}], protocol={
-        **TINY["protocol"], "tuning": {"learning_rate_multipliers": [1, 4], "seeds": [100]}}))  # fmt: skip
+        **TINY["protocol"], "tuning": {"shared": True, "learning_rate_multipliers": [1, 4], "seeds": [100]}}))  # fmt: skip
     change = check_protocol(changed, queue, snapshot(changed, queue))
     assert change is not None
     assert (change.new, change.done, change.unwanted) == (2, 0, 1)

@@ -153,7 +153,7 @@ def test_every_error_of_the_file_the_arms_and_the_command_line_is_reported_at_on
         "stps=3",
         name="a b",
         arms=[{"variant": ["lora", "lorra"], "rank": [1, 2, 0.5]}, {"seed": 3}, {"rank": []}],
-        protocol={"tuning": {"seeds": [1, 1], "learning_rate_multipliers": [1]}, "evaluation": {"seeds": [-1]}},
+        protocol={"tuning": {"shared": True, "seeds": [1, 1], "learning_rate_multipliers": [1]}, "evaluation": {"seeds": [-1]}},
     )
     text = "\n".join(found)
     for expected in (
@@ -185,14 +185,14 @@ def test_every_error_of_the_file_the_arms_and_the_command_line_is_reported_at_on
         ({"protocol": {"margin": 0}}, "protocol.margin: should be greater than 0"),
         ({"protocol": {"margin": 1, "alpha": 1}}, "protocol.alpha: should be less than 1"),
         (
-            {"protocol": {"margin": 1, "tuning": {"learning_rate_multipliers": [1, 1.001]}}},
+            {"protocol": {"margin": 1, "tuning": {"shared": True, "learning_rate_multipliers": [1, 1.001]}}},
             "a factor of 1.01 apart or more",
         ),
         (
-            {"protocol": {"margin": 1, "tuning": {"learning_rate_multipliers": [0, 1]}}},
+            {"protocol": {"margin": 1, "tuning": {"shared": True, "learning_rate_multipliers": [0, 1]}}},
             "learning_rate_multipliers.0: should be greater than 0",
         ),
-        ({"protocol": {"margin": 1, "tuning": {"seeds": [7, 8]}}}, "evaluation needs fresh seeds: 7 of"),
+        ({"protocol": {"margin": 1, "tuning": {"shared": True, "seeds": [7, 8]}}}, "evaluation needs fresh seeds: 7 of"),
         ({"protocol": {"margin": 1, "fixed_learning_rates": [1e-3, 0.001]}}, "duplicate values (to six digits)"),
         ({"protocol": {"margin": 1, "reference": {"varient": "lora"}}}, "(did you mean 'variant'?)"),
         (
@@ -270,7 +270,7 @@ def test_what_leaves_verdicts_out_is_said(tmp_path: Path) -> None:
     few = study(
         tmp_path,
         arms=[LORA, {"variant": "adalora", "rank": 16}],
-        protocol={"margin": 1, "evaluation": {"seeds": [0, 1]}, "tuning": {"learning_rate_multipliers": [1, 2]}},
+        protocol={"margin": 1, "evaluation": {"seeds": [0, 1]}, "tuning": {"shared": True, "learning_rate_multipliers": [1, 2]}},
     ).warnings
     assert len(few) == 3
     assert few[0].startswith("adalora r=16 is compared with nothing")

@@ -130,7 +130,7 @@ def trained(config: RunConfig, runs: Path, rungs: dict[int, float | None]) -> Tr
     context = TrainingContext(config)
     context.load()
     run = describe_run(config, context, runs, rank_total=0, start=None)
-    options = RunOptions(test=False, runs_dir=runs, wandb_mode="disabled", rungs=Rungs(rungs))
+    options = RunOptions(test=None, runs_dir=runs, wandb_mode="disabled", rungs=Rungs(rungs))
     trial = TrialRun(config, context, run, options, Display.silent())
     train_pack(context, [trial], interruption=Interruption())
     return trial
@@ -195,7 +195,7 @@ def test_a_finished_run_whose_score_was_a_divergence_is_not_shown_as_a_result(
 
 
 def test_a_trial_that_diverged_or_was_finished_as_one_is_never_a_score_of_a_study(tmp_path: Path) -> None:
-    tuning = {"learning_rate_multipliers": [1, 1e13], "seeds": [100]}
+    tuning = {"shared": True, "learning_rate_multipliers": [1, 1e13], "seeds": [100]}
     changed = {
         "arms": [{"variant": "full"}],
         "protocol": {"tuning": tuning, "evaluation": {"seeds": [0]}, "margin": 0.01},

@@ -52,7 +52,7 @@ def trial_run(config: RunConfig, context: TrainingContext, runs: Path, *, rungs:
     plan, _ = context.plan(config)
     rank_total = sum(layer.ranks[0] for layer in plan.layers.values())
     run = describe_run(config, context, runs, rank_total=rank_total, start=None)
-    options = RunOptions(test=True, runs_dir=runs, wandb_mode="disabled", rungs=rungs)
+    options = RunOptions(test="tuned", runs_dir=runs, wandb_mode="disabled", rungs=rungs)
     return TrialRun(config, context, run, options, Display.silent())
 
 
