@@ -9,11 +9,12 @@ from project_paths import CONFIGS
 
 from experiments.config.yaml_files import yaml_text
 from experiments.studies.protocol.progress import StudyState, progress_of_arms, snapshot
-from experiments.studies.protocol.search_stage import Proposal, trial_key
-from experiments.studies.protocol.trials import ArmProgress, PlannedTrial, TrialResult
+from experiments.studies.protocol.search_stage import Proposal, repeats_of, trial_key
+from experiments.studies.protocol.trials import ArmProgress, PlannedTrial, Replication, TrialResult
 from experiments.studies.queue.entries import Entry
 from experiments.studies.queue.storage import storage_address
 from experiments.studies.queue.trial_queue import TrialQueue
+from experiments.studies.spec.arms import Arm
 from experiments.studies.spec.study import Study, load_study
 from experiments.studies.workers.packing import Packing
 from experiments.studies.workers.worker import Worker
@@ -91,15 +92,25 @@ def study_state_of(study: Study, outcome: Outcome) -> StudyState:
 
 def _points(study: Study, progress: ArmProgress) -> dict[str, Proposal]:
     """What a search asks for: points with other ranks for every number, over the matrices of the byte transformer."""
-    tuning, arm = progress.tuning, progress.arm
-    of = arm.source if tuning.asks_for == "allocation" and arm.source is not None else arm
+    if study.config.search is None:
+        return {}
+    found: dict[str, Proposal] = {}
+    for repeat, asking in zip(
+        repeats_of(study.config.search, study.protocol), progress.tuning.replications, strict=True
+    ):
+        found |= _asked_for(progress.arm, asking, repeat.seeds[0])
+    return found
+
+
+def _asked_for(arm: Arm, asking: Replication, seed: int) -> dict[str, Proposal]:
+    of = arm.source if asking.asks_for == "allocation" and arm.source is not None else arm
     kinds = ("query", "key", "value", "output", "up", "down")
     names = [f"layers.{layer}.{kind}" for layer in range(4) for kind in kinds]
     found = {}
-    for number in tuning.asks:
+    for number in asking.asks:
         own = np.random.default_rng([number, int(of.config_hash, 16) % 2**32])
         ranks = dict(zip(names, own.integers(0, 9, len(names)).tolist(), strict=True))
-        key = trial_key(of, tuning.asks_for, number, study.protocol.tuning.seeds[0])
+        key = trial_key(of, asking.asks_for, number, seed)
         knobs = {"rank": ranks, "alpha_per_rank": float(own.uniform(0.5, 8)), "learning_rate_ratio": 1.0 + number}
         found[key] = Proposal(of.centre * float(own.uniform(0.25, 4)), knobs)
     return found

@@ -30,8 +30,8 @@ def learning_rate_figure(rates: pd.DataFrame) -> Figure:
 
     Dots are runs, curves go through the means of a rate's runs; squares are rates by which the grid was extended, rings
     the chosen ones (the larger the more seeds chose it), a cross at the edge a rate at which a run failed. Scores far
-    worse than most lie beyond the frame. `rates` has the columns line, arm, rank, kind ('seed', 'mean', 'failed'), learning_rate, seed, value, n,
-    added, chosen, share, tuning, score, higher_is_better.
+    worse than most lie beyond the frame. `rates` has the columns line, arm, rank, kind ('seed', 'mean', 'failed'),
+    learning_rate, seed, value, n, added, chosen, share, tuning, score, higher_is_better.
     """
     lines = list(dict.fromkeys(rates["line"]))
     across = 2 if len(lines) == 4 else min(ACROSS, len(lines))

@@ -114,7 +114,7 @@ class TuningConfig(Section):
 
     @model_validator(mode="after")
     def _one_grid(self) -> Self:
-        if self.learning_rate_multipliers is not None and "learning_rate_multipliers" in self.grid.model_fields_set:
+        if self.learning_rate_multipliers is not None and self.grid.learning_rate_multipliers != MULTIPLIERS:
             raise ValueError("give learning_rate_multipliers in grid or beside it, not both")
         return self
 
@@ -202,7 +202,7 @@ class StudyConfig(Section):
                     "protocol.tuning.learning_rate_multipliers: the points are a grid now: write "
                     "`tuning: {grid: {learning_rate_multipliers: [...]}}`"
                 )
-        if self.search is not None and (tuning.shared or "grid" in tuning.model_fields_set):
+        if self.search is not None and (tuning.shared or tuning.grid != TuningConfig().grid):
             raise ValueError(
                 "protocol.tuning: a study with a search has neither `grid` nor `shared`: its points are those of "
                 "search.space"

@@ -141,7 +141,7 @@ def test_the_forest_has_difference_interval_margin_and_word_of_every_comparison(
 ) -> None:
     comparisons = tables["comparisons"]
     panels = redrawn_axes("comparisons", comparisons)
-    assert [axes.get_title(loc="left") for axes in panels] == ["tuned learning rate", "learning rate 0.001 for all"]
+    assert [axes.get_title(loc="left") for axes in panels] == ["tuned", "learning rate 0.001 for all"]
     for axes, (_, family) in zip(panels, comparisons.groupby("setting", sort=False), strict=True):
         for place, row in enumerate(family.to_dict("records")):
             word = row["excluded"] if pd.isna(row["verdict"]) else row["verdict"]

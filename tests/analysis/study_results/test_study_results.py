@@ -210,7 +210,7 @@ def test_an_arm_that_is_not_tuned_has_a_difference_and_no_verdict_but_one_at_a_r
     assert fixed["verdict"] is not None
     [tuning] = [each for each in conclusion.summary["tuning"]["arms"] if each["arm"] == "rslora r=2"]
     assert (tuning["state"], tuning["trials"], len(tuning["added_learning_rate_multipliers"])) == ("not tuned", 10, 2)
-    assert tuning["multiplier"] == max(tuning["added_learning_rate_multipliers"])
+    assert tuning["chosen"][0]["multiplier"] == max(tuning["added_learning_rate_multipliers"])
     assert all(other["trials"] == 6 for other in conclusion.summary["tuning"]["arms"] if other is not tuning)
     assert any("rslora r=2 is not tuned" in warning for warning in conclusion.warnings)
 

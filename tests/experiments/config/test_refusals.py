@@ -213,7 +213,11 @@ def test_lists_that_multiply_to_a_million_arms_are_refused_before_they_are_multi
 def test_a_study_of_too_many_trials_is_refused(tmp_path: Path) -> None:
     seeds = list(range(1000, 10_500))
     arms = [{"variant": "lora", "rank": list(range(1, 12))}]
-    protocol = {"margin": 1, "evaluation": {"seeds": seeds}, "tuning": {"shared": True, "learning_rate_multipliers": [1, 2]}}
+    protocol = {
+        "margin": 1,
+        "evaluation": {"seeds": seeds},
+        "tuning": {"shared": True, "learning_rate_multipliers": [1, 2]},
+    }
     (told,) = study_errors(tmp_path, arms=arms, protocol=protocol)
     assert told.startswith("protocol: up to 104,544 trials; a study has at most 100,000")
 
@@ -230,6 +234,7 @@ def test_keys_of_a_search_that_are_no_names_are_errors(tmp_path: Path) -> None:
         tmp_path,
         search={"budget": {"total_rank": 4}},
         arms=[{"allocation": 5, "sampler": [["a"]], "search_seed": -1}],
+        protocol={"margin": 1},
     )
     text = "\n".join(found)
     assert "allocation: 5 is not known; one of grouped" in text

@@ -11,7 +11,7 @@ import pytest
 from experiments.config.loading import load
 from experiments.studies.protocol.protocol import plan_ahead, progress_of
 from experiments.studies.protocol.search_stage import Proposal, trial_key
-from experiments.studies.protocol.trials import ArmProgress, PlannedTrial, TrialResult
+from experiments.studies.protocol.trials import ArmProgress, PlannedTrial, Replication, TrialResult
 from experiments.studies.search.allocations import Interval
 from experiments.studies.search.samplers import Observation, suggest
 from experiments.studies.spec.arms import Arm
@@ -35,6 +35,11 @@ def number_of(trial: PlannedTrial) -> int:
     return int(trial.knobs["rank"]["layers.0.query"])
 
 
+def searched(progress: ArmProgress) -> Replication:
+    (only,) = progress.tuning.replications
+    return only
+
+
 class Simulated:
     """A study of one arm whose asks are answered and whose trials end as `score` says; None is a failure."""
 
@@ -54,8 +59,8 @@ class Simulated:
         )
 
     def answer(self) -> tuple[int, ...]:
-        asks = self.progress().tuning.asks
-        self.proposals |= {trial_key(ARM, "search", n, self.protocol.tuning.seeds[0]): point_of(n) for n in asks}
+        asks = searched(self.progress()).asks
+        self.proposals |= {trial_key(ARM, "search", n, self.protocol.tuning.own_seeds[0]): point_of(n) for n in asks}
         return asks
 
     def end(self, trial: PlannedTrial) -> None:
@@ -74,12 +79,12 @@ class Simulated:
 def test_a_batch_is_suggested_when_all_before_it_has_ended() -> None:
     study = Simulated(lambda trial: float(number_of(trial)))
     assert study.answer() == tuple(range(8))
-    assert study.progress().tuning.asks == ()
+    assert searched(study.progress()).asks == ()
     for trial in study.progress().wanted[:7]:
         study.end(trial)
-    assert study.progress().tuning.asks == ()
+    assert searched(study.progress()).asks == ()
     study.end(study.progress().wanted[7])
-    assert study.progress().tuning.asks == tuple(range(8, 16))
+    assert searched(study.progress()).asks == tuple(range(8, 16))
     assert not study.progress().complete
 
 
@@ -88,7 +93,7 @@ def test_a_batch_of_which_a_crash_left_a_part_is_asked_for_the_rest() -> None:
     study.answer()
     for n in (3, 5, 6):
         del study.proposals[trial_key(ARM, "search", n, 100)]
-    assert study.progress().tuning.asks == (3, 5, 6)
+    assert searched(study.progress()).asks == (3, 5, 6)
 
 
 def test_every_arm_gets_the_planned_trials_and_no_more() -> None:
@@ -108,8 +113,8 @@ def test_the_race_goes_by_fresh_seeds_and_forgets_the_score_that_made_a_contende
     progress = Simulated(score).finish()
     raced = {number_of(trial) for trial in progress.wanted if trial.stage == "race"}
     assert 7 in raced
-    assert progress.tuning.number == 3
-    assert progress.tuning.knobs == point_of(3).knobs
+    assert searched(progress).number == 3
+    assert searched(progress).knobs == point_of(3).knobs
     assert {number_of(trial) for trial in progress.evaluations("tuned")} == {3}
 
 
@@ -123,8 +128,8 @@ def test_the_winner_is_the_best_mean_of_the_race_over_all_its_seeds() -> None:
     progress = Simulated(score).finish()
     rounds = {s: sorted(number_of(t) for t in progress.wanted if t.stage == "race" and t.seed == s) for s in (101, 102)}
     assert rounds == {101: [0, 1, 2, 3, 4], 102: [0, 1, 2]}  # the better half goes on
-    assert progress.tuning.number == 1
-    assert f"{fmean([1.1, 0.0]):.6g} over 2 seeds" in progress.tuning.reason
+    assert searched(progress).number == 1
+    assert f"{fmean([1.1, 0.0]):.6g} over 2 seeds" in searched(progress).reason
 
 
 def test_a_failure_is_never_a_score_neither_in_the_search_nor_in_the_race() -> None:
@@ -135,10 +140,10 @@ def test_a_failure_is_never_a_score_neither_in_the_search_nor_in_the_race() -> N
         return float(number)
 
     progress = Simulated(score).finish()
-    assert progress.tuning.number == 2
+    assert searched(progress).number == 2
     nothing = Simulated(lambda trial: None).finish()
     assert nothing.tuning.state == "not tuned"
-    assert "diverged" in nothing.tuning.reason
+    assert "diverged" in searched(nothing).reason
     assert {trial.stage for trial in nothing.wanted} == {"search"}
     lost = Simulated(lambda trial: None if trial.stage == "race" else 1.0).finish()
     assert lost.tuning.state == "not tuned"
@@ -146,7 +151,7 @@ def test_a_failure_is_never_a_score_neither_in_the_search_nor_in_the_race() -> N
 
 def test_scores_that_are_not_finite_are_no_scores() -> None:
     progress = Simulated(lambda trial: -math.inf if number_of(trial) == 4 else float(number_of(trial))).finish()
-    assert progress.tuning.number == 0
+    assert searched(progress).number == 0
 
 
 def test_higher_scores_win_where_higher_is_better() -> None:

@@ -37,7 +37,7 @@ def test_with_all_allocations_equal_a_search_rarely_says_better_or_worse(tmp_pat
 
         study_state = study_state_of(study, equal)
         table = results_table(study, study_state, tmp_path)
-        judged = families(study, evaluations(study, study_state, table))["tuned"]
+        judged = families(study, study_state, evaluations(study, study_state, table))["tuned"]
         assert len(judged) == 4
         assert not any(each.excluded for each in judged)
         wrong += any(each.verdict in ("better", "worse") for each in judged)

@@ -72,5 +72,5 @@ def _confirmed_risk(progress: ArmProgress, entries: Mapping[str, Any], folder: P
         RunDirectory(folder / str(entries[trial.key].facts["folder"])).result()["diagnostics"]["update_distance"]
         for trial in evaluations
     ]
-    assert min(risks) >= least_risk(progress.tuning.knobs["rank"]) - 1e-6
+    assert min(risks) >= least_risk(progress.tuning.replications[0].knobs["rank"]) - 1e-6
     return sum(risks) / len(risks)

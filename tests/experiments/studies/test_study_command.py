@@ -103,7 +103,7 @@ def test_the_status_of_a_study_that_nobody_started_makes_no_folder(tmp_path: Pat
 def test_the_plan_says_arms_trials_packs_and_time_and_leaves_nothing(tmp_path: Path) -> None:
     plan = start(study_file(tmp_path), tmp_path / "runs", plan=True, pack=2)
     assert plan.code == 0
-    for part in ("lora r=4", "adalora r=4", "up to 2", "10 trials", "1 worker", " s "):
+    for part in ("lora r=4", "adalora r=4", "up to 2", "10 trained trials", "of the chosen points", "1 worker", " s "):
         assert part in plan.said
     assert not (tmp_path / "runs").exists()
 
@@ -170,7 +170,8 @@ def test_before_an_evaluation_a_changed_file_is_taken_and_the_change_is_said(tmp
     enqueue(queue, snapshot(study, queue), at_most=3)
     assert check_protocol(study, queue, snapshot(study, queue)) is None
     changed = load_study(study_file(tmp_path, arms=[{"variant": "lora", "rank": [4, 8]}], protocol={
-        **TINY["protocol"], "tuning": {"shared": True, "learning_rate_multipliers": [1, 4], "seeds": [100]}}))  # fmt: skip
+        **TINY["protocol"],
+        "tuning": {"shared": True, "learning_rate_multipliers": [1, 4], "seeds": [100]}}))  # fmt: skip
     change = check_protocol(changed, queue, snapshot(changed, queue))
     assert change is not None
     assert (change.new, change.done, change.unwanted) == (2, 0, 1)

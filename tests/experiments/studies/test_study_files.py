@@ -153,7 +153,10 @@ def test_every_error_of_the_file_the_arms_and_the_command_line_is_reported_at_on
         "stps=3",
         name="a b",
         arms=[{"variant": ["lora", "lorra"], "rank": [1, 2, 0.5]}, {"seed": 3}, {"rank": []}],
-        protocol={"tuning": {"shared": True, "seeds": [1, 1], "learning_rate_multipliers": [1]}, "evaluation": {"seeds": [-1]}},
+        protocol={
+            "tuning": {"shared": True, "seeds": [1, 1], "learning_rate_multipliers": [1]},
+            "evaluation": {"seeds": [-1]},
+        },
     )
     text = "\n".join(found)
     for expected in (
@@ -192,7 +195,10 @@ def test_every_error_of_the_file_the_arms_and_the_command_line_is_reported_at_on
             {"protocol": {"margin": 1, "tuning": {"shared": True, "learning_rate_multipliers": [0, 1]}}},
             "learning_rate_multipliers.0: should be greater than 0",
         ),
-        ({"protocol": {"margin": 1, "tuning": {"shared": True, "seeds": [7, 8]}}}, "evaluation needs fresh seeds: 7 of"),
+        (
+            {"protocol": {"margin": 1, "tuning": {"shared": True, "seeds": [7, 8]}}},
+            "evaluation needs fresh seeds: 7 of",
+        ),
         ({"protocol": {"margin": 1, "fixed_learning_rates": [1e-3, 0.001]}}, "duplicate values (to six digits)"),
         ({"protocol": {"margin": 1, "reference": {"varient": "lora"}}}, "(did you mean 'variant'?)"),
         (
@@ -270,7 +276,11 @@ def test_what_leaves_verdicts_out_is_said(tmp_path: Path) -> None:
     few = study(
         tmp_path,
         arms=[LORA, {"variant": "adalora", "rank": 16}],
-        protocol={"margin": 1, "evaluation": {"seeds": [0, 1]}, "tuning": {"shared": True, "learning_rate_multipliers": [1, 2]}},
+        protocol={
+            "margin": 1,
+            "evaluation": {"seeds": [0, 1]},
+            "tuning": {"grid": {"learning_rate_multipliers": [1, 2]}},
+        },
     ).warnings
     assert len(few) == 3
     assert few[0].startswith("adalora r=16 is compared with nothing")
@@ -311,10 +321,12 @@ def test_what_an_evaluation_was_promised_may_not_change_and_more_may_come(tmp_pa
 def test_a_shipped_study_is_what_its_comment_says(path: Path) -> None:
     found = load_study(path)
     assert found.name == path.stem
-    trials = sum(len(plan_ahead(arm, found.protocol, found.config.search)) for arm in found.arms)
-    extensions = 2 * len(found.arms) if path.stem == "smoke" else 0  # its grids of two are always extended
+    planned = [trial for arm in found.arms for trial in plan_ahead(arm, found.protocol, found.config.search)]
+    trials = sum(trial.run_of is None for trial in planned)
+    seeds = len(found.protocol.evaluation.seeds)
+    extensions = 2 * seeds * len(found.arms) if path.stem == "smoke" else 0  # its grids of two are always extended
     comment = re.sub(r"\n# ?", " ", path.read_text().split("\nname:")[0])
-    stated = re.search(r"(\d+) arms of \d+ trials.*?(\d+) in all", comment)
+    stated = re.search(r"(\d+) arms of \d+ (?:trained )?trials.*?(\d+) in all", comment)
     assert stated is not None
     assert [int(number) for number in stated.groups()] == [len(found.arms), trials + extensions]
     assert found.comparisons()

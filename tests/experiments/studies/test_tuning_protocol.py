@@ -15,7 +15,7 @@ from project_paths import CONFIGS
 
 from experiments.config.loading import load
 from experiments.studies.protocol.protocol import plan_ahead, progress_of, settings_of
-from experiments.studies.protocol.trials import ArmProgress, PlannedTrial, TrialResult
+from experiments.studies.protocol.trials import ArmProgress, PlannedTrial, Replication, TrialResult
 from experiments.studies.spec.arms import Arm
 from experiments.studies.spec.study import load_study
 from experiments.studies.spec.study_config import ProtocolConfig
@@ -48,6 +48,16 @@ def finished(outcome: Outcome, asked: ProtocolConfig | None = None, *, higher_is
         results |= {trial.key: outcome(trial) for trial in missing}
 
 
+def choice(progress: ArmProgress) -> Replication:
+    """The one that all evaluation seeds share."""
+    (only,) = progress.tuning.replications
+    return only
+
+
+def multipliers(replication: Replication) -> tuple[float, ...]:
+    return tuple(point.multiplier for point in replication.added)
+
+
 def scored(scores: Mapping[float, float | None]) -> Outcome:
     """Results by multiplier; None is a failure, a multiplier that is not there scores badly."""
 
@@ -73,7 +83,9 @@ def test_in_any_order_of_results_nothing_wanted_is_dropped_and_nothing_is_evalua
 ) -> None:
     grid = data.draw(st.sampled_from([[0.25, 0.5, 1, 2, 4], [2, 1], [0.1, 1, 3]]))
     fixed = data.draw(st.sampled_from([[], [5e-3], [1e-2, 3e-2]]))
-    asked = protocol(fixed_learning_rates=fixed, tuning={"learning_rate_multipliers": grid, "seeds": [100, 101]})
+    asked = protocol(
+        fixed_learning_rates=fixed, tuning={"shared": True, "learning_rate_multipliers": grid, "seeds": [100, 101]}
+    )
     higher = data.draw(st.booleans())
     order = random.Random(data.draw(st.integers(0, 999)))
     ends = st.one_of(st.none(), st.integers(0, 3), st.just(math.nan))
@@ -94,7 +106,7 @@ def test_in_any_order_of_results_nothing_wanted_is_dropped_and_nothing_is_evalua
             assert after.tuning == before.tuning
         before = after
     assert all(t.key in results for t in before.wanted)
-    tuning = before.tuning
+    tuning = choice(before)
     if tuning.chosen is not None:
         at_chosen = [results[t.key] for t in tuning.trials if t.learning_rate == tuning.chosen]
         assert len(at_chosen) == 2
@@ -116,9 +128,9 @@ def test_every_arm_is_given_the_same_number_of_tuning_trials_whatever_its_varian
 def test_the_rate_with_the_best_mean_score_is_evaluated_on_fresh_seeds(higher: bool) -> None:
     sign = 1 if higher else -1
     progress = finished(scored({0.25: 1, 0.5: sign * 5, 1: 2, 2: 1, 4: 1}), higher_is_better=higher)
-    assert (progress.tuning.state, progress.tuning.multiplier) == ("tuned", 0.5)
+    assert (progress.tuning.state, choice(progress).multiplier) == ("tuned", 0.5)
     assert rates(progress.evaluations("tuned")) == {2.5e-3}
-    assert progress.tuning.added == ()
+    assert choice(progress).added == ()
 
 
 @pytest.mark.parametrize("higher", [True, False])
@@ -135,8 +147,10 @@ def test_a_rate_is_judged_by_the_mean_of_its_seeds_not_by_the_best_nor_the_worst
         score = scores.get(trial.multiplier or 0, {}).get(trial.seed, -1.0)
         return TrialResult(failed=False, score=sign * score, loss=1.0)
 
-    asked = protocol(tuning={"learning_rate_multipliers": [0.25, 0.5, 1, 2, 4], "seeds": [100, 101, 102]})
-    tuning = finished(outcome, asked, higher_is_better=higher).tuning
+    asked = protocol(
+        tuning={"shared": True, "learning_rate_multipliers": [0.25, 0.5, 1, 2, 4], "seeds": [100, 101, 102]}
+    )
+    tuning = choice(finished(outcome, asked, higher_is_better=higher))
     assert (tuning.state, tuning.multiplier) == ("tuned", 1)
     assert f"with a mean score of {sign * fmean(steady.values()):.6g}" in tuning.reason
 
@@ -148,23 +162,23 @@ def test_a_rate_at_which_one_seed_failed_is_never_chosen_however_good_the_other(
         return TrialResult(failed=False, score=0.0 if trial.multiplier == 1 else abs(trial.multiplier or 0), loss=0.0)
 
     progress = finished(outcome)
-    assert progress.tuning.multiplier != 1
-    assert "0.005 (diverged)" in progress.tuning.reason
+    assert choice(progress).multiplier != 1
+    assert "0.005 (diverged)" in choice(progress).reason
 
 
 def test_ties_go_to_the_lower_loss_and_then_to_the_smaller_rate() -> None:
     def with_losses(losses: Mapping[float, float]) -> Outcome:
         return lambda trial: TrialResult(failed=False, score=0.5, loss=losses.get(trial.multiplier or 0, 1.0))
 
-    assert finished(with_losses({2: 0.9})).tuning.multiplier == 2
-    assert finished(with_losses({2: 0.9, 0.5: 0.9})).tuning.multiplier == 0.5
+    assert choice(finished(with_losses({2: 0.9}))).multiplier == 2
+    assert choice(finished(with_losses({2: 0.9, 0.5: 0.9}))).multiplier == 0.5
 
 
 def test_a_missing_loss_loses_a_tie() -> None:
     def outcome(trial: PlannedTrial) -> TrialResult:
         return TrialResult(failed=False, score=0.5, loss=0.7 if trial.multiplier == 2 else None)
 
-    assert finished(outcome).tuning.multiplier == 2
+    assert choice(finished(outcome)).multiplier == 2
 
 
 @pytest.mark.parametrize(
@@ -182,8 +196,8 @@ def test_a_best_rate_at_an_end_extends_the_grid_once_on_that_side(
     scores: dict[float, float | None], added: tuple[float, ...], state: str, multiplier: float
 ) -> None:
     progress = finished(scored(scores))
-    tuning = progress.tuning
-    assert (tuning.added, tuning.state, tuning.multiplier) == (added, state, multiplier)
+    tuning = choice(progress)
+    assert (multipliers(tuning), tuning.state, tuning.multiplier) == (added, state, multiplier)
     assert tuning.side == ("higher" if added[0] > 1 else "lower")
     assert len(tuning.trials) == 14
     assert rates(progress.evaluations("tuned")) == {tuning.chosen}  # evaluated all the same, excluded from verdicts
@@ -191,30 +205,30 @@ def test_a_best_rate_at_an_end_extends_the_grid_once_on_that_side(
 
 
 def test_a_higher_rate_that_failed_bounds_the_best_one_and_the_reason_says_so() -> None:
-    tuning = finished(scored({2: 1, 4: None})).tuning
+    tuning = choice(finished(scored({2: 1, 4: None})))
     assert (tuning.state, tuning.multiplier, tuning.added) == ("tuned", 2, ())
     assert "between 0.005 and 0.02, which failed" in tuning.reason
-    after = finished(scored({4: 1, 8: None, 16: None})).tuning
+    after = choice(finished(scored({4: 1, 8: None, 16: None})))
     assert (after.state, after.multiplier) == ("tuned", 4)
 
 
 def test_a_lower_rate_that_failed_bounds_nothing() -> None:
-    tuning = finished(scored({0.25: None, 0.5: 1})).tuning
-    assert (tuning.side, tuning.added) == ("lower", (0.125, 0.0625))
+    tuning = choice(finished(scored({0.25: None, 0.5: 1})))
+    assert (tuning.side, multipliers(tuning)) == ("lower", (0.125, 0.0625))
     assert finished(scored({0.25: None, 0.5: 1, 0.125: None, 0.0625: None})).tuning.state == "not tuned"
     assert tuning.state == "tuned"  # here the lower ones finished, with worse scores
 
 
 def test_a_single_rate_that_finished_is_not_tuned_unless_its_neighbours_are_seen() -> None:
     only = {0.25: None, 0.5: None, 1: None, 2: None, 4: 1.0}
-    tuning = finished(scored(only)).tuning
+    tuning = choice(finished(scored(only)))
     assert (tuning.state, tuning.chosen, tuning.side) == ("not tuned", 2e-2, "higher")
 
 
 def test_where_every_rate_failed_nothing_is_evaluated() -> None:
     progress = finished(lambda trial: TrialResult(failed=True, reason="out of memory"))
-    assert (progress.tuning.state, progress.tuning.chosen) == ("not tuned", None)
-    assert progress.tuning.reason == "every rate failed: out of memory"
+    assert (progress.tuning.state, choice(progress).chosen) == ("not tuned", None)
+    assert choice(progress).reason == "every point failed: out of memory"
     assert progress.evaluations("tuned") == ()
     assert len(progress.wanted) == 10
 
@@ -224,17 +238,17 @@ def test_a_score_that_is_not_finite_is_a_failure() -> None:
         score = math.inf if trial.multiplier == 1 else float(abs((trial.multiplier or 0) - 1))
         return TrialResult(failed=False, score=score, loss=0.0)
 
-    tuning = finished(outcome, higher_is_better=True).tuning
+    tuning = choice(finished(outcome, higher_is_better=True))
     assert tuning.multiplier != 1
     assert "0.005 (no finite score)" in tuning.reason
 
 
 def test_a_rate_without_effect_is_tuned_at_the_centre() -> None:
     progress = finished(lambda trial: TrialResult(failed=False, score=2.0 + trial.seed, loss=1.0))
-    assert (progress.tuning.state, progress.tuning.multiplier, progress.tuning.added) == ("tuned", 1, ())
-    assert "no effect" in progress.tuning.reason
-    beside = protocol(tuning={"learning_rate_multipliers": [0.2, 0.8, 3], "seeds": [9]})
-    assert finished(lambda _: TrialResult(failed=False, score=1.0, loss=1.0), beside).tuning.multiplier == 0.8
+    assert (progress.tuning.state, choice(progress).multiplier, choice(progress).added) == ("tuned", 1, ())
+    assert "no effect" in choice(progress).reason
+    beside = protocol(tuning={"shared": True, "learning_rate_multipliers": [0.2, 0.8, 3], "seeds": [9]})
+    assert choice(finished(lambda _: TrialResult(failed=False, score=1.0, loss=1.0), beside)).multiplier == 0.8
 
 
 def test_fixed_rates_are_wanted_from_the_start_and_whatever_the_tuning_says() -> None:
@@ -248,9 +262,12 @@ def test_fixed_rates_are_wanted_from_the_start_and_whatever_the_tuning_says() ->
 
 
 def test_a_fixed_rate_that_is_the_chosen_one_is_evaluated_once_and_counts_for_both() -> None:
-    asked = protocol(fixed_learning_rates=[1e-2], tuning={"learning_rate_multipliers": [0.5, 1, 2, 3], "seeds": [100]})
+    asked = protocol(
+        fixed_learning_rates=[1e-2],
+        tuning={"shared": True, "learning_rate_multipliers": [0.5, 1, 2, 3], "seeds": [100]},
+    )
     progress = finished(scored({2: 1}), asked)
-    assert progress.tuning.chosen == 1e-2
+    assert choice(progress).chosen == 1e-2
     assert progress.evaluations("tuned") == progress.evaluations("fixed 0.01")
     assert len(progress.wanted) == 4 + 3
     assert progress.evaluations("tuned")[0].settings == ("tuned", "fixed 0.01")
