@@ -50,13 +50,14 @@ def worker_on(folder: Path, *, pack: int, **changed: Any) -> Worker:
 
 
 def outcome(worker: Worker) -> dict[str, tuple[Any, ...]]:
-    """What the study knows of every trial, and the adapter's bytes."""
+    """What the study knows of every trial, and the bytes of what it learned; a failed one keeps its checkpoint."""
     study_state = snapshot(worker.study, worker.queue)
     assert study_state.complete
     found = {}
     for key, entry in study_state.entries.items():
         folder = RunDirectory(worker.runs_dir / "tiny" / str(entry.facts["folder"]))
         files = {path.name: path.read_bytes() for path in folder.path.glob("*.safetensors")}
+        files.pop("checkpoint.safetensors", None)  # its random state is the process's
         history = folder.history()
         found[key] = (entry.state, entry.score, entry.facts.get("test"), entry.facts.get("failure"), history, files)
     return found

@@ -61,7 +61,8 @@ def planted_study(folder: Path) -> Study:
         config=str(CONFIGS / "planted.yaml"),
         arms=[{"variant": "lora", "rank": [1, 2]}, {"variant": "full"}],
         protocol={
-            "tuning": {"shared": True, "learning_rate_multipliers": [1, 4, 1e32], "seeds": [100]}, "evaluation": {"seeds": [0, 1]},
+            "tuning": {"shared": True, "learning_rate_multipliers": [1, 4, 1e32], "seeds": [100]},
+            "evaluation": {"seeds": [0, 1]},
         },
     )  # fmt: skip
 

@@ -20,18 +20,22 @@ NOTHING = "—"
 
 @dataclass(frozen=True)
 class TextTable:
-    """A table as text; `words` are the columns that are read from the left, all others are numbers."""
+    """A table as text; `words` are the columns that are read from the left, all others are numbers.
+
+    `notes` say below it what its numbers are.
+    """
 
     title: str
     columns: tuple[str, ...]
     rows: tuple[tuple[str, ...], ...]
     words: frozenset[str]
+    notes: tuple[str, ...] = ()
 
     def lines(self) -> list[str]:
-        """Title, header and rows, with columns of equal width."""
+        """Title, header and rows, with columns of equal width, and the notes."""
         grid = [self.columns, *self.rows]
         widths = [max(map(len, column)) for column in zip(*grid, strict=True)]
-        return [self.title, *("  ".join(self._cells(row, widths)).rstrip() for row in grid)]
+        return [self.title, *("  ".join(self._cells(row, widths)).rstrip() for row in grid), *self.notes]
 
     def _cells(self, row: Sequence[str], widths: Sequence[int]) -> list[str]:
         return [
@@ -54,12 +58,16 @@ def verdict_table(study: Study, family: Sequence[Judged]) -> TextTable:
     confidence = f"{100 * (1 - study.protocol.alpha):.4g}"
     tests = f"{len(family)} comparison{'s' * (len(family) != 1)}"
     return TextTable(
-        title=f"verdicts {_of(study, setting)} on {study.score_name} of the test split, {_at(study, setting)}; they "
-        f"hold {holds_over(study)} ({better} is better; margin ± {study.protocol.margin:g}; Holm over {tests}{late} at "
-        f"{study.protocol.alpha:g}; {confidence} % t-intervals, each by itself; MDE: minimum detectable difference)",
+        title=f"verdicts {_of(study, setting)} on {study.score_name} of the test split, {_at(study, setting)} "
+        f"({better} is better)",
         columns=("arm", "reference", "difference", "interval", "verdict", "MDE", "seeds to settle", "note"),
         rows=tuple(map(_verdict_row, family)),
         words=frozenset({"arm", "reference", "verdict", "note"}),
+        notes=(
+            f"margin ± {study.protocol.margin:g}; Holm over {tests}{late} at {study.protocol.alpha:g}; {confidence} % "
+            "t-intervals, each by itself; MDE: minimum detectable difference",
+            f"a verdict holds {holds_over(study)}",
+        ),
     )
 
 
@@ -69,13 +77,14 @@ def _arms(study: Study, evaluated: Sequence[Evaluated], parameters: Mapping[str,
     own = ("learning rate", "x centre", "tuning trials") if setting == TUNED else ()
     gain = ("- best point",) if replicated else ()
     score, better = study.score_name, "higher" if study.higher_is_better else "lower"
-    told = f"{unit(study)}; - best point: minus the mean at the best point for all seeds; " if replicated else ""
+    told = "- best point: minus the test score at the one point that is best for all seeds on validation"
     return TextTable(
         title=f"{study.name}: {score} {_at(study, setting)}, mean ± half of the 95 % t-interval over "
-        f"{_units_of(study)} ({told}{better} is better)",
+        f"{_units_of(study)} ({better} is better)",
         columns=("arm", *own, f"test {score}", "n", *gain, f"validation {score}", "parameters", "without verdict"),
         rows=tuple(_arm_row(each, parameters, replicated=replicated) for each in evaluated),
         words=frozenset({"arm", "without verdict"}),
+        notes=(unit(study), *([told] if replicated else [])) if setting == TUNED else (),
     )
 
 

@@ -2,6 +2,7 @@
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -295,3 +296,77 @@ def test_lines_are_the_tables_and_warnings_as_text(tmp_path: Path) -> None:
         for row, line in zip(table.rows, shown, strict=True):
             assert line.split() == " ".join(row).split()
     assert [line for line in lines if line.startswith("warning: ")] == [f"warning: {w}" for w in conclusion.warnings]
+
+
+def replicated_study(folder: Path, **changed: Any) -> Study:
+    tuning = {"grid": {"learning_rate_multipliers": [0.5, 1, 2]}}
+    return study_of(folder, **changed | {"protocol": {"tuning": tuning, **changed.get("protocol", {})}})
+
+
+def test_verdicts_of_methods_are_on_the_test_scores_at_each_seeds_own_choice(tmp_path: Path) -> None:
+    def outcome(trial: PlannedTrial) -> Ending:
+        best = 2 ** ((trial.seed % 3) - 1) * (0.99 if trial.arm.config.variant.name == "full" else 1)
+        return valley(trial, best=best)
+
+    study = replicated_study(tmp_path)
+    study_state = study_state_of(study, outcome)
+    conclusion = conclusion_of(study, study_state, tmp_path)
+    for progress in study_state.arms:
+        (each,) = [
+            of for of in conclusion.summary["evaluation"]["settings"]["tuned"] if of["arm"] == progress.arm.label
+        ]
+        chosen = {seed: one.multiplier for one in progress.tuning.replications for seed in one.seeds}
+        assert len(set(chosen.values())) > 1
+        expected = {
+            str(trial.seed): outcome(trial)["test"]
+            for trial in progress.wanted
+            if trial.stage == "evaluation" and trial.multiplier == chosen[trial.seed]
+        }
+        assert each["test_scores"] == expected
+        assert len(each["test_scores_at_best_point"]) == 6
+    text = "\n".join(conclusion.lines())
+    assert "verdicts of methods" in text
+    assert "over tuning and training seeds, for this test split and this W0" in text
+    assert "keeps the point that is best on its validation split" in text
+    assert conclusion.summary["comparisons"]["verdicts"] == "of methods"
+
+
+def test_the_difference_to_the_best_point_for_all_seeds_is_shown_beside_each_arm(tmp_path: Path) -> None:
+    def outcome(trial: PlannedTrial) -> Ending:
+        ending = dict(valley(trial))
+        if trial.seed == 0 and trial.multiplier == 2:  # its luck: the other seeds' best point is 1
+            ending |= {"score": 0.0, "loss": 0.0, **({"test": 0.5} if trial.stage == "evaluation" else {})}
+        return ending
+
+    conclusion = concluded(tmp_path, replicated_study(tmp_path, protocol={}), outcome)
+    [arm] = [each for each in conclusion.summary["evaluation"]["settings"]["tuned"] if each["arm"] == "lora r=2"]
+    gain = np.mean([arm["test_scores"][s] - arm["test_scores_at_best_point"][s] for s in arm["test_scores"]])
+    assert gain < 0
+    table = conclusion.tables[0]
+    [row] = [row for row in table.rows if row[0] == "lora r=2"]
+    assert row[table.columns.index("- best point")].split(" ± ")[0] == pytest.approx(f"{gain:.1f}", abs=0.06) or (
+        float(row[table.columns.index("- best point")].split(" ± ")[0]) == pytest.approx(gain, abs=0.06)
+    )
+
+
+def test_a_shared_tuning_says_that_its_verdicts_are_of_points(tmp_path: Path) -> None:
+    conclusion = concluded(tmp_path, study_of(tmp_path))
+    text = "\n".join(conclusion.lines())
+    assert "verdicts of the chosen points, not of the methods" in text
+    assert any("forget the noise of tuning" in warning for warning in conclusion.warnings)
+    assert conclusion.drawn["comparisons"]["holds"].str.contains("not of the methods").all()
+
+
+def test_arms_that_come_after_an_evaluation_was_seen_are_a_family_of_their_own(tmp_path: Path) -> None:
+    arms = [{"variant": ["lora", "rslora"], "rank": 4}]
+    first = replicated_study(tmp_path, arms=arms)
+    before = family(concluded(tmp_path, first))
+    later = replicated_study(tmp_path, arms=[*arms, {"variant": ["adalora", "lora_plus"], "rank": 4}])
+    of_first = dict.fromkeys((arm.config_hash for arm in first.arms), 1)
+    late = dict.fromkeys((arm.config_hash for arm in later.arms if arm.config_hash not in of_first), 2)
+    conclusion = conclusion_of(later, replace(study_state_of(later, valley), families=of_first | late), tmp_path)
+    assert family(conclusion) == before  # no word of the others has changed
+    assert conclusion.summary["comparisons"]["families"]["tuned, family 2"]["tests"] == 2
+    assert "Holm over 2 comparisons of arms that came later" in "\n".join(conclusion.lines())
+    together = family(concluded(tmp_path, later))
+    assert len(together) == 3

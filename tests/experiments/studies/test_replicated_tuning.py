@@ -4,6 +4,7 @@ import math
 import random
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -93,7 +94,7 @@ def test_an_arm_without_a_knob_has_finer_rates_over_the_same_range() -> None:
     full = points_of(arm_of("full"), protocol(alpha_per_rank=[2, 8, 32]).tuning.points)
     multipliers = [point.multiplier for point in full]
     assert (len(full), multipliers[0], multipliers[-1]) == (15, 0.25, 4)
-    ratios = [higher / lower for lower, higher in zip(multipliers, multipliers[1:], strict=False)]
+    ratios = [higher / lower for lower, higher in pairwise(multipliers)]
     assert ratios == pytest.approx([16 ** (1 / 14)] * 14, rel=1e-4)
     assert all(not point.values for point in full)
 
@@ -196,7 +197,7 @@ def test_in_any_order_of_results_nothing_wanted_is_dropped_and_no_test_score_is_
 
 
 def test_a_shared_tuning_of_one_seed_chooses_what_a_replication_of_that_seed_does() -> None:
-    score = valley({seed: 2 for seed in (*SEEDS, 100)})
+    score = valley(dict.fromkeys((*SEEDS, 100), 2))
     tuning = {"shared": True, "grid": {"learning_rate_multipliers": MULTIPLIERS}, "seeds": [100]}
     shared = ProtocolConfig.model_validate({"margin": 0.01, "tuning": tuning, "evaluation": {"seeds": SEEDS}})
     (once,) = finished(score, shared).tuning.replications

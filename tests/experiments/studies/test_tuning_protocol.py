@@ -304,7 +304,8 @@ def test_ten_thousand_trials_are_planned_in_seconds(tmp_path: Path) -> None:
         f"name: large\nconfig: {BYTES}\n"
         "arms: [{variant: [lora, adalora], rank: [1, 2, 3, 4, 5], dropout: "
         "[0.0, 0.01, 0.02, 0.03, 0.04, 0.05, 0.06, 0.07, 0.08, 0.09]}]\n"
-        f"protocol: {{margin: 0.1, tuning: {{shared: true, seeds: {[*range(100, 110)]}}}, evaluation: {{seeds: {[*range(50)]}}}}}\n"
+        f"protocol: {{margin: 0.1, tuning: {{shared: true, seeds: {[*range(100, 110)]}}}, "
+        f"evaluation: {{seeds: {[*range(50)]}}}}}\n"
     )
     since = time.process_time()
     study = load_study(path)

@@ -1,0 +1,104 @@
+"""A study with replicated tuning: one run serves a seed's choice and its score, whatever packs and kills do."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+from in_process_study import TREE, outcome, worker_on
+
+from experiments.record.ledger import LEDGER
+from experiments.record.run_dir import RunDirectory
+from experiments.studies.protocol.progress import snapshot
+from experiments.studies.protocol.trials import BEST_POINT, TUNED
+from experiments.studies.workers.worker import Worker
+from experiments.training.context import TrainingContext
+from experiments.training.interruption import Interrupted, Interruption
+from experiments.training.loop import train_pack
+from experiments.training.trial import TrialRun
+
+GRID = {"learning_rate_multipliers": [0.5, 1, 1e30], "alpha_per_rank": [2, 4]}
+REPLICATED = {"protocol": TREE["protocol"] | {"tuning": {"grid": GRID}}}
+
+
+def replicated(folder: Path, *, pack: int) -> Worker:
+    return worker_on(folder, pack=pack, **REPLICATED)
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory: pytest.TempPathFactory) -> Worker:
+    worker = replicated(tmp_path_factory.mktemp("alone"), pack=1)
+    worker.work()
+    return worker
+
+
+def test_packs_give_what_trials_give_alone(tmp_path: Path, alone: Worker) -> None:
+    worker = replicated(tmp_path, pack=6)
+    worker.work()
+    assert outcome(worker) == outcome(alone)
+
+
+def test_interruptions_change_nothing(tmp_path: Path, alone: Worker, monkeypatch: pytest.MonkeyPatch) -> None:
+    steps = 0
+
+    def interrupted(context: TrainingContext, trial_runs: Sequence[TrialRun], **more: Any) -> list[TrialRun]:
+        def count(trials: int) -> None:
+            nonlocal steps
+            steps += 1
+            if steps % 50 == 0:
+                more["interruption"].asked = True
+
+        return train_pack(context, trial_runs, **more | {"on_step": count})
+
+    monkeypatch.setattr("experiments.studies.workers.worker.train_pack", interrupted)
+    starts = 0
+    while True:
+        worker, starts = replicated(tmp_path, pack=4), starts + 1
+        worker.interruption = Interruption()
+        try:
+            worker.work()
+        except Interrupted:
+            continue
+        break
+    assert starts > 3
+    assert outcome(worker) == outcome(alone)
+
+
+def test_each_seeds_score_is_the_test_score_of_the_run_that_it_chose_and_no_other_run_is_read(alone: Worker) -> None:
+    state = snapshot(alone.study, alone.queue)
+    folder = alone.runs_dir / "tiny"
+    read = set()
+    for progress in state.arms:
+        for setting in (TUNED, BEST_POINT):
+            for trial in progress.evaluations(setting):
+                entry = state.entries[trial.key]
+                assert trial.run_of is not None
+                run = state.entries[trial.run_of]
+                assert entry.facts["folder"] == run.facts["folder"]
+                result = RunDirectory(folder / entry.facts["folder"]).result()
+                assert (entry.facts["test"], entry.score) == (result["test"]["loss"], run.score)
+                read.add(entry.facts["folder"])
+    finished = [path.parent for path in folder.glob("*/result.json")]
+    assert {path.name for path in finished if "test" in RunDirectory(path).result()} == read
+    assert len(read) < len(finished)
+
+
+def test_every_run_is_trained_once(alone: Worker) -> None:
+    state = snapshot(alone.study, alone.queue)
+    runs = {state.entries[trial.key].facts["folder"] for trial in state.wanted.values()}
+    trained = [trial for trial in state.wanted.values() if trial.run_of is None]
+    assert len(runs) == len(trained)
+
+
+def test_the_ledger_tells_reads_of_chosen_runs_from_those_at_the_best_point(alone: Worker) -> None:
+    state = snapshot(alone.study, alone.queue)
+    expected = {
+        state.entries[trial.key].facts["folder"]: " and ".join(trial.settings)
+        for trial in state.wanted.values()
+        if trial.stage == "evaluation"
+    }
+    lines = [json.loads(line) for line in (alone.runs_dir / LEDGER).read_text().splitlines()]
+    assert {line["run"]: line["purpose"] for line in lines} == expected
+    assert len(lines) == len(expected)
+    assert set(expected.values()) >= {"tuned and best point"}
