@@ -23,6 +23,7 @@ from experiments.record.metrics_file import METRICS, MetricsFile
 from experiments.record.result_file import Result, refuse_other_types
 
 CONFIG_FILE, ENVIRONMENT, RESULT = "config.yaml", "environment.json", "result.json"
+PRUNED = "pruned.txt"
 
 
 def run_dir_name(config: RunConfig, *, rank_total: int | None, config_hash: str) -> str:
@@ -57,6 +58,10 @@ class RunDirectory:
     @property
     def finished(self) -> bool:
         return (self.path / RESULT).exists()
+
+    @property
+    def pruned(self) -> bool:
+        return (self.path / PRUNED).exists()
 
     def start(self, config: RunConfig, environment: Mapping[str, Any]) -> None:
         """Begin from nothing: what an unfinished attempt left here is removed."""
@@ -135,7 +140,7 @@ class RunDirectory:
 
     def prune(self, reason: str) -> None:
         """Say why the run was not trained to its end."""
-        write_atomically(self.path / "pruned.txt", reason.rstrip() + "\n")
+        write_atomically(self.path / PRUNED, reason.rstrip() + "\n")
 
     def scores(self, name: str) -> dict[int, float]:
         """By step, a score on the validation split on the way."""

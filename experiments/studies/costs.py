@@ -26,6 +26,7 @@ class Count:
 
     points: int  # of the grid; 0 for a search
     tuning: int
+    tuning_runs: int  # whole runs that these trials train as many steps as
     evaluation: int
     reads: int
     extension: int
@@ -65,7 +66,8 @@ def _cost(arms: Sequence[Arm], counts: dict[str, Count], packing: Packing, rows:
         full, rest = divmod(trials, size)
         return sum(_of_pack(n, speeds, rows, arm, test=test) * times for n, times in ((size, full), (rest, 1)) if n)
 
-    tuning = sum(counts[a.config_hash].tuning for a in arms)
+    planned = sum(counts[a.config_hash].tuning - counts[a.config_hash].tuning_runs for a in arms)
+    tuning = sum(counts[a.config_hash].tuning_runs for a in arms)
     tuning += sum(counts[a.config_hash].extension for a in arms if counts[a.config_hash].extended_for_sure)
     evaluation = sum(counts[a.config_hash].evaluation for a in arms)
     reads = sum(counts[a.config_hash].reads for a in arms)
@@ -73,7 +75,7 @@ def _cost(arms: Sequence[Arm], counts: dict[str, Count], packing: Packing, rows:
     return GroupCost(
         label=arm.label if len(arms) == 1 else f"{arm.label} ... {arms[-1].label}",
         arms=len(arms),
-        trials=tuning + evaluation,
+        trials=planned + tuning + evaluation,
         pack=size,
         step_seconds=_nearest(speeds, size),
         is_estimated=packing.is_estimated(arm),

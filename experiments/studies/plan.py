@@ -1,5 +1,6 @@
 """What a study would do, without doing it: arms, trials, packs, and the time they take on this machine."""
 
+import math
 import os
 import time
 import warnings
@@ -131,11 +132,12 @@ def _count(study: Study, arm: Arm) -> Count:
     evaluation = sum(trial.stage == "evaluation" for trial in planned) - reads
     trained = len(planned) - evaluation - reads
     if study.config.search is not None:
-        return Count(0, trained, evaluation, reads, 0, extended_for_sure=False)
+        return Count(0, trained, trained, evaluation, reads, 0, extended_for_sure=False)
+    runs = math.ceil(sum(trial.part for trial in planned if trial.stage in ("rung", "tuning")) - 1e-9)
     tuning, points = study.protocol.tuning, points_of(arm, study.protocol.tuning.points)
     seeds = len(tuning.own_seeds if tuning.shared else study.protocol.evaluation.seeds)
     sure = len({point.multiplier for point in points}) == 2  # the better one is at an end
-    return Count(len(points), trained, evaluation, reads, POINTS_ADDED * seeds, extended_for_sure=sure)
+    return Count(len(points), trained, runs, evaluation, reads, POINTS_ADDED * seeds, extended_for_sure=sure)
 
 
 def _row(study: Study, arm: Arm, packing: Packing | None) -> tuple[str, ...]:

@@ -99,7 +99,8 @@ def _yet_unknown(study: Study, arm: ArmProgress) -> tuple[int, int]:
     planned = plan_ahead(arm.arm, study.protocol, study.config.search)
     stage_1 = sum(trial.stage != "evaluation" for trial in planned) - len(arm.tuning.trials)
     chosen = sum(trial.stage == "evaluation" and trial.learning_rate is None for trial in planned)
-    return (max(0, stage_1) if study.config.search else 0), chosen
+    ahead = study.config.search is not None or study.protocol.tuning.halving is not None
+    return (max(0, stage_1) if ahead else 0), chosen
 
 
 def _of_arm(study: Study, study_state: StudyState, arm: ArmProgress) -> ArmStatus:
@@ -159,7 +160,7 @@ def _steps_left(study: Study, study_state: StudyState) -> float:
     """Those of the trials that have not ended; one that runs is taken to be half way."""
     share = {"waiting": 1.0, "running": 0.5}
     known = sum(
-        share.get(study_state.state(key), 0.0) * trial.arm.config.training.steps
+        share.get(study_state.state(key), 0.0) * trial.part * trial.arm.config.training.steps
         for key, trial in study_state.wanted.items()
         if trial.run_of is None
     )

@@ -46,7 +46,7 @@ class StudyWandbLogger:
         since = time.monotonic()
         for key, entry in study_state.entries.items():
             ended = entry.state in ENDED and key in study_state.wanted and entry.number not in self._seen
-            if ended and "folder" in entry.facts:
+            if ended and "folder" in entry.facts and study_state.wanted[key].stage != "rung":
                 if time.monotonic() - since > seconds:
                     return
                 self._seen.add(entry.number)

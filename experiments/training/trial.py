@@ -35,6 +35,7 @@ class RunOptions:
     runs_dir: Path
     wandb_mode: str
     rungs: Rungs = field(default_factory=Rungs)
+    goes_on: bool = False  # what is pruned keeps its checkpoint, for another trial of its run
 
 
 @dataclass
@@ -176,6 +177,8 @@ class TrialRun:
     def score(self, scores: dict[str, float]) -> None:
         """Take note of what the trial scores on validation at this step."""
         self.logger.on_step(self.step, by_split("validation", [scores])[0])
+        if self.options.goes_on and self.pruned is not None:
+            self.keep(now=True)
 
     def keep(self, *, now: bool = False) -> None:
         """Write a checkpoint where one is due, or now."""
@@ -231,7 +234,8 @@ class TrialRun:
             self.folder.prune(
                 f"pruned at step {self.pruned}: {self.reached} misses {dict(self.options.rungs.thresholds)}"
             )
-            self.checkpoints.remove()
+            if not self.options.goes_on:
+                self.checkpoints.remove()
             self.logger.abandon("pruned")
             return
         self.folder.finish(self.result, self.files)

@@ -15,7 +15,9 @@ from statistics import fmean
 from typing import Literal
 
 from experiments.studies.protocol.grid import Point, centre_of
-from experiments.studies.protocol.trials import TUNED, PlannedTrial, Replication, Side, Stage, TrialResult
+from experiments.studies.protocol.grid_trials import grid_trials
+from experiments.studies.protocol.seed_halving import Rung, kept_at, rung_trials
+from experiments.studies.protocol.trials import PlannedTrial, Replication, Side, TrialResult
 from experiments.studies.spec.arms import Arm
 from experiments.studies.spec.study_config import rounded
 
@@ -24,7 +26,7 @@ POINTS_ADDED = 2
 
 @dataclass(frozen=True)
 class Tried:
-    """A point whose trials have all ended; without scores where one failed."""
+    """A point whose trials have all ended; without scores where one failed, or where it did not pass its rung."""
 
     point: Point
     rate: float
@@ -47,45 +49,47 @@ def replication_of(
     seeds: Sequence[int],
     serves: Sequence[int],
     higher_is_better: bool,
+    rung: Rung | None = None,
 ) -> Replication:
-    """Tuning on `seeds`, for the evaluation seeds that it `serves`, as far as the results go."""
-    trials, served = grid_trials(arm, grid, seeds), tuple(serves)
-    tried = tried_points(arm, grid, seeds, results)
+    """Tuning on `seeds`, for the evaluation seeds that it `serves`, as far as the results go.
+
+    With a `rung`, the points that are not among the best there were seen, and are not chosen.
+    """
+    served, kept, before = tuple(serves), tuple(grid), tuple[PlannedTrial, ...]()
+    if rung is not None:
+        before = rung_trials(arm, grid, seeds, rung)
+        found = kept_at(arm, grid, seeds, rung, results)
+        if found is None:
+            return Replication(served, "open", before, None, None, (), None, "trials up to the rung are pending")
+        kept = found
+    rest = 1 - before[0].part if before else 1.0
+    trials = (*before, *grid_trials(arm, kept, seeds, part=rest))
+    tried = tried_points(arm, kept, seeds, results)
     if tried is None:
         return Replication(served, "open", trials, None, None, (), None, "trials of the grid are pending")
+    tried += [Tried(point, point.rate(arm), (), (), None) for point in grid if point not in kept]
     if _without_effect(tried):
-        centre = centre_of(grid)
         reason = "the learning rate has no effect: all scores and losses are equal"
-        return _chosen(arm, served, "tuned", trials, centre, (), None, reason)
+        return _chosen(arm, served, "tuned", trials, centre_of(grid), (), None, reason)
     best = best_of(tried, higher_is_better=higher_is_better)
     if best is None:
-        reason = f"every point failed: {tried[0].failure}"
-        return Replication(served, "not tuned", trials, None, None, (), None, reason)
+        failure = next((each.failure for each in tried if each.failure), "not finite at the rung")
+        return Replication(served, "not tuned", trials, None, None, (), None, f"every point failed: {failure}")
     side = _end(tried, best)
     if side is None:
         return _chosen(arm, served, "tuned", trials, best.point, (), None, _describe(tried, best))
     added = _beyond(_slice(tried, best), side)
-    grid = (*grid, *added)
-    trials = grid_trials(arm, grid, seeds)
-    tried = tried_points(arm, grid, seeds, results)
+    trials = (*trials, *grid_trials(arm, added, seeds))
     beyond = " and ".join(f"{point.rate(arm):g}" for point in added)
-    if tried is None:
+    more = tried_points(arm, added, seeds, results)
+    if more is None:
         reason = f"the best rate was {best.rate:g}, the {side[:-2]}est of the grid: it goes on to {beyond}"
         return Replication(served, "open", trials, None, None, added, side, reason)
-    best = best_of(tried, higher_is_better=higher_is_better)
+    best = best_of([*tried, *more], higher_is_better=higher_is_better)
     assert best is not None  # there was one before more points came
-    reason = f"after the grid was extended to {beyond}: {_describe(tried, best)}"
-    return _chosen(arm, served, "not tuned" if _end(tried, best) else "tuned", trials, best.point, added, side, reason)
-
-
-def grid_trials(arm: Arm, grid: Sequence[Point], seeds: Sequence[int]) -> tuple[PlannedTrial, ...]:
-    return tuple(trial_at(arm, "tuning", (TUNED,), point, seed) for point in grid for seed in seeds)
-
-
-def trial_at(arm: Arm, stage: Stage, settings: tuple[str, ...], point: Point, seed: int) -> PlannedTrial:
-    """The trial of an arm at a point of its grid."""
-    key = f"{arm.config_hash}-{stage}-{point.name(arm)}-s{seed}"
-    return PlannedTrial(key, arm, stage, settings, seed, point.rate(arm), point.multiplier, point.knobs(arm))
+    state: Literal["tuned", "not tuned"] = "not tuned" if _end([*tried, *more], best) else "tuned"
+    reason = f"after the grid was extended to {beyond}: {_describe([*tried, *more], best)}"
+    return _chosen(arm, served, state, trials, best.point, added, side, reason)
 
 
 def tried_points(
@@ -103,7 +107,7 @@ def tried_points(
 
 def best_of(tried: Sequence[Tried], *, higher_is_better: bool) -> Tried | None:
     """None where every point failed."""
-    finished = [each for each in tried if each.failure is None]
+    finished = [each for each in tried if each.scores]
     return max(finished, key=lambda each: each.merit(higher_is_better=higher_is_better), default=None)
 
 
@@ -136,7 +140,8 @@ def _chosen(
 
 def _without_effect(tried: Sequence[Tried]) -> bool:
     """Whether every point gave the same scores and losses, seed by seed."""
-    return bool(tried[0].scores) and len({(each.scores, each.losses) for each in tried}) == 1
+    found = {(each.scores, each.losses) for each in tried if each.scores or each.failure}
+    return len(found) == 1 and bool(tried[0].scores)
 
 
 def _slice(tried: Sequence[Tried], best: Tried) -> list[Tried]:

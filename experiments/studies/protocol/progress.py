@@ -86,7 +86,8 @@ def _thresholds(entry: Entry) -> dict[int, float | None]:
 def _result(entry: Entry) -> TrialResult:
     if entry.state == "failed":
         return TrialResult(failed=True, reason=str(entry.facts.get("failure")))
-    return TrialResult(failed=False, score=entry.score, loss=entry.facts.get("loss"))
+    reached = {int(step): float(score) for step, score in entry.facts.get("reached", {}).items()}
+    return TrialResult(failed=False, score=entry.score, loss=entry.facts.get("loss"), reached=reached)
 
 
 def _new(trial: PlannedTrial) -> NewTrial:

@@ -11,14 +11,17 @@ Everything here is a function of the study's file and of the results: every work
 results never make a trial unwanted; a result that is taken back (a failure that is tried again) may move the choice.
 """
 
+import math
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from types import MappingProxyType
 
 from experiments.studies.protocol.grid import Point, points_of
-from experiments.studies.protocol.grid_stage import best_of, grid_trials, replication_of, trial_at, tried_points
+from experiments.studies.protocol.grid_stage import best_of, replication_of, tried_points
+from experiments.studies.protocol.grid_trials import grid_trials, trial_at
 from experiments.studies.protocol.search_stage import Proposal, evaluation_trials, repeats_of, searching_of
+from experiments.studies.protocol.seed_halving import rung_of, rung_trials
 from experiments.studies.protocol.trials import (
     BEST_POINT,
     TUNED,
@@ -70,8 +73,9 @@ def tuning_of(
     grid, fresh = points_of(arm, protocol.tuning.points), protocol.evaluation.seeds
     shared = [(protocol.tuning.own_seeds, fresh)]
     seeds = shared if protocol.tuning.shared else [([seed], [seed]) for seed in fresh]
+    rung = rung_of(arm, protocol.tuning.halving, higher_is_better=higher_is_better)
     replications = [
-        replication_of(arm, grid, results, seeds=own, serves=served, higher_is_better=higher_is_better)
+        replication_of(arm, grid, results, seeds=own, serves=served, higher_is_better=higher_is_better, rung=rung)
         for own, served in seeds
     ]
     tuning = together(replications)
@@ -103,7 +107,7 @@ def plan_ahead(arm: Arm, protocol: ProtocolConfig, search: SearchConfig | None =
         )
     fresh = protocol.evaluation.seeds
     seeds = protocol.tuning.own_seeds if protocol.tuning.shared else fresh
-    grid = grid_trials(arm, points_of(arm, protocol.tuning.points), seeds)
+    grid = _grid_ahead(arm, protocol, seeds)
     fixed = _evaluation(arm, protocol, Tuning("open", (), ""))
     settings = (TUNED,) if protocol.tuning.shared else (TUNED, BEST_POINT)
     run_of = None if protocol.tuning.shared else ""
@@ -113,6 +117,17 @@ def plan_ahead(arm: Arm, protocol: ProtocolConfig, search: SearchConfig | None =
         for seed in fresh
     ]
     return (*grid, *fixed, *chosen)
+
+
+def _grid_ahead(arm: Arm, protocol: ProtocolConfig, seeds: Sequence[int]) -> tuple[PlannedTrial, ...]:
+    grid = points_of(arm, protocol.tuning.points)
+    rung = rung_of(arm, protocol.tuning.halving, higher_is_better=False)
+    if rung is None:
+        return grid_trials(arm, grid, seeds)
+    begun = rung_trials(arm, grid, seeds, rung)
+    kept = range(math.ceil(rung.keep * len(grid)))
+    rest = [replace(_to_be_chosen(arm, "tuning", seed, n), part=1 - begun[0].part) for n in kept for seed in seeds]
+    return (*begun, *rest)
 
 
 def _search_ahead(arm: Arm, protocol: ProtocolConfig, search: SearchConfig, number: int) -> list[PlannedTrial]:

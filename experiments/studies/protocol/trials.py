@@ -8,7 +8,7 @@ from experiments.config.schema import RunConfig
 from experiments.studies.protocol.grid import Point
 from experiments.studies.spec.arms import Arm
 
-Stage = Literal["tuning", "allocation", "search", "race", "evaluation"]
+Stage = Literal["rung", "tuning", "allocation", "search", "race", "evaluation"]
 Side = Literal["lower", "higher"]
 TUNED = "tuned"  # the setting of the points that tuning chose
 BEST_POINT = "best point"  # that of one point for all seeds: of the best mean score on validation
@@ -27,6 +27,7 @@ class PlannedTrial:
     multiplier: float | None  # learning rate over the arm's centre, of rates that the arm was tuned over
     knobs: Mapping[str, Any] = field(default_factory=dict, hash=False)  # of the variant, where tuning sets them
     thresholds: Mapping[int, float | None] = field(default_factory=dict, hash=False)  # by step, where it may be pruned
+    part: float = 1.0  # of its run's steps that the trial trains
     run_of: str | None = None  # the trial of tuning whose run this one reads on the test split; None: it trains one
 
     @property
@@ -42,12 +43,16 @@ class PlannedTrial:
 
 @dataclass(frozen=True, slots=True)
 class TrialResult:
-    """How a trial ended: score and loss are those on validation; one that failed or was pruned has none."""
+    """How a trial ended: score and loss are those on validation; one that failed or was pruned has none.
+
+    `reached`: its scores at rungs on the way, by step.
+    """
 
     failed: bool
     score: float | None = None
     loss: float | None = None
     reason: str | None = None
+    reached: Mapping[int, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

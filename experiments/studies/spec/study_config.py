@@ -85,6 +85,15 @@ def knob_points(grid: GridConfig) -> list[dict[str, float]]:
     return [dict(zip(knobs, values, strict=True)) for values in product(*knobs.values())]
 
 
+class HalvedGridConfig(Section):
+    """Halving inside a seed: its points train to a rung, and the best of them on validation train on."""
+
+    keep: float = Field(
+        0.6, ge=0.6, lt=1, description="part of the points that train on; below 0.6 low rates win, which lead half way"
+    )
+    after: float = Field(0.5, gt=0, lt=1, description="part of its steps after which a point is scored on validation")
+
+
 class TuningConfig(Section):
     """How an arm's points are chosen, on the validation split: by each evaluation seed for itself, or by one for all.
 
@@ -97,6 +106,7 @@ class TuningConfig(Section):
         "chosen points, not of the methods, and forget the noise of tuning",
     )
     grid: GridConfig = GridConfig()  # type: ignore[call-arg]
+    halving: HalvedGridConfig | None = Field(None, description="null: every point of a seed is trained to its end")
     learning_rate_multipliers: Multipliers | None = Field(
         None, description="the grid's, where tuning is shared or there is a search"
     )
@@ -202,7 +212,11 @@ class StudyConfig(Section):
                     "protocol.tuning.learning_rate_multipliers: the points are a grid now: write "
                     "`tuning: {grid: {learning_rate_multipliers: [...]}}`"
                 )
-        if self.search is not None and (tuning.shared or tuning.grid != TuningConfig().grid):
+        if tuning.halving is not None and (tuning.shared or self.search is not None):
+            raise ValueError(
+                "protocol.tuning.halving: is inside each seed; a tuning that seeds share has none, leave it out"
+            )
+        if self.search is not None and (tuning.shared or tuning.grid != GridConfig()):  # type: ignore[call-arg]
             raise ValueError(
                 "protocol.tuning: a study with a search has neither `grid` nor `shared`: its points are those of "
                 "search.space"

@@ -26,9 +26,13 @@ def attempt_at(run_dir: RunDirectory, key: str, number: int) -> RunDirectory:
     return RunDirectory(run_dir.path.parent / ATTEMPTS / f"{run_dir.path.name}.{key}.{number}")
 
 
-def adopt(attempt: RunDirectory) -> None:
-    """A new one begins with what the attempt that came farthest has left, if that is not cleared away meanwhile."""
-    earlier = [path for path in _attempts_like(attempt) if (path / CHECKPOINT).exists()]
+def adopt(attempt: RunDirectory, run_dir: RunDirectory) -> None:
+    """A new one begins with what the attempt that came farthest has left, if that is not cleared away meanwhile.
+
+    So does the second part of a run with what the first has left in the run directory.
+    """
+    begun = [run_dir.path] if run_dir.pruned else []
+    earlier = [path for path in (*_attempts_like(attempt), *begun) if (path / CHECKPOINT).exists()]
     if not earlier or attempt.path.exists():
         return
     farthest = max(earlier, key=lambda path: _bytes(path / "metrics.jsonl"))

@@ -155,12 +155,13 @@ class Worker:
                 self.reporter.failed(claim, run_dir, str(error))
             discard(attempt)
             return
-        adopt(attempt)
+        adopt(attempt, run_dir)
         options = RunOptions(
             test=purpose_of(trial),
             runs_dir=self.runs_dir,
             wandb_mode="disabled",
             rungs=self.reporter.rungs(trial),
+            goes_on=trial.stage == "rung",
         )
         try:
             trial_run = self._trial_run(trial, replace(run, run_dir=attempt), options)

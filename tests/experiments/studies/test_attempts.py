@@ -89,10 +89,10 @@ def test_an_attempt_begins_with_what_the_one_that_came_farthest_has_left(record:
     attempt(record, 2)
     attempt(record, 8, key="of another trial with this record")
     fourth = attempt_at(record, "key", 4)
-    adopt(fourth)
+    adopt(fourth, record)
     assert (fourth.path / CHECKPOINT).read_text() == "of 3"
     assert len(fourth.history()) == 3
-    adopt(attempt_at(record, "new", 5))
+    adopt(attempt_at(record, "new", 5), record)
     assert not attempt_at(record, "new", 5).path.exists()
 
 
@@ -106,7 +106,7 @@ def test_an_attempt_begins_from_nothing_when_the_one_it_follows_is_cleared_away_
         discard(slept)
 
     monkeypatch.setattr(shutil, "copyfile", copy)
-    adopt(attempt_at(record, "key", 2))
+    adopt(attempt_at(record, "key", 2), record)
     assert attempts(record) == []
 
 

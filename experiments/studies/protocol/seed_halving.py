@@ -1,0 +1,70 @@
+"""Halving inside a seed: the points of its grid train to a rung, and the best of them on validation train on.
+
+A seed looks at nothing but its own runs, so that seeds stay independent replications. At half of a falling schedule
+lower rates lead, which is why no fewer than three of five points may go on.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from experiments.studies.protocol.grid import Point
+from experiments.studies.protocol.grid_trials import trial_at
+from experiments.studies.protocol.trials import TUNED, PlannedTrial, TrialResult
+from experiments.studies.spec.arms import Arm
+from experiments.studies.spec.study_config import HalvedGridConfig
+
+
+@dataclass(frozen=True)
+class Rung:
+    """The step at which the points of a seed are scored, and the part of them that goes on."""
+
+    step: int
+    keep: float
+    higher_is_better: bool
+
+    @property
+    def unreachable(self) -> float:
+        """The score with which a trial would go on by itself: it waits for the others of its seed."""
+        return math.inf if self.higher_is_better else -math.inf
+
+
+def rung_of(arm: Arm, halving: HalvedGridConfig | None, *, higher_is_better: bool) -> Rung | None:
+    """None where the grid is not halved, or has no step at which it could be."""
+    steps = arm.config.training.steps
+    if halving is None or steps < 2:
+        return None
+    return Rung(min(steps - 1, max(1, round(halving.after * steps))), halving.keep, higher_is_better)
+
+
+def rung_trials(arm: Arm, grid: Sequence[Point], seeds: Sequence[int], rung: Rung) -> tuple[PlannedTrial, ...]:
+    """The first part of every run; the run itself goes on from there."""
+    thresholds, part = {rung.step: rung.unreachable}, rung.step / arm.config.training.steps
+    return tuple(
+        trial_at(arm, "rung", (TUNED,), point, seed, thresholds=thresholds, part=part)
+        for point in grid
+        for seed in seeds
+    )
+
+
+def kept_at(
+    arm: Arm, grid: Sequence[Point], seeds: Sequence[int], rung: Rung, results: Mapping[str, TrialResult]
+) -> tuple[Point, ...] | None:
+    """The points that train on, in the grid's order; None while a trial has not reached the rung.
+
+    All of them where a run did not stop there: it had been trained before, or trains nothing.
+    """
+    reached: dict[Point, float] = {}
+    for point in grid:
+        keys = [trial.key for trial in rung_trials(arm, [point], seeds, rung)]
+        if any(key not in results for key in keys):
+            return None
+        ended = [results[key] for key in keys]
+        if any(not result.failed and rung.step not in result.reached and result.score is not None for result in ended):
+            return tuple(grid)
+        scores = [result.reached.get(rung.step, math.nan) for result in ended if not result.failed]
+        mean = sum(scores) / len(scores) if len(scores) == len(ended) else math.nan
+        reached[point] = mean if rung.higher_is_better else -mean
+    finite = [point for point in grid if math.isfinite(reached[point])]
+    best = sorted(finite, key=lambda point: -reached[point])[: math.ceil(rung.keep * len(grid))]
+    return tuple(point for point in grid if point in best)

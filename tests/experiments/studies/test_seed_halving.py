@@ -1,0 +1,143 @@
+"""Halving inside a seed: points that fall behind at the rung are not trained on, and nothing else changes."""
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+from in_process_study import TREE, outcome, worker_on
+from project_paths import CONFIGS
+
+from experiments.config.loading import load
+from experiments.record.run_dir import RunDirectory
+from experiments.studies.protocol.progress import snapshot
+from experiments.studies.protocol.protocol import plan_ahead, progress_of
+from experiments.studies.protocol.trials import ArmProgress, PlannedTrial, TrialResult
+from experiments.studies.spec.arms import Arm
+from experiments.studies.spec.study_config import ProtocolConfig
+from experiments.studies.workers.worker import Worker
+from experiments.training.context import TrainingContext
+from experiments.training.interruption import Interrupted, Interruption
+from experiments.training.loop import train_pack
+from experiments.training.trial import TrialRun
+
+SEEDS = [0, 1, 2, 3, 4]
+ARM = Arm("lora", "0123456789ab", {"variant": "lora"}, load(CONFIGS / "bytes.yaml"))  # 1000 steps
+HALVED = ProtocolConfig.model_validate(
+    {"margin": 0.01, "tuning": {"halving": {"keep": 0.6}}, "evaluation": {"seeds": SEEDS}}
+)
+
+
+def finished(early: dict[float, float], late: dict[float, float]) -> ArmProgress:
+    """When all has ended, with these scores at the rung and at the end, by multiplier; lower is better."""
+    results: dict[str, TrialResult] = {}
+
+    def end(trial: PlannedTrial) -> TrialResult:
+        if trial.stage == "rung":
+            (step,) = trial.thresholds
+            return TrialResult(failed=False, reached={step: early.get(trial.multiplier or 0, 9.0)})
+        score = late.get(trial.multiplier or 0, 9.0)
+        return TrialResult(failed=False, score=score, loss=score)
+
+    while not (progress := progress_of(ARM, HALVED, results, higher_is_better=False)).complete:
+        results |= {trial.key: end(trial) for trial in progress.wanted if trial.key not in results}
+    return progress
+
+
+def test_three_of_five_points_train_on_and_the_best_of_them_is_chosen() -> None:
+    early, late = {0.25: 5, 0.5: 1, 1: 2, 2: 3, 4: 4}, {0.25: 0, 0.5: 3, 1: 1, 2: 2, 4: 0}
+    progress = finished(early, late)
+    for replication in progress.tuning.replications:
+        trained = [trial.multiplier for trial in replication.trials if trial.stage == "tuning"]
+        assert trained == [0.5, 1, 2]
+        assert replication.multiplier == 1  # what fell behind at the rung is not chosen, however it would have ended
+    (rung,) = {step for trial in progress.wanted for step in trial.thresholds}
+    assert rung == 500
+
+
+def test_a_rate_that_fell_behind_was_seen_so_that_its_neighbour_is_at_no_end() -> None:
+    progress = finished({0.25: 5, 0.5: 1, 1: 2, 2: 3, 4: 4}, {0.5: 1, 1: 2, 2: 3})
+    assert all(each.added == () and each.state == "tuned" for each in progress.tuning.replications)
+
+
+def test_an_end_that_passed_the_rung_extends_the_grid_by_whole_runs() -> None:
+    progress = finished({2: 2, 4: 1, 1: 3, 0.5: 4}, {4: 1, 2: 2, 8: 0.5})
+    for replication in progress.tuning.replications:
+        whole = [trial.multiplier for trial in replication.trials if trial.stage == "tuning" and trial.part == 1]
+        assert whole == [8, 16]
+        assert replication.multiplier == 8
+
+
+def test_a_plan_has_five_halves_and_three_halves_a_seed() -> None:
+    ahead = [trial for trial in plan_ahead(ARM, HALVED) if trial.run_of is None]
+    assert sum(trial.part for trial in ahead) == pytest.approx(4.0 * len(SEEDS))
+    progress = finished({0.5: 1, 1: 2, 2: 3}, {0.5: 2, 1: 1, 2: 3})
+    assert sum(trial.part for trial in progress.tuning.trials) == pytest.approx(4.0 * len(SEEDS))
+
+
+@pytest.mark.parametrize("keep", [0.4, 0.59])
+def test_fewer_than_three_of_five_are_refused(keep: float) -> None:
+    with pytest.raises(ValueError, match=r"keep\n.*greater than or equal to 0.6"):
+        ProtocolConfig.model_validate({"margin": 1, "tuning": {"halving": {"keep": keep}}})
+
+
+GRID = {"learning_rate_multipliers": [0.5, 1, 2, 4, 1e30]}
+PROTOCOL = TREE["protocol"] | {"evaluation": {"seeds": [0, 1]}}
+
+
+def studied(folder: Path, *, pack: int, halving: dict[str, float] | None = {"keep": 0.6}) -> Worker:  # noqa: B006
+    protocol = PROTOCOL | {"tuning": {"grid": GRID, "halving": halving}}
+    return worker_on(folder, pack=pack, protocol=protocol, arms=[{"variant": ["lora", "adalora"], "rank": [2]}])
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory: pytest.TempPathFactory) -> Worker:
+    worker = studied(tmp_path_factory.mktemp("alone"), pack=1)
+    worker.work()
+    return worker
+
+
+def test_a_run_that_went_on_from_its_rung_is_the_run_that_never_stopped(tmp_path: Path, alone: Worker) -> None:
+    whole = studied(tmp_path, pack=4, halving=None)
+    whole.work()
+    state, found = snapshot(alone.study, alone.queue), 0
+    for path in (alone.runs_dir / "tiny").glob("*/result.json"):
+        other = whole.runs_dir / "tiny" / path.parent.name
+        if (other / "result.json").exists():
+            ours, theirs = RunDirectory(path.parent).result(), RunDirectory(other).result()
+            assert (ours["score"], ours["validation"]) == (theirs["score"], theirs["validation"])
+            adapter = "adapter_model.safetensors"
+            assert (path.parent / adapter).read_bytes() == (other / adapter).read_bytes()
+            found += 1
+    assert found >= 8
+    rungs = [state.entries[trial.key] for trial in state.wanted.values() if trial.stage == "rung"]
+    assert {entry.state for entry in rungs} == {"pruned", "failed"}  # at 1e30
+    assert all(math.isfinite(entry.facts["reached"]["10"]) for entry in rungs if entry.facts["reached"])
+
+
+def test_packs_and_interruptions_change_nothing(tmp_path: Path, alone: Worker, monkeypatch: pytest.MonkeyPatch) -> None:
+    steps = 0
+
+    def interrupted(context: TrainingContext, trial_runs: Sequence[TrialRun], **more: Any) -> list[TrialRun]:
+        def count(trials: int) -> None:
+            nonlocal steps
+            steps += 1
+            if steps % 25 == 0:
+                more["interruption"].asked = True
+
+        return train_pack(context, trial_runs, **more | {"on_step": count})
+
+    monkeypatch.setattr("experiments.studies.workers.worker.train_pack", interrupted)
+    starts = 0
+    while True:
+        starts += 1
+        worker = studied(tmp_path, pack=4)
+        worker.interruption = Interruption()
+        try:
+            worker.work()
+        except Interrupted:
+            continue
+        break
+    assert starts > 2
+    assert outcome(worker) == outcome(alone)
