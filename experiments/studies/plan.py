@@ -96,19 +96,29 @@ def _check_arms(study: Study, context: "PlanningContext", view: StudyView) -> No
 
 def _show_arms(study: Study, packing: Packing | None, view: StudyView) -> None:
     """Print every arm with its trials; without a packing its base is not here, and its parameters are not known."""
-    columns = ("arm", "rate around", *_columns(study, packing))
+    columns = ("arm", "rate", *_columns(study, packing))
     rows = [_row(study, arm, packing) for arm in study.arms]
-    view.plan(columns, rows, title=f"study {study.name}: {len(rows)} arms; trials of tuning and evaluation")
+    view.plan(columns, rows, title=f"study {study.name}: {len(rows)} arms; {_legend(study)}")
     view.display.say(f"{unit(study)}; verdicts are {holds_for(study)}, and hold {holds_over(study)}")
 
 
 def _columns(study: Study, packing: Packing | None) -> tuple[str, ...]:
     if study.config.search is not None:
         return ("budget", "tuning", "evaluation")
-    parameters = () if packing is None else ("trainable parameters",)
-    evaluation = "evaluation" if study.protocol.tuning.shared else "test reads"
-    fixed = ("fixed rates",) if study.protocol.fixed_learning_rates and not study.protocol.tuning.shared else ()
-    return (*parameters, "tunes", "points", "tuning", *fixed, evaluation, "extension")
+    parameters = () if packing is None else ("parameters",)
+    evaluation = "evaluation" if study.protocol.tuning.shared else "reads"
+    fixed = ("fixed",) if study.protocol.fixed_learning_rates and not study.protocol.tuning.shared else ()
+    return (*parameters, "beside rate", "points", "tuning", *fixed, evaluation, "more")
+
+
+def _legend(study: Study) -> str:
+    """What the numbers of trials are."""
+    if study.config.search is not None:
+        return "trials of tuning and evaluation"
+    more = "more: where best rates are at an end"
+    if study.protocol.tuning.shared:
+        return f"trials of tuning and evaluation; {more}"
+    return f"trials of tuning; reads: of the test split, at most; {more}"
 
 
 def _show_costs(study: Study, packing: Packing, view: StudyView) -> None:
@@ -147,17 +157,16 @@ def _row(study: Study, arm: Arm, packing: Packing | None) -> tuple[str, ...]:
     if packing is not None:
         packing.group(arm)
         trainable = packing.context.plan(arm.config)[0].trainable_parameters(0)  # of the plan that it remembers
-        row.append(f"{trainable:,}" if trainable else "0, trains nothing")
-    extension = f"{'' if count.extended_for_sure else 'up to '}{count.extension}"
+        row.append(f"{trainable:,}" if trainable else "trains nothing")
     trained = [str(count.evaluation)] if count.evaluation else []
-    reads = [f"up to {count.reads}"] if count.reads else []
-    return (*row, _tunes(study, arm), str(count.points), str(count.tuning), *trained, *reads, extension)
+    reads = [str(count.reads)] if count.reads else []
+    return (*row, _tunes(study, arm), str(count.points), str(count.tuning), *trained, *reads, str(count.extension))
 
 
 def _tunes(study: Study, arm: Arm) -> str:
-    """'rate', 'rate and alpha': the arm's own names of what the grid varies."""
+    """'alpha': the arm's own names of what the grid varies beside the rate; '-' where that is nothing."""
     own = type(arm.config.variant).tuned_knobs
-    return " and ".join(["rate", *(own[name][0] for name in study.protocol.tuning.points.knobs if name in own)])
+    return ", ".join(own[name][0] for name in study.protocol.tuning.points.knobs if name in own) or "-"
 
 
 def _words(cost: GroupCost) -> tuple[str, ...]:
