@@ -52,11 +52,11 @@ def pretrained(recipe: Recipe, report: Report) -> ByteTransformer:
     text = stdlib_source()
     model = ByteTransformer(width=recipe.width, depth=recipe.depth, heads=recipe.heads, context=recipe.context)
     content = hashlib.sha256(text + repr(sorted(asdict(recipe).items())).encode()).hexdigest()
-    cached(model, key=f"bytes-{content[:16]}", build=lambda: _pretrain(model, text, recipe, report), report=report)
+    cached(model, key=f"bytes-{content[:16]}", build=lambda: pretrain(model, text, recipe, report), report=report)
     return model
 
 
-def _pretrain(model: ByteTransformer, text: bytes, recipe: Recipe, report: Report) -> None:
+def pretrain(model: ByteTransformer, text: bytes, recipe: Recipe, report: Report) -> None:
     """Train the whole model to predict the next byte: AdamW, warm-up, then a linear decay to zero."""
     _initialise(model, recipe.seed)
     corpus = torch.frombuffer(bytearray(text), dtype=torch.uint8).long()
@@ -73,7 +73,7 @@ def _pretrain(model: ByteTransformer, text: bytes, recipe: Recipe, report: Repor
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
-        report("pretraining the base model (once, then cached)", step + 1, recipe.steps)
+        report("pretraining the base model of bytes (once, then cached)", step + 1, recipe.steps)
 
 
 def random_windows(corpus: Tensor, rows: int, length: int, generator: torch.Generator) -> Tensor:

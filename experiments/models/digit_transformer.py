@@ -55,11 +55,13 @@ def pretrained_digits(images: Tensor, labels: Tensor, recipe: DigitRecipe, repor
     model = DigitTransformer(width=recipe.width, depth=recipe.depth, heads=recipe.heads)
     content = images.numpy().tobytes() + labels.numpy().tobytes() + repr(sorted(asdict(recipe).items())).encode()
     key = f"digits-zero-biases-{hashlib.sha256(content).hexdigest()[:16]}"
-    cached(model, key=key, build=lambda: _pretrain(model, images, labels, recipe, report), report=report)
+    cached(model, key=key, build=lambda: pretrain_digits(model, images, labels, recipe, report), report=report)
     return model
 
 
-def _pretrain(model: DigitTransformer, images: Tensor, labels: Tensor, recipe: DigitRecipe, report: Report) -> None:
+def pretrain_digits(
+    model: DigitTransformer, images: Tensor, labels: Tensor, recipe: DigitRecipe, report: Report
+) -> None:
     """Train the whole model to tell the digits apart: AdamW, warm-up, then a linear decay to zero."""
     generator = stream(recipe.seed, "pretraining")
     for name, parameter in model.named_parameters():
@@ -79,4 +81,4 @@ def _pretrain(model: DigitTransformer, images: Tensor, labels: Tensor, recipe: D
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
-        report("pretraining the base model (once, then cached)", step + 1, recipe.steps)
+        report("pretraining the base model of digits (once, then cached)", step + 1, recipe.steps)

@@ -7,9 +7,11 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
+from safetensors.torch import load as parse
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from experiments.shipped_files import read_shipped
 from experiments.user_cache import NotHereError, cache_folder, is_read_only
 
 Report = Callable[[str, int, int], None]
@@ -27,6 +29,11 @@ def fingerprint(tensors: Mapping[str, Tensor]) -> str:
         digest.update(f"{name}|{tensor.dtype}|{tuple(tensor.shape)}|".encode())
         digest.update(tensor.flatten().view(torch.uint8).numpy().tobytes() if tensor.numel() else b"")
     return digest.hexdigest()
+
+
+def load_shipped(model: nn.Module, name: str) -> None:
+    """Load the weights that come with the package. Raises: ShippedFileError where they are not what was shipped."""
+    model.load_state_dict(parse(read_shipped(f"{name}.safetensors")))
 
 
 def cached(model: nn.Module, *, key: str, build: Callable[[], None], report: Report) -> None:

@@ -1,6 +1,6 @@
 """The `bytes` task: a byte-level model of Python's source is adapted to the prose of Python's own documentation.
 
-Real text and a real change of domain, with nothing to download: the base is pretrained on the standard
+Real text and a real change of domain, with nothing to download: the base was pretrained on the standard
 library's source, the topics are those of `help()`. Score: bits per byte on topics held out whole.
 """
 
@@ -17,17 +17,19 @@ from torch import Tensor, nn
 
 from experiments.models.byte_pretraining import Recipe, pretrained, random_windows
 from experiments.models.transformer import ByteTransformer
-from experiments.models.weights import Report, silent
+from experiments.models.weights import Report, load_shipped, silent
+from experiments.shipped_files import read_shipped
+from experiments.tasks.built_in_base import BuiltInBaseConfig
 from experiments.tasks.task import DIVERGED, Batch, Split, Task, TaskConfig
 from lora_variants.interface.config import MOST
 from lora_variants.interface.rng import stream
 
 BITS = 8.0  # of a byte, where nothing is known
 EVALUATION_ROWS = 32  # more do not fit into a core's cache, and cost a third more
-HELD_OUT = {"validation": 3, "test": 7}  # of every eight topics in alphabetical order
+SPLITS = ("train", "validation", "test")
 
 
-class BytesConfig(TaskConfig):
+class BytesConfig(BuiltInBaseConfig):
     name: Literal["bytes"] = "bytes"
     context: int = Field(64, ge=8, le=64, description="bytes the model sees before the last one it predicts")
     pretraining_steps: int = Field(
@@ -46,13 +48,7 @@ class Bytes(Task):
     @cached_property
     def texts(self) -> dict[str, bytes]:
         """The topics of each split, joined; a topic is in one split only."""
-        from pydoc_data.topics import topics
-
-        kept: dict[str, list[str]] = {"train": [], "validation": [], "test": []}
-        for place, name in enumerate(sorted(topics)):
-            split = next((split for split, rest in HELD_OUT.items() if place % 8 == rest), "train")
-            kept[split].append(topics[name])
-        return {split: "\n".join(parts).encode() for split, parts in kept.items()}
+        return {split: read_shipped(f"bytes_{split}.txt") for split in SPLITS}
 
     def data_sha256(self) -> dict[str, str]:
         return {split: hashlib.sha256(text).hexdigest() for split, text in self.texts.items()}
@@ -70,7 +66,10 @@ class Bytes(Task):
         return ByteTransformer()
 
     def base_model(self, report: Report = silent) -> nn.Module:
-        return pretrained(Recipe(steps=self.config.pretraining_steps), report)
+        if self.config.pretraining == "shipped":
+            load_shipped(model := self.architecture(), "bytes")
+            return model
+        return pretrained(Recipe(steps=self.config.pretraining_steps, seed=self.config.pretraining_seed), report)
 
     def training_batches(self, seed: int, batch_size: int) -> Iterator[Batch]:
         corpus, generator = _as_tensor(self.texts["train"]), stream(seed, "data")

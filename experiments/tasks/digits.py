@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from experiments.data.description import describe_labels
 from experiments.models.digit_transformer import LABELS, DigitRecipe, DigitTransformer, pretrained_digits
 from experiments.models.model_card import ModelCard
-from experiments.models.weights import Report, silent
+from experiments.models.weights import Report, load_shipped, silent
+from experiments.tasks.built_in_base import BuiltInBaseConfig
 from experiments.tasks.task import Batch, Split, Task, TaskConfig
 from lora_variants.interface.config import MOST, Seed
 from lora_variants.interface.rng import stream
@@ -22,7 +23,7 @@ EVALUATION_ROWS = 256
 PARTS = {"train": (0.0, 0.5), "validation": (0.5, 0.75), "test": (0.75, 1.0)}
 
 
-class DigitsConfig(TaskConfig):
+class DigitsConfig(BuiltInBaseConfig):
     name: Literal["digits"] = "digits"
     pretraining_steps: int = Field(1500, ge=1, le=MOST, description="steps of pretraining on the digits 0 to 4")
     split_seed: Seed = Field(0, description="seed of the three splits; not the run's seed")
@@ -44,6 +45,13 @@ class Digits(Task):
 
         loaded = load_digits()
         return torch.from_numpy(loaded.images).float() / 16, torch.from_numpy(loaded.target).long()
+
+    @property
+    def known_digits(self) -> tuple[Tensor, Tensor]:
+        """The images of the digits 0 to 4, and the digits: what the base model knows."""
+        images, digits = self.images
+        known = digits < LABELS
+        return images[known], digits[known]
 
     @cached_property
     def splits(self) -> dict[str, tuple[Tensor, Tensor]]:
@@ -74,9 +82,11 @@ class Digits(Task):
         return DigitTransformer()
 
     def base_model(self, report: Report = silent) -> nn.Module:
-        images, digits = self.images
-        old = digits < LABELS
-        return pretrained_digits(images[old], digits[old], DigitRecipe(steps=self.config.pretraining_steps), report)
+        if self.config.pretraining == "shipped":
+            load_shipped(model := self.architecture(), "digits")
+            return model
+        recipe = DigitRecipe(steps=self.config.pretraining_steps, seed=self.config.pretraining_seed)
+        return pretrained_digits(*self.known_digits, recipe, report)
 
     def model_card(self) -> ModelCard:
         return ModelCard(labels=tuple(str(digit) for digit in range(LABELS, 2 * LABELS)))

@@ -28,7 +28,7 @@ class TaskConfig(BaseModel):
     model_config = ConfigDict(strict=True, frozen=True, extra="forbid", allow_inf_nan=False)
 
     name: str
-    places: ClassVar[tuple[str, ...]] = ()  # knobs that say where data lie: their content is what a run depends on
+    places: ClassVar[tuple[str, ...]] = ()  # knobs that say where data or W0 come from: a run depends on their content
 
 
 class Task(ABC):

@@ -7,7 +7,7 @@ import torch
 from project_paths import CONFIGS
 
 from experiments.config.loading import load
-from experiments.models.digit_transformer import DigitRecipe, DigitTransformer, _pretrain
+from experiments.models.digit_transformer import DigitRecipe, DigitTransformer, pretrain_digits
 from experiments.models.weights import fingerprint, silent
 from experiments.runner import execute
 from experiments.tasks.digits import Digits, DigitsConfig
@@ -79,6 +79,6 @@ def test_the_pretrained_base_does_not_depend_on_the_process_s_random_numbers() -
     for seed in (1, 2):
         torch.manual_seed(seed)
         model = DigitTransformer()
-        _pretrain(model, images, labels, DigitRecipe(steps=2, rows=4), silent)
+        pretrain_digits(model, images, labels, DigitRecipe(steps=2, rows=4), silent)
         states.append(fingerprint(model.state_dict()))
     assert states[0] == states[1]
