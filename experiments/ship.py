@@ -53,7 +53,8 @@ def build_files(report: "Report") -> dict[str, bytes]:
         )
     of_bytes, of_digits = ByteTransformer(), DigitTransformer()
     pretrain(of_bytes, text, Recipe(), report)
-    pretrain_digits(of_digits, *Digits(DigitsConfig()).known_digits, DigitRecipe(), report)
+    known_digits = Digits(DigitsConfig()).known_digits  # type: ignore[call-arg]
+    pretrain_digits(of_digits, *known_digits, DigitRecipe(), report)
     bases = {"bytes": of_bytes, "digits": of_digits}
     topics = {f"bytes_{split}.txt": joined for split, joined in topics_by_split().items()}
     return {f"{name}.safetensors": save(base.state_dict()) for name, base in bases.items()} | topics

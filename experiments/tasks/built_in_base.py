@@ -28,6 +28,8 @@ class BuiltInBaseConfig(TaskConfig):
         shipped = {knob: cls.model_fields[knob].default for knob in ("pretraining_steps", "pretraining_seed")}
         other = [knob for knob, value in shipped.items() if info.data.get(knob, value) != value]
         if stated == "shipped" and other:
-            differ = " and ".join(f"{knob} is {info.data[knob]}, of the shipped one {shipped[knob]}" for knob in other)
-            raise ValueError(f"the shipped base model is another one: {differ}; say rebuild, or leave {other[0]} out")
+            differ = " and ".join(f"{knob} {shipped[knob]}, not {info.data[knob]}" for knob in other)
+            raise ValueError(
+                f"the shipped base model was made with {differ}; say rebuild, or leave {' and '.join(other)} out"
+            )
         return stated or ("rebuild" if other else "shipped")

@@ -86,8 +86,8 @@ def test_other_steps_or_another_seed_of_the_pretraining_mean_rebuild(
 @pytest.mark.parametrize(
     ("override", "differs"),
     [
-        ("task.pretraining_steps=20", "pretraining_steps is 20, of the shipped one 1000; say rebuild, or leave"),
-        ("task.pretraining_seed=3", "pretraining_seed is 3, of the shipped one 0; say rebuild, or leave"),
+        ("task.pretraining_steps=20", "pretraining_steps 1000, not 20; say rebuild, or leave pretraining_steps out"),
+        ("task.pretraining_seed=3", "pretraining_seed 0, not 3; say rebuild, or leave pretraining_seed out"),
     ],
 )
 def test_a_shipped_base_of_other_steps_or_another_seed_is_an_error_with_the_way_out(
