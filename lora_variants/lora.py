@@ -31,6 +31,23 @@ class LoRAConfig(AdapterConfig):
     name: Literal["lora"] = "lora"
     init: Literal["kaiming", "gaussian"] = Field("kaiming", description="law of A at the start; B is zero")
 
+    def as_lora(self) -> "LoRAConfig | None":
+        return self.with_lora_scale() if type(self) is LoRAConfig else None  # a relative says so itself
+
+    def with_lora_scale(self) -> "LoRAConfig | None":
+        """The `lora` with all knobs of this one and exactly the same scales; None where no alpha gives them.
+
+        alpha is given as `alpha_per_rank` where every adapted layer has one rank.
+        """
+        ranks = {self.rank} if isinstance(self.rank, int) else set(self.rank.values())
+        ranks -= {0}
+        alphas = [{"alpha": self.alpha, "alpha_per_rank": self.alpha_per_rank}]
+        if len(ranks) == 1:
+            alphas.insert(0, {"alpha": None, "alpha_per_rank": self.scale_at(*ranks)})
+        own = LoRAConfig(**self.model_dump(exclude={"name"}))
+        found = (own.model_copy(update=alpha) for alpha in alphas)
+        return next((lora for lora in found if all(lora.scale_at(r) == self.scale_at(r) for r in ranks)), None)
+
 
 class LoRALayer(FactoredLayer):
     """A (trials, r, d_in), B (trials, d_out, r), scale (trials,); rows beyond a trial's rank stay zero."""
@@ -73,8 +90,9 @@ class LoRA(Variant):
     layer_class: ClassVar[type[FactoredLayer]] = LoRALayer
 
     def scaling(self, trial: int, rank: int) -> float:
-        """s of a layer of this rank; 0 for rank 0, where alpha / r has no value."""
-        return self.configs[trial].alpha_at(rank) / rank if rank else 0.0
+        """s of a layer of this rank."""
+        scale: float = self.configs[trial].scale_at(rank)
+        return scale
 
     def layer_ranks(self, maps: Mapping[str, LinearMap]) -> dict[str, tuple[int, ...]]:
         shapes = {name: (lm.d_out, lm.d_in) for name, lm in maps.items()}

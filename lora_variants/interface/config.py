@@ -32,17 +32,11 @@ class Config(BaseModel):
     # validation split, where LoRA's is 5e-3. Seeds 0, 1 and 2 agree; full_all was tuned with seed 0 alone.
     learning_rate_factor: ClassVar[float | None] = None
 
+    # What scales the variant besides its learning rate, and so is worth tuning with it: name in a study's grid -> the
+    # variant's own knob for it, and how much of that knob is one unit of the grid's.
     tuned_knobs: ClassVar[Mapping[str, tuple[str, float]]] = {}
 
     name: str = Field(description="which variant")
-
-    @classmethod
-    def at(cls, point: Mapping[str, float]) -> dict[str, Any]:
-        own = {cls.tuned_knobs[n][0]: v * cls.tuned_knobs[n][1] for n, v in point.items() if n in cls.tuned_knobs}
-        return ({"alpha": None, "alpha_per_rank": None} if own.keys() & {"alpha", "alpha_per_rank"} else {}) | own
-
-    def as_lora(self) -> "Any":
-        return None
 
     @classmethod
     def shared_knobs(cls) -> dict[str, Shared]:
@@ -59,12 +53,34 @@ class Config(BaseModel):
         """The value that each knob has where nobody states one."""
         return {knob: field.default for knob, field in cls.model_fields.items() if not field.is_required()}
 
+    @classmethod
+    def at(cls, point: Mapping[str, float]) -> dict[str, Any]:
+        """The knobs that a point of a study's grid sets, for `model_copy`; what does not scale the variant is left out.
+
+        Another knob for the same quantity is None, whatever was stated.
+        """
+        shared = cls.shared_knobs()
+        knobs: dict[str, Any] = {}
+        for name, (knob, unit) in cls.tuned_knobs.items():
+            if name in point:
+                if knob in shared and shared[knob].alternative:
+                    knobs[shared[knob].alternative] = None
+                knobs[knob] = point[name] * unit
+        return knobs
+
+    def as_lora(self) -> "Config | None":
+        """The `lora` that trains exactly the same, bit for bit, at one learning rate; None where there is none.
+
+        Where two configurations have equal ones, they train the same. A file may have another rate for either.
+        """
+        return None
+
 
 class AdapterConfig(Config):
     """The knobs of every variant that learns ΔW as low-rank factors."""
 
-    tuned_knobs: ClassVar[Mapping[str, tuple[str, float]]] = {"alpha_per_rank": ("alpha_per_rank", 1.0)}
     DEFAULT_ALPHA: ClassVar[dict[str, float]] = {"alpha_per_rank": 2.0}
+    tuned_knobs: ClassVar[Mapping[str, tuple[str, float]]] = {"alpha_per_rank": ("alpha_per_rank", 1.0)}
 
     rank: Annotated[Rank | dict[Pattern, Rank], Shared()] = Field(
         16,
@@ -90,7 +106,8 @@ class AdapterConfig(Config):
     learning_rate_ratio: float = Field(
         1.0,
         gt=0,
-        description="λ of LoRA+: learning rate of B divided by that of A (heads and 1-D stay at A's)",
+        description="λ of LoRA+: learning rate of B divided by that of A (heads and 1-D stay at A's); weight decay is "
+        "rate times decay, so B decays λ times faster too",
     )
 
     @classmethod
@@ -125,3 +142,7 @@ class AdapterConfig(Config):
             return self.alpha
         assert self.alpha_per_rank is not None  # held by _default_alpha
         return self.alpha_per_rank * rank
+
+    def scale_at(self, rank: int) -> float:
+        """s of a layer of this rank; 0 for rank 0, where alpha / r has no value."""
+        return self.alpha_at(rank) / rank if rank else 0.0
