@@ -5,7 +5,7 @@ from typing import Any
 
 from experiments.config.errors import nearest
 from experiments.studies.spec.arms import Arm, describe
-from lora_variants.lora import LoRAConfig
+from lora_variants.interface.config import Config
 
 _ABSENT = object()
 
@@ -23,14 +23,15 @@ def comparisons(arms: Sequence[Arm], reference: Mapping[str, Any]) -> list[tuple
 
 def train_alike(arm: Arm, other: Arm, points: Sequence[Mapping[str, float]]) -> bool:
     """Whether two arms come to one configuration at every point of the grid's other knobs, as rsLoRA and LoRA may."""
-    ours, theirs = arm.config, other.config
-    apart = {"variant": None}
-    if arm.search or other.search or ours.model_copy(update=apart) != theirs.model_copy(update=apart):
+    ours, theirs = (
+        each.config.model_dump(exclude={"variant": True, "training": {"learning_rate"}}) for each in (arm, other)
+    )
+    if arm.search or other.search or (ours, arm.centre) != (theirs, other.centre):
         return False
     return all(_trained(arm, point) is not None and _trained(arm, point) == _trained(other, point) for point in points)
 
 
-def _trained(arm: Arm, point: Mapping[str, float]) -> LoRAConfig | None:
+def _trained(arm: Arm, point: Mapping[str, float]) -> Config | None:
     """The LoRA that trains the same as the arm's variant at a point; None where there is none."""
     variant = arm.config.variant
     return variant.model_copy(update=type(variant).at(point)).as_lora()

@@ -369,3 +369,50 @@ def test_the_arms_of_a_fixed_budget_train_equally_many_parameters(name: str) -> 
             )
         sizes[arm.label] = variant.trainable_parameters(0)
     assert set(sizes.values()) == {10_240 if name == "targets" else 18_432}, sizes
+
+
+def test_arms_that_come_to_one_configuration_are_the_same_and_are_not_tested() -> None:
+    rank = load_study(CONFIGS / "studies" / "rank.yaml")
+    assert [(arm.label, other.label) for arm, other in rank.same()] == [("rslora r=16", "lora r=16")]
+    assert len(rank.comparisons()) == 17
+    assert ("rslora r=16", "lora r=16") not in [(arm.label, other.label) for arm, other in rank.comparisons()]
+
+
+@pytest.mark.parametrize(
+    ("arms", "grid", "alike"),
+    [
+        ([{"variant": ["lora", "rslora"], "rank": 16}], {}, True),
+        ([{"variant": ["lora", "rslora"], "rank": 16}], {"alpha_per_rank": [2, 8, 32]}, True),  # at every point
+        ([{"variant": ["lora", "rslora"], "rank": 8}], {"alpha_per_rank": [2, 8]}, False),
+        ([{"variant": ["lora", "lora_plus"], "rank": 16, "learning_rate_ratio": 1.0}], {}, False),  # another centre
+        ([{"variant": ["lora", "full"]}], {}, False),
+    ],
+)
+def test_what_is_one_configuration_is_found_over_the_whole_grid(
+    tmp_path: Path, arms: list[dict[str, Any]], grid: dict[str, list[float]], alike: bool
+) -> None:
+    found = study(tmp_path, arms=arms, protocol={"margin": 1, "tuning": {"grid": grid}})
+    assert (len(found.same()), len(found.comparisons())) == ((1, 0) if alike else (0, 1))
+
+
+@pytest.mark.parametrize(
+    ("tuning", "told"),
+    [
+        ({"seeds": [100]}, "every evaluation seed is tuned by its own runs"),
+        ({"learning_rate_multipliers": [1, 2]}, "tuning: {grid: {learning_rate_multipliers"),
+        ({"shared": True, "halving": {"keep": 0.6}}, "a tuning that seeds share has none"),
+        (
+            {"shared": True, "grid": {"learning_rate_multipliers": [1, 3]}, "learning_rate_multipliers": [1, 2]},
+            "not both",
+        ),
+        ({"grid": {"alpha_per_rank": [2]}}, "grid.alpha_per_rank"),
+        ({"grid": {"alpha_per_rank": [2, 2]}}, "duplicate values"),
+        ({"grid": {"alpha": [2, 4]}}, "alpha"),
+    ],
+)
+def test_a_tuning_that_is_not_one_is_an_error_with_the_way_out(
+    tmp_path: Path, tuning: dict[str, Any], told: str
+) -> None:
+    with pytest.raises(ConfigError) as error:
+        study(tmp_path, protocol={"margin": 1, "tuning": tuning})
+    assert told in "\n".join(error.value.errors)
