@@ -71,8 +71,8 @@ def suggest(
     chosen = sampler if any(observation.score is not None for observation in history) else "random"
     with quietly():
         study = optuna.create_study(
-            direction="maximize" if higher_is_better else "minimize", sampler=RandomSampler(seed=seed)
-        )
+            direction="maximize" if higher_is_better else "minimize", sampler=RandomSampler(seed=0)
+        )  # each question has a sampler of its own
         told = _Told(study, distributions, worst=_worst(history, higher_is_better=higher_is_better))
         for observation in history:
             told.recall(observation, replayed=chosen == "cmaes")

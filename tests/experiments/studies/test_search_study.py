@@ -234,3 +234,43 @@ def test_what_is_wrong_with_a_search_is_said_with_the_file(
     (tmp_path / "search.yaml").write_text(yaml_text(tree))
     with pytest.raises(ConfigError, match=message):
         load_study(tmp_path / "search.yaml")
+
+
+def test_whole_searches_are_repeated_on_seeds_of_their_own_and_are_the_units_of_the_verdicts(tmp_path: Path) -> None:
+    search = TREE["search"] | {"repeats": 5, "trials": 4, "contenders": 2}
+    protocol = TREE["protocol"] | {
+        "tuning": {"learning_rate_multipliers": [0.5, 2], "seeds": list(range(100, 110))},
+        "evaluation": {"seeds": list(range(10))},
+    }
+    arms = [{"allocation": ["uniform", "adalora"]}, {"allocation": "grouped"}]
+    worker = worker_on(tmp_path, pack=8, search=search, protocol=protocol, arms=arms)
+    worker.work()
+    state = study_state_of(worker)
+    for progress in state.arms:
+        searches = progress.tuning.replications
+        assert [each.seeds for each in searches] == [(0, 1), (2, 3), (4, 5), (6, 7), (8, 9)]
+        assert len({trial.seed for each in searches for trial in each.trials}) == 10
+        for number, each in enumerate(searches):
+            assert {trial.seed for trial in each.trials} == {100 + 2 * number, 101 + 2 * number}
+            evaluated = [trial for trial in progress.evaluations("tuned") if trial.seed in each.seeds]
+            assert all(trial.knobs == each.knobs and trial.learning_rate == each.chosen for trial in evaluated)
+        if progress.arm.label != "uniform":
+            assert len({str(each.knobs) for each in searches}) > 1  # each finds its own
+    concluded = conclude(worker.study, state, tmp_path)
+    assert {each["n"] for each in concluded.summary["comparisons"]["families"]["tuned"]["comparisons"]} == {5}
+    text = "\n".join(concluded.lines())
+    assert "verdicts of methods" in text
+    assert "each of 5 whole searches chooses ranks" in text
+    [arm] = [each for each in concluded.summary["evaluation"]["settings"]["tuned"] if each["arm"] == "grouped"]
+    runs = {t.seed: state.entries[t.key].facts["test"] for t in state.arms[2].evaluations("tuned")}
+    assert arm["test_scores"] == {str(seed): (runs[seed] + runs[seed + 1]) / 2 for seed in range(0, 10, 2)}
+
+
+def test_one_search_gives_verdicts_of_its_allocations(tmp_path: Path) -> None:
+    concluded = conclude(*(lambda w: (w.study, study_state_of(w), tmp_path))(worker_on(tmp_path, pack=8)))
+    assert concluded.summary["comparisons"]["verdicts"] == "of these allocations"
+
+
+def test_seeds_that_do_not_divide_among_the_searches_are_an_error(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"3 searches share protocol\.tuning\.seeds in equal blocks; it has 2"):
+        study_in(tmp_path, search=TREE["search"] | {"repeats": 3})

@@ -193,7 +193,10 @@ def test_an_arm_more_trains_alone_and_a_failed_trial_again_on_request(copy: Path
     assert {path: when for path, when in files_of(copy / "runs").items() if path in before} == before
     again = start(file, copy / "runs", retry_failed=True)
     assert again.code == 0
-    assert study_state_of(file, copy / "runs").state(claim.key) == "done"
+    study_state = study_state_of(file, copy / "runs")
+    assert study_state.state(claim.key) == "done"
+    of_family = {arm.label: study_state.families[arm.config_hash] for arm in study.arms}
+    assert of_family == {"lora r=4": 1, "adalora r=4": 1, "lora r=2": 2}  # settled before the third was there
 
 
 def test_a_runs_folder_that_is_not_the_others_is_refused_unless_it_is_said(copy: Path) -> None:
