@@ -25,7 +25,7 @@ POINTS_ADDED = 2
 
 
 @dataclass(frozen=True)
-class Tried:
+class PointResult:
     """A point whose trials have all ended; without scores where one failed, or where it did not pass its rung."""
 
     point: Point
@@ -67,7 +67,7 @@ def replication_of(
     tried = tried_points(arm, kept, seeds, results)
     if tried is None:
         return Replication(served, "open", trials, None, None, (), None, "trials of the grid are pending")
-    tried += [Tried(point, point.rate(arm), (), (), None) for point in grid if point not in kept]
+    tried += [PointResult(point, point.rate(arm), (), (), None) for point in grid if point not in kept]
     if _without_effect(tried):
         reason = "the learning rate has no effect: all scores and losses are equal"
         return _chosen(arm, served, "tuned", trials, centre_of(grid), (), None, reason)
@@ -94,7 +94,7 @@ def replication_of(
 
 def tried_points(
     arm: Arm, grid: Sequence[Point], seeds: Sequence[int], results: Mapping[str, TrialResult]
-) -> list[Tried] | None:
+) -> list[PointResult] | None:
     """The grid's points in its order; None while a trial has no result."""
     found = []
     for point in grid:
@@ -105,21 +105,21 @@ def tried_points(
     return found
 
 
-def best_of(tried: Sequence[Tried], *, higher_is_better: bool) -> Tried | None:
+def best_of(tried: Sequence[PointResult], *, higher_is_better: bool) -> PointResult | None:
     """None where every point failed."""
     finished = [each for each in tried if each.scores]
     return max(finished, key=lambda each: each.merit(higher_is_better=higher_is_better), default=None)
 
 
-def _tried(point: Point, rate: float, results: Sequence[TrialResult]) -> Tried:
+def _tried(point: Point, rate: float, results: Sequence[TrialResult]) -> PointResult:
     scores: list[float] = []
     losses: list[float] = []
     for result in results:
         if result.failed or result.score is None or not math.isfinite(result.score):
-            return Tried(point, rate, (), (), result.reason or "no finite score")
+            return PointResult(point, rate, (), (), result.reason or "no finite score")
         scores.append(result.score)
         losses.append(math.inf if result.loss is None or math.isnan(result.loss) else result.loss)
-    return Tried(point, rate, tuple(scores), tuple(losses), None)
+    return PointResult(point, rate, tuple(scores), tuple(losses), None)
 
 
 def _chosen(
@@ -138,18 +138,18 @@ def _chosen(
     )
 
 
-def _without_effect(tried: Sequence[Tried]) -> bool:
+def _without_effect(tried: Sequence[PointResult]) -> bool:
     """Whether every point gave the same scores and losses, seed by seed."""
     found = {(each.scores, each.losses) for each in tried if each.scores or each.failure}
     return len(found) == 1 and bool(tried[0].scores)
 
 
-def _slice(tried: Sequence[Tried], best: Tried) -> list[Tried]:
+def _slice(tried: Sequence[PointResult], best: PointResult) -> list[PointResult]:
     """The points that have the best one's other knobs, by ascending rate."""
     return sorted((each for each in tried if each.point.values == best.point.values), key=lambda each: each.rate)
 
 
-def _end(tried: Sequence[Tried], best: Tried) -> Side | None:
+def _end(tried: Sequence[PointResult], best: PointResult) -> Side | None:
     """The side on which nothing bounds the best rate: no higher one tried, or no lower one finished."""
     alike = _slice(tried, best)
     if best.rate == alike[-1].rate:
@@ -157,7 +157,7 @@ def _end(tried: Sequence[Tried], best: Tried) -> Side | None:
     return None if any(each.failure is None and each.rate < best.rate for each in alike) else "lower"
 
 
-def _beyond(alike: Sequence[Tried], side: Side) -> tuple[Point, ...]:
+def _beyond(alike: Sequence[PointResult], side: Side) -> tuple[Point, ...]:
     """The points that extend an ascending slice, in steps of the ratio of its last two on that side."""
     (end, before) = (alike[-1], alike[-2]) if side == "higher" else (alike[0], alike[1])
     ratio = end.point.multiplier / before.point.multiplier
@@ -165,7 +165,7 @@ def _beyond(alike: Sequence[Tried], side: Side) -> tuple[Point, ...]:
     return tuple(Point(rounded(end.point.multiplier * ratio**step), end.point.values) for step in steps)
 
 
-def _describe(tried: Sequence[Tried], best: Tried) -> str:
+def _describe(tried: Sequence[PointResult], best: PointResult) -> str:
     """Where the best point lies, and which points failed."""
     alike, side = _slice(tried, best), _end(tried, best)
     if side == "higher":
@@ -183,11 +183,11 @@ def _describe(tried: Sequence[Tried], best: Tried) -> str:
     return text + (f"; failed: {', '.join(failed)}" if failed else "")
 
 
-def _words(tried: Tried) -> str:
+def _words(tried: PointResult) -> str:
     return " ".join([f"{tried.rate:g}", *(f"{name}={value:g}" for name, value in tried.point.values.items())])
 
 
-def _at_ends(tried: Sequence[Tried], best: Tried) -> str:
+def _at_ends(tried: Sequence[PointResult], best: PointResult) -> str:
     """The best point's other knobs, and which of them lie at an end of their grid."""
     text = ""
     for name, value in best.point.values.items():

@@ -337,6 +337,7 @@ def test_a_shipped_study_is_what_its_comment_says(path: Path) -> None:
 CENTRES = {
     "learning_rate": {"lora": 6e-3, "rslora": 1.2e-2, "full": 2e-3},
     "rank": {"lora": 5e-3, "rslora": 5e-3, "adalora": 5e-3, "full": 2e-3},
+    "adalora_alpha": {"lora": 5e-3, "adalora": 5e-3},
     "rank_per_layer": {"lora": 5e-3, "adalora for its ranks": 5e-3},
     "smoke": {"lora": 5e-3, "adalora": 5e-3},
     "targets": {"lora": 5e-3},
