@@ -66,7 +66,11 @@ class StudyCase:
             },
             "arms": [{"variant": "lora", "rank": list(self.ranks)}],
             "protocol": {
-                "tuning": {"shared": True, "learning_rate_multipliers": list(MULTIPLIERS), "seeds": list(range(100, 100 + seeds))},
+                "tuning": {
+                    "shared": True,
+                    "learning_rate_multipliers": list(MULTIPLIERS),
+                    "seeds": list(range(100, 100 + seeds)),
+                },
                 "evaluation": {"seeds": list(range(seeds))},
                 "reference": {"rank": self.ranks[0]},
                 "margin": 0.01,
