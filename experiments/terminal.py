@@ -73,7 +73,9 @@ class Display:
 
     def result(self, result: Mapping[str, Any], folder: str) -> None:
         """The table at the end of a run."""
-        table = Table(title=f"{result['variant']} on {result['task']}, seed {result['seed']}", show_header=False)
+        seed = result["seed"]
+        seeds = f"seed {seed}" if isinstance(seed, int) else "seeds " + ", ".join(f"{k} {v}" for k, v in seed.items())
+        table = Table(title=f"{result['variant']} on {result['task']}, {seeds}", show_header=False)
         table.add_column(style="bold", no_wrap=True)
         table.add_column()
         for name, text in _lines(result):

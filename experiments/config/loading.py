@@ -8,7 +8,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, ValidationError, create_model
 
 from experiments.config.errors import LONGEST_KEY, ConfigError, explained, fields_of, name_of, nearest
-from experiments.config.schema import RunConfig
+from experiments.config.schema import RunConfig, SeedConfig
 from experiments.config.shown import is_utf8, shown
 from experiments.config.variant_change import carry_over, choose_variant
 from experiments.config.yaml_files import parse_yaml, read_tree
@@ -181,6 +181,8 @@ def _odd(tree: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, str]]:
 def put(tree: dict[str, Any], key: str, value: Any, errors: list[str]) -> None:
     """Put a value into the tree; a key without a dot may name a knob of any section."""
     path = full_path(tree, key, errors)
+    if path[:1] == ["seed"] and len(path) > 1 and not isinstance(tree.get("seed"), dict):  # the others stay as they are
+        tree["seed"] = dict.fromkeys(SeedConfig.model_fields, tree.get("seed", 0))
     section = tree
     for part in path[:-1]:
         if section.get(part) is None:

@@ -22,7 +22,7 @@ class ResultFile(TypedDict, total=False):
 
     variant: str
     task: str
-    seed: int
+    seed: int | dict[str, int]
     learning_rate: float
     score: float
     score_name: str

@@ -1,7 +1,7 @@
 """Run directories of a study that lie in the runs folders of several machines, brought together in one."""
 
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ from experiments.record.run_description import hash_run
 from experiments.record.run_dir import RunDirectory
 from experiments.record.starting_point import read_start
 from experiments.studies.spec.study import Study
+from experiments.studies.spec.study_config import knob_points
 from experiments.training.context import TrainingContext
 
 COMPARED = ("score", "validation", "test", "learning_rate", "seed")
@@ -50,8 +51,9 @@ class Collection:
 
     def __init__(self, study: Study, context: TrainingContext, base_sha256: str, runs_dir: Path) -> None:
         self.study, self.context, self.base_sha256, self.runs_dir = study, context, base_sha256, runs_dir
-        self.arms = [_apart(arm.config) for arm in study.arms]
         protocol = study.protocol
+        self.tuned = _tuned_knobs(study)
+        self.arms = [(_apart(arm.config, self.tuned), arm.seed_offset) for arm in study.arms]
         self.seeds = {*protocol.tuning.own_seeds, *protocol.evaluation.seeds}
 
     def take(self, folders: Sequence[Path]) -> Collected:
@@ -85,7 +87,10 @@ class Collection:
             config = resolve(RunDirectory(path).config_tree())
         except ConfigError:
             return False
-        if config.seed not in self.seeds or _apart(config) not in self.arms:
+        own, seed = _apart(config, self.tuned), config.seed
+        if not isinstance(seed, int) or not any(
+            own == arm and seed - offset in self.seeds for arm, offset in self.arms
+        ):
             return False
         start, data_sha256 = read_start(config.start), self.context.data_sha256
         config_hash = hash_run(config, base_sha256=self.base_sha256, data_sha256=data_sha256, start=start)
@@ -112,10 +117,19 @@ class Collection:
         return True
 
 
-def _apart(config: RunConfig) -> dict[str, Any]:
-    """All but learning rate and seed, which are a trial's own."""
+def _tuned_knobs(study: Study) -> set[str]:
+    """The variants' knobs that trials of one arm differ in."""
+    if study.config.search is not None:
+        return {"rank", "alpha", "alpha_per_rank", "learning_rate_ratio"}
+    points = knob_points(study.protocol.tuning.points)
+    return {knob for arm in study.arms for point in points for knob in type(arm.config.variant).at(point)}
+
+
+def _apart(config: RunConfig, tuned: Set[str]) -> dict[str, Any]:
+    """All but learning rate, seed and what else is tuned, which are a trial's own."""
     hashed_config = config.hashed_config()
     del hashed_config["seed"], hashed_config["training"]["learning_rate"]
+    hashed_config["variant"] = {knob: of for knob, of in hashed_config["variant"].items() if knob not in tuned}
     return hashed_config
 
 

@@ -108,7 +108,7 @@ class _RowCosts:
         self.overhead = 0.0
         for trials in sizes:
             since = time.process_time()
-            configs = [arm.config.model_copy(update={"seed": arm.config.seed + trial}) for trial in range(trials)]
+            configs = [arm.config.model_copy(update={"seed": trial}) for trial in range(trials)]
             variant = attached_pack(configs, context.task, context.base)
             self.overhead = max(self.overhead, (time.process_time() - since) / trials)
             try:

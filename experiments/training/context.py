@@ -44,7 +44,11 @@ def attached_pack(configs: Sequence[RunConfig], task: Task, model: nn.Module) ->
         model,
         targets=first.targets,
         head_modules=task.head_names(model),
-        pack=Pack(seeds=tuple(c.seed for c in configs), total_steps=tuple(c.training.steps for c in configs)),
+        pack=Pack(
+            seeds=tuple(c.seeds.init for c in configs),
+            dropout_seeds=tuple(c.seeds.dropout for c in configs),
+            total_steps=tuple(c.training.steps for c in configs),
+        ),
         configs=[config.variant for config in configs],
     )
     own = [config.training.head_learning_rate for config in configs]

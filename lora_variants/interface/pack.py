@@ -12,6 +12,8 @@ from torch import Tensor
 class Pack:
     """Seeds, step counters and the present batch's rows of all trials; a single run is a pack of one.
 
+    `seeds` are those of initialisation, and of dropout where it has none of its own.
+
     The model sees `trials * rows` rows, trial-major. Whoever calls the model sets `rows` first.
     A trial that is not `running` has stopped: whatever a step does, it does not do to this trial. One that runs but
     is not `moving` skips this step, whose gradient is of no use: its step counts, but no gradient is read.
@@ -25,6 +27,7 @@ class Pack:
     steps: list[int] = field(default_factory=list)
     running: list[bool] = field(default_factory=list)
     moving: list[bool] = field(default_factory=list)
+    dropout_seeds: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         if not self.seeds or len(self.seeds) != len(self.total_steps):
@@ -32,6 +35,7 @@ class Pack:
                 f"a pack needs one seed and one number of steps a trial; "
                 f"got {len(self.seeds)} seeds and {len(self.total_steps)} numbers of steps"
             )
+        self.dropout_seeds = self.dropout_seeds or self.seeds
         if not self.steps:
             self.steps = [0] * len(self.seeds)
         self.running = self.running or [True] * len(self.seeds)

@@ -22,7 +22,7 @@ class PlannedTrial:
     arm: Arm
     stage: Stage
     settings: tuple[str, ...]  # what it counts for: 'tuned', 'best point', 'fixed <rate>', or several of them
-    seed: int
+    seed: int  # the protocol's, by which arms are paired; the run's has the arm's offset on top
     learning_rate: float | None
     multiplier: float | None  # learning rate over the arm's centre, of rates that the arm was tuned over
     knobs: Mapping[str, Any] = field(default_factory=dict, hash=False)  # of the variant, where tuning sets them
@@ -38,7 +38,8 @@ class PlannedTrial:
         config = self.arm.config
         training = config.training.model_copy(update={"learning_rate": self.learning_rate})
         variant = config.variant.model_copy(update=dict(self.knobs)) if self.knobs else config.variant
-        return config.model_copy(update={"seed": self.seed, "training": training, "variant": variant})
+        seed = self.seed + self.arm.seed_offset
+        return config.model_copy(update={"seed": seed, "training": training, "variant": variant})
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,9 +20,13 @@ from experiments.studies.spec.study_config import MOST_ARMS, rounded
 from lora_variants import VARIANTS
 
 RESERVED = {
-    "seed": "the protocol gives each trial its seed (protocol.tuning.seeds, protocol.evaluation.seeds)",
+    "seed": "the protocol gives each trial its seed (protocol.evaluation.seeds); an arm may have a seed_offset",
     "study": "it is the study's name",
 }
+
+
+OFFSET = "seed_offset"
+MOST_OFFSET = 2**62  # with a seed of the protocol on top it is a seed
 
 
 @dataclass(frozen=True)
@@ -36,6 +40,7 @@ class Arm:
     search: Mapping[str, Any] = field(default_factory=dict, compare=False)  # of `ARM_KEYS`, where there is a search
     source: "Arm | None" = field(default=None, compare=False)  # whose runs its ranks are taken from
     notes: tuple[str, ...] = field(default=(), compare=False)  # on the knobs of the run configuration's variant
+    seed_offset: int = field(default=0, compare=False)  # added to the protocol's seeds: equal arms with other draws
 
     @property
     def centre(self) -> float:
@@ -183,7 +188,7 @@ def _arm(point: Mapping[str, Any], defaults: _StudyDefaults, variants: set[str])
     replaced = {} if variant is None else choose_variant(tree, variant)
     name = tree["variant"].get("name") if isinstance(tree.get("variant"), Mapping) else None
     common = {k: v for k, v in defaults.common.items() if k != "variant" and _applies(k, name, defaults.variants)}
-    apart = {"label", "variant", *ARM_KEYS}
+    apart = {"label", "variant", OFFSET, *ARM_KEYS}
     own = {k: v for k, v in point.items() if k not in apart and _applies(k, name, variants)}
     given = {k: v for k, v in point.items() if k in ARM_KEYS}
     errors += search_errors(given, searched=defaults.search is not None)
@@ -191,15 +196,25 @@ def _arm(point: Mapping[str, Any], defaults: _StudyDefaults, variants: set[str])
         errors.append("rank: cannot be set: the allocation gives every layer its rank, within search.budget")
     for key, value in (*common.items(), *own.items()):
         put(tree, key, copy.deepcopy(value), errors)
-    notes = carry_over(tree, replaced)
+    offset, notes = _offset(point, errors), carry_over(tree, replaced)
     config = resolve(tree, errors)
     search = {} if defaults.search is None else {**defaults.search, **given}
     rank = getattr(config.variant, "rank", None)
     keys = {"variant": config.variant.name} | ({} if rank is None or search else {"rank": rank})
     keys |= {_canonical(tree, key): value for key, value in own.items()} | given
+    keys |= {OFFSET: offset} if OFFSET in point else {}
     source = _source(tree, search, learner) if (learner := rank_learner(search)) else None
-    config_hash = _config_hash(config, tree, own, search)
-    return Arm(point.get("label", ""), config_hash, keys, config, search, source, tuple(notes))
+    config_hash = _config_hash(config, tree, own, search | ({OFFSET: offset} if offset else {}))
+    return Arm(point.get("label", ""), config_hash, keys, config, search, source, tuple(notes), offset)
+
+
+def _offset(point: Mapping[str, Any], errors: list[str]) -> int:
+    """What an arm adds to the protocol's seeds."""
+    offset = point.get(OFFSET, 0)
+    if type(offset) is int and 0 <= offset <= MOST_OFFSET:
+        return offset
+    errors.append(f"{OFFSET}: a whole number from 0 to {MOST_OFFSET}, got {shown(offset)}")
+    return 0
 
 
 def _source(tree: Mapping[str, Any], search: Mapping[str, Any], learner: str) -> Arm:

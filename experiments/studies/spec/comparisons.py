@@ -26,9 +26,13 @@ def train_alike(arm: Arm, other: Arm, points: Sequence[Mapping[str, float]]) -> 
     ours, theirs = (
         each.config.model_dump(exclude={"variant": True, "training": {"learning_rate"}}) for each in (arm, other)
     )
-    if arm.search or other.search or (ours, arm.centre) != (theirs, other.centre):
+    if arm.search or other.search or (ours, *_draws(arm)) != (theirs, *_draws(other)):
         return False
     return all(_trained(arm, point) is not None and _trained(arm, point) == _trained(other, point) for point in points)
+
+
+def _draws(arm: Arm) -> tuple[float, int]:
+    return arm.centre, arm.seed_offset
 
 
 def _trained(arm: Arm, point: Mapping[str, float]) -> Config | None:

@@ -16,7 +16,7 @@ from experiments.config.errors import ConfigError
 from experiments.config.loading import load
 from experiments.config.yaml_files import yaml_text
 from experiments.models.transformer import ByteTransformer
-from experiments.studies.protocol.protocol import plan_ahead
+from experiments.studies.protocol.protocol import plan_ahead, progress_of
 from experiments.studies.spec.arms import Arm, Expansion, expand
 from experiments.studies.spec.comparisons import comparisons
 from experiments.studies.spec.study import Study, changes, frozen, load_study
@@ -417,3 +417,32 @@ def test_a_tuning_that_is_not_one_is_an_error_with_the_way_out(
     with pytest.raises(ConfigError) as error:
         study(tmp_path, protocol={"margin": 1, "tuning": tuning})
     assert told in "\n".join(error.value.errors)
+
+
+def test_an_offset_of_the_seeds_makes_equal_arms_differ_and_keeps_them_paired(tmp_path: Path) -> None:
+    found = study(tmp_path, arms=[{"variant": "lora", "seed_offset": [0, 1000]}], protocol={
+        "margin": 1, "reference": {"seed_offset": 0}})  # fmt: skip
+    first, second = found.arms
+    assert [arm.label for arm in found.arms] == ["lora r=16 seed_offset=0", "lora r=16 seed_offset=1000"]
+    assert first.config_hash != second.config_hash
+    plain = study(tmp_path, arms=[{"variant": "lora"}]).arms[0]
+    assert first.config_hash == plain.config_hash  # no offset is the arm as it was
+    wanted = [progress_of(arm, found.protocol, {}, higher_is_better=False).wanted for arm in found.arms]
+    assert [trial.seed for trial in wanted[0]] == [trial.seed for trial in wanted[1]]
+    assert [trial.config.seed for trial in wanted[1]] == [trial.seed + 1000 for trial in wanted[1]]
+    assert [trial.config.seed for trial in wanted[0]] == [trial.seed for trial in wanted[0]]
+    assert found.comparisons() == [(second, first)]
+    assert found.same() == []
+
+
+@pytest.mark.parametrize("offset", [-1, 1.5, "x", True, 2**62 + 1])
+def test_an_offset_that_is_none_is_an_error(tmp_path: Path, offset: object) -> None:
+    with pytest.raises(ConfigError) as error:
+        study(tmp_path, arms=[{"variant": "lora", "seed_offset": offset}])
+    assert "seed_offset: a whole number from 0 to" in "\n".join(error.value.errors)
+
+
+def test_an_arm_that_sets_its_seed_is_told_of_the_offset(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError) as error:
+        study(tmp_path, arms=[{"variant": "lora", "seed": 3}])
+    assert "an arm may have a seed_offset" in "\n".join(error.value.errors)
