@@ -105,3 +105,10 @@ def verdicts(chosen: np.ndarray, tuned: np.ndarray, margin: float) -> np.ndarray
 def any_of(found: np.ndarray, *wrong: str) -> float:
     """The share of families with one of these words."""
     return float(np.isin(found, wrong).any(-1).mean())
+
+
+def resampled(pool: Scores, generator: np.random.Generator, *, families: int, arms: int, seeds: int) -> Scores:
+    """Families of one method: each arm has seeds of its own, drawn without replacement from a pool (seeds, places)."""
+    size = len(pool.validation)
+    order = np.argsort(generator.random((families, size)), axis=1)[:, : arms * seeds].reshape(families, arms, seeds)
+    return Scores(pool.validation[order], pool.test[order])
