@@ -111,6 +111,7 @@ def test_a_run_prints_no_retired_word(tmp_path: Path, capsys: pytest.CaptureFixt
     tiny = [
         "--config", str(ROOT / "configs" / "planted.yaml"), "--variant", "adalora", "--rank", "2", "--set", "steps=20",
         "--set", "evaluate_every=3", "--set", "learning_rate=3", "--set", "task.evaluation_rows=64",
+        "--set", "alpha_per_rank=2",
         "--set", "wandb.mode=disabled", "--runs-dir", str(tmp_path),
     ]  # fmt: skip
     for more in (["--plan"], [], ["--test"]):

@@ -327,7 +327,8 @@ def test_merging_and_unmerging_leaves_the_base_weights_and_the_outputs_bit_for_b
     base = model(dtype=dtype)
     before = {key: value.clone() for key, value in base.state_dict().items()}
     owners = dict(base.named_modules())
-    variant = attached(name, base, heads=False) if name == "full" else attached(name, base, heads=False, rank=4)
+    knobs: dict[str, Any] = {} if name == "full" else {"rank": 4, "alpha_per_rank": 2.0}
+    variant = attached(name, base, heads=False, **knobs)
     for tensor in variant.trained_tensors(0).values():
         tensor.add_(torch.randn(tensor.shape, generator=stream(1)) * 0.3)
     x = torch.randn(ROWS, WIDTH, generator=stream(2)).to(dtype)

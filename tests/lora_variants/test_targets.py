@@ -286,7 +286,7 @@ def test_at_break_even_one_warning_has_both_parameter_counts_and_below_there_is_
         ("rslora", {}, {4: 4.0, 16: 2.0}),
         ("adalora", {"alpha": 8.0}, {4: 2.0, 16: 0.5}),
         ("adalora", {"alpha": 8.0, "initial_rank": 20}, {4: 2.0, 16: 0.5}),
-        ("adalora", {}, {4: 2.0, 16: 2.0}),
+        ("adalora", {}, {4: 16.0, 16: 16.0}),
     ],
 )
 def test_the_scale_of_a_layer_follows_its_own_target_rank(

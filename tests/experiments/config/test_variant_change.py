@@ -107,6 +107,22 @@ def test_a_finished_run_writes_its_defaults_out_and_they_do_not_carry_over_all_t
     assert changed(written, "rslora")[0] == alone("rslora", rank=4, alpha_per_rank=3.0)
 
 
+def test_what_a_file_states_of_loras_alpha_holds_for_adalora_and_loras_default_does_not(tmp_path: Path) -> None:
+    for stated in ({"alpha": 8.0}, {"alpha_per_rank": 4.0}):
+        tree, notes = changed(file_with(tmp_path, name="lora", **stated), "adalora")
+        assert tree == alone("adalora", **stated)
+        ((knob, value),) = stated.items()
+        assert notes == [
+            f"adalora in place of the file's lora: {knob}={value} carried over (default: alpha_per_rank=16.0)"
+        ]
+    written = tmp_path / "config.yaml"
+    written.write_text(yaml_text(load(PLANTED).tree()))
+    tree, notes = changed(written, "adalora")
+    assert tree == alone("adalora", rank=4)
+    assert "alpha_per_rank=2.0" in notes[1]
+    assert notes[1].endswith(" dropped")
+
+
 def test_a_shared_knob_that_is_faulty_in_the_file_is_faulty_in_another_variant(tmp_path: Path) -> None:
     notes: list[str] = []
     with pytest.raises(ConfigError, match=r"variant\.rank: should be a valid integer, got 'four'"):
