@@ -74,7 +74,8 @@ def verdict_table(study: Study, family: Sequence[Judged]) -> TextTable:
 def _arms(study: Study, evaluated: Sequence[Evaluated], parameters: Mapping[str, Any]) -> TextTable:
     setting = evaluated[0].setting
     replicated = setting == TUNED and any(each.best_point for each in evaluated)
-    own = ("learning rate", "x centre", "tuning trials") if setting == TUNED else ()
+    knobs = tuple(study.protocol.tuning.points.knobs)
+    own = ("learning rate", "x centre", *knobs, "tuning trials") if setting == TUNED else ()
     gain = ("- best point",) if replicated else ()
     score, better = study.score_name, "higher" if study.higher_is_better else "lower"
     told = "- best point: minus the test score at the one point that is best for all seeds on validation"
@@ -82,16 +83,19 @@ def _arms(study: Study, evaluated: Sequence[Evaluated], parameters: Mapping[str,
         title=f"{study.name}: {score} {_at(study, setting)}, mean ± half of the 95 % t-interval over "
         f"{_units_of(study)} ({better} is better)",
         columns=("arm", *own, f"test {score}", "n", *gain, f"validation {score}", "parameters", "without verdict"),
-        rows=tuple(_arm_row(each, parameters, replicated=replicated) for each in evaluated),
+        rows=tuple(_arm_row(each, parameters, knobs, replicated=replicated) for each in evaluated),
         words=frozenset({"arm", "without verdict"}),
         notes=(unit(study), *([told] if replicated else [])) if setting == TUNED else (),
     )
 
 
-def _arm_row(each: Evaluated, parameters: Mapping[str, Any], *, replicated: bool) -> tuple[str, ...]:
+def _arm_row(
+    each: Evaluated, parameters: Mapping[str, Any], knobs: Sequence[str], *, replicated: bool
+) -> tuple[str, ...]:
     tuning = each.progress.tuning
     multipliers = [one.multiplier for one in tuning.replications if one.multiplier is not None]
-    cells = (describe_rates(tuning.chosen_rates) or NOTHING, describe_rates(multipliers) or NOTHING)
+    chosen = [[one.values[knob] for one in tuning.replications if knob in one.values] for knob in knobs]
+    cells = [describe_rates(values) or NOTHING for values in (tuning.chosen_rates, multipliers, *chosen)]
     own = (*cells, str(len(tuning.trials))) if each.setting == TUNED else ()
     gain = (_signed(selection_gain(each)),) if replicated else ()
     count = parameters.get(each.arm.label)
