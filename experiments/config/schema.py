@@ -9,9 +9,10 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, SerializeAsAny, field_validator, model_validator
 
+from experiments.config.seed import RunSeed
 from experiments.models.model_config import ModelConfig
 from experiments.tasks.task import TaskConfig
-from lora_variants.interface.config import MOST, Config, Pattern, Seed
+from lora_variants.interface.config import MOST, Config, Pattern
 
 Rate = Annotated[float, Field(gt=0)]
 
@@ -111,17 +112,6 @@ class WandbConfig(Section):
     project: str = Field("lora-rank-studies", min_length=1, description="W&B project")
 
 
-class SeedConfig(Section):
-    """Seeds apart: runs that share one of them share what it draws."""
-
-    init: Seed = Field(description="seed of the initialisation of adapters and head")
-    data: Seed = Field(description="seed of the order of the data")
-    dropout: Seed = Field(description="seed of the adapters' dropout masks")
-
-    def __str__(self) -> str:
-        return f"{self.init}.{self.data}.{self.dropout}"
-
-
 class RunConfig(Section):
     """Everything that a run depends on."""
 
@@ -132,17 +122,13 @@ class RunConfig(Section):
     model: ModelConfig | None = Field(None, description="the base model, of tasks that bring none of their own")
     targets: list[Pattern] = Field(min_length=1, description="patterns of the layers to adapt")
     variant: SerializeAsAny[Config]
-    seed: Seed | SeedConfig = Field(
-        0, description="seed of data order, initialisation, dropout and head, or a map {init, data, dropout} of seeds"
+    seed: RunSeed = Field(
+        0,
+        description="a number, or a map {init, data, dropout} with the seed of each; of a map one that is missing is 0",
     )
     training: TrainingConfig = TrainingConfig()  # type: ignore[call-arg]
     start: StartConfig | None = Field(None, description="what ΔW starts from; null: from zero")
     wandb: WandbConfig = WandbConfig()  # type: ignore[call-arg]
-
-    @field_validator("seed")
-    @classmethod
-    def _one_where_all_are_equal(cls, seed: int | SeedConfig) -> int | SeedConfig:
-        return seed.init if isinstance(seed, SeedConfig) and seed.init == seed.data == seed.dropout else seed
 
     @model_validator(mode="after")
     def _one_narrow_type(self) -> Self:
@@ -153,12 +139,6 @@ class RunConfig(Section):
                 f"together; choose one of them for both, or float32 for one"
             )
         return self
-
-    @property
-    def seeds(self) -> SeedConfig:
-        """What each kind of draw is seeded with."""
-        seed = self.seed
-        return seed if isinstance(seed, SeedConfig) else SeedConfig(init=seed, data=seed, dropout=seed)
 
     @property
     def learning_rate(self) -> float:

@@ -12,7 +12,7 @@ from torch import Tensor
 class Pack:
     """Seeds, step counters and the present batch's rows of all trials; a single run is a pack of one.
 
-    `seeds` are those of initialisation, and of dropout where it has none of its own.
+    `seeds` are those of initialisation, and of dropout as well unless `dropout_seeds` says otherwise.
 
     The model sees `trials * rows` rows, trial-major. Whoever calls the model sets `rows` first.
     A trial that is not `running` has stopped: whatever a step does, it does not do to this trial. One that runs but
@@ -36,6 +36,11 @@ class Pack:
                 f"got {len(self.seeds)} seeds and {len(self.total_steps)} numbers of steps"
             )
         self.dropout_seeds = self.dropout_seeds or self.seeds
+        if len(self.dropout_seeds) != len(self.seeds):
+            raise ValueError(
+                f"a pack needs one dropout seed a trial, or none at all; "
+                f"got {len(self.dropout_seeds)} for {len(self.seeds)} trials"
+            )
         if not self.steps:
             self.steps = [0] * len(self.seeds)
         self.running = self.running or [True] * len(self.seeds)
