@@ -24,7 +24,7 @@ def comparison_figure(comparisons: pd.DataFrame) -> Figure:
 
     The band is the margin. A comparison without a verdict is hollow, with its reason for a verdict. `comparisons` has
     the columns setting, arm, reference, value, low, high, n, verdict, excluded, score, higher_is_better, margin, alpha,
-    tests, holds.
+    tests, holds, units.
     """
     settings = list(dict.fromkeys(comparisons["setting"]))
     rows = max(comparisons.groupby("setting").size())
@@ -33,18 +33,25 @@ def comparison_figure(comparisons: pd.DataFrame) -> Figure:
     reference = str(comparisons["reference"].iloc[0]) if one_reference else "reference"
     with mpl.rc_context(figure_style()):
         figure = Figure(figsize=(WIDTH_INCHES, down * (ROW_INCHES * rows + 0.75)), layout="constrained")
-        grid = figure.subplots(down, across, sharey=True, squeeze=False)
+        grid = figure.subplots(down, across, squeeze=False)
         for place, axes in enumerate(grid.flat):
             if place >= len(settings):
                 axes.set_axis_off()
                 continue
-            _draw(axes, comparisons[comparisons["setting"] == settings[place]], one_reference=one_reference)
+            families = [comparisons[comparisons["setting"] == name] for name in settings]
+            _draw(axes, families[place], one_reference=one_reference)
+            if place % across and _pairs(families[place]) == _pairs(families[place - 1]):
+                axes.set_yticklabels([])  # those of the panel on the left
             axes.xaxis.set_major_locator(MaxNLocator(6 // across))
             axes.set_xlabel(f"difference to {reference}")
             if len(settings) > 1:
                 axes.set_title(describe_setting(settings[place]), loc="left")
         put_caption(figure, _caption(comparisons))
     return figure
+
+
+def _pairs(family: pd.DataFrame) -> list[tuple[str, str]]:
+    return list(zip(family["arm"], family["reference"], strict=True))
 
 
 def _draw(axes: Axes, family: pd.DataFrame, *, one_reference: bool) -> None:
@@ -103,12 +110,13 @@ def _caption(comparisons: pd.DataFrame) -> list[str]:
     shown = comparisons.loc[comparisons["value"].notna(), "n"]
     beyond = any((family["value"].abs() > _bound(family)).any() for _, family in comparisons.groupby("setting"))
     tests = sorted(set(comparisons["tests"]))
+    family = f"{numbers(tests)} comparison{'s' * (tests != [1])}"
     return [
-        f"mean differences in {score_label(comparisons, 'test')}, n = {numbers(shown.tolist())} paired seeds",
+        f"mean differences in {score_label(comparisons, 'test')}, "
+        f"n = {numbers(shown.tolist())} paired {first['units']}",
         f"bars: {100 * (1 - first['alpha']):.4g} % t-intervals, each by itself",
         f"band: margin ± {first['margin']:g}",
-        f"verdicts {' and '.join(dict.fromkeys(comparisons['holds']))}: Holm over {numbers(tests)} comparisons at "
-        f"{first['alpha']:g}",
+        f"verdicts {' and '.join(dict.fromkeys(comparisons['holds']))}: Holm over {family} at {first['alpha']:g}",
         "arrows: too far away to draw" if beyond else "",
         "hollow: no verdict" if comparisons["verdict"].isna().any() else "",
     ]

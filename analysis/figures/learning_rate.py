@@ -30,8 +30,8 @@ def learning_rate_figure(rates: pd.DataFrame) -> Figure:
 
     Dots are runs, curves go through the means of a rate's runs; squares are rates by which the grid was extended, rings
     the chosen ones (the larger the more seeds chose it), a cross at the edge a rate at which a run failed. Scores far
-    worse than most lie beyond the frame. `rates` has the columns line, arm, rank, kind ('seed', 'mean', 'failed'),
-    learning_rate, seed, value, n, added, chosen, share, tuning, score, higher_is_better.
+    worse than most lie beyond the frame. `rates` has the columns line, arm, rank, kind ('seed', 'mean', 'chosen',
+    'failed'), learning_rate, seed, value, n, added, chosen, share, tuning, score, higher_is_better.
     """
     lines = list(dict.fromkeys(rates["line"]))
     across = 2 if len(lines) == 4 else min(ACROSS, len(lines))
@@ -75,7 +75,7 @@ def _draw(axes: Axes, of_line: pd.DataFrame, hues: dict[float, Colour]) -> None:
         for added, marker in ((False, "o"), (True, "s")):
             part = means[means["added"] == added]
             axes.plot(part["learning_rate"], part["value"], marker, color=colour, markersize=3.2, markeredgewidth=0)
-        for row in means[means["chosen"]].to_dict("records"):
+        for row in of_arm[of_arm["kind"] == "chosen"].to_dict("records"):
             axes.plot(
                 row["learning_rate"], row["value"], "o", markersize=4.5 + 3 * row["share"], markerfacecolor="none",
                 color=colour, markeredgewidth=1.0,
@@ -99,9 +99,9 @@ def _set_ticks(axes: Axes, rates: "pd.Series[float]") -> None:
 
 
 def _range(rates: pd.DataFrame) -> tuple[float, float]:
-    scored = rates[rates["value"].notna()]
+    scored = rates[rates["value"].notna() & (rates["kind"] != "chosen")]
     means = scored[scored["kind"] == "mean"] if (scored["kind"] == "mean").any() else scored
-    chosen = means[means["chosen"]] if means["chosen"].any() else means
+    chosen = rates[rates["kind"] == "chosen"] if (rates["kind"] == "chosen").any() else means
     return score_frame(
         scored["value"].to_numpy(),
         means["value"].to_numpy(),
@@ -137,11 +137,11 @@ def _caption(rates: pd.DataFrame) -> list[str]:
     counts = rates.loc[rates["kind"] == "mean", "n"]
     open_ones = rates.loc[rates["tuning"] == "not tuned", "arm"].nunique()
     low, high = _range(rates)
-    outside = rates["value"].notna() & ~rates["value"].between(low, high)
+    outside = (rates["kind"] != "chosen") & rates["value"].notna() & ~rates["value"].between(low, high)
     return [
         f"curves: means of n = {numbers(counts.tolist())} seeds, without intervals" if len(counts) else "",
         "dots: single runs",
         "rings: chosen, the larger the more seeds" if rates["share"].between(0, 1, inclusive="neither").any() else "",
         f"{int(outside.sum())} worse points lie beyond the frame" if outside.any() else "",
-        f"{open_ones} arm{'s' * (open_ones != 1)} not tuned: the best rate is at an end" if open_ones else "",
+        f"{open_ones} arm{'s' * (open_ones != 1)} not tuned" if open_ones else "",
     ]

@@ -28,7 +28,7 @@ FIGURES: dict[str, Callable[[pd.DataFrame], Figure]] = {
 }
 WORDS = (
     *("setting", "line", "arm", "reference", "kind", "excluded", "verdict", "tuning", "score"),
-    *("layer", "over", "holds", "knob", "evaluator"),
+    *("layer", "over", "holds", "units", "knob", "evaluator"),
 )
 CLAIMS = ("higher_is_better", "added", "chosen")
 

@@ -11,7 +11,7 @@ from analysis.study_results.findings import Finding
 from analysis.study_results.search_tables import search_tables
 from analysis.study_results.summary import interval_of
 from analysis.study_results.verdicts import Evaluated, Judged
-from experiments.studies.protocol.estimand import holds_for, holds_over
+from experiments.studies.protocol.estimand import holds_for, holds_over, units_of
 from experiments.studies.protocol.progress import StudyState
 from experiments.studies.protocol.trials import TUNED, ArmProgress, Replication
 from experiments.studies.spec.arms import Arm, describe
@@ -157,6 +157,9 @@ def _rates(progress: ArmProgress, table: pd.DataFrame) -> Iterator[tuple[str, di
                 done = row["state"] == "done"
                 value = {"value": row["score"]} if done else {}
                 yield point, {"kind": "seed" if done else "failed", "seed": row["seed"], **about} | value
+        done = of_point[of_point["state"] == "done"]
+        if count and len(done):
+            yield point, {"kind": "chosen", "value": done["score"].mean(), "n": len(done), **about}
         if (of_point["state"] == "done").all() and len(of_point) == seeds:  # not of the seeds alone that went there
             yield point, {"kind": "mean", "value": of_point["score"].mean(), "n": len(of_point), **about}
 
@@ -193,12 +196,15 @@ def _comparisons(study: Study, judged: Mapping[str, Sequence[Judged]]) -> pd.Dat
             "alpha": study.protocol.alpha,
             "tests": len(family),
             "holds": f"{holds_for(study)}, {holds_over(study)}" if each.setting == TUNED else "of one rate for all",
+            "units": units_of(study),
         }
         for setting, family in judged.items()
         for each in family
     ]
     columns = ["setting", "arm", "reference", "value", "low", "high", "n", "verdict", "excluded"]
-    return pd.DataFrame(rows, columns=[*columns, "score", "higher_is_better", "margin", "alpha", "tests", "holds"])
+    return pd.DataFrame(
+        rows, columns=[*columns, "score", "higher_is_better", "margin", "alpha", "tests", "holds", "units"]
+    )
 
 
 def _score(study: Study) -> dict[str, Any]:

@@ -10,7 +10,7 @@ import numpy as np
 
 from analysis.stats.intervals import MeanInterval, mean_interval
 from analysis.study_results.verdicts import Evaluated, Judged
-from experiments.studies.protocol.estimand import holds_for, holds_over, unit
+from experiments.studies.protocol.estimand import holds_for, holds_over, unit, units_of
 from experiments.studies.protocol.progress import StudyState
 from experiments.studies.protocol.trials import ArmProgress, Replication
 from experiments.studies.spec.study import Study, frozen
@@ -44,7 +44,7 @@ def summary_of(
         "evaluation": {
             "split": "test",
             "seeds": protocol.evaluation.seeds,
-            "interval": f"{CONFIDENCE:.0%} t-interval of the mean over seeds",
+            "interval": f"{CONFIDENCE:.0%} t-interval of the mean over {units_of(study)}",
             "settings": {
                 setting: [_evaluation(each) for each in evaluated if each.setting == setting]
                 for setting in dict.fromkeys(each.setting for each in evaluated)

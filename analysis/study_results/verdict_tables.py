@@ -10,7 +10,7 @@ import pandas as pd
 from analysis.stats.intervals import MeanInterval
 from analysis.study_results.summary import interval_of, selection_gain
 from analysis.study_results.verdicts import Evaluated, Judged
-from experiments.studies.protocol.estimand import holds_for, holds_over, of_methods, unit
+from experiments.studies.protocol.estimand import holds_for, holds_over, of_methods, unit, units_of
 from experiments.studies.protocol.trials import TUNED
 from experiments.studies.spec.study import Study
 from experiments.studies.terminal import describe_rates
@@ -66,7 +66,7 @@ def verdict_table(study: Study, family: Sequence[Judged]) -> TextTable:
         notes=(
             f"margin ± {study.protocol.margin:g}; Holm over {tests}{late} at {study.protocol.alpha:g}; {confidence} % "
             "t-intervals, each by itself; MDE: minimum detectable difference",
-            f"a verdict holds {holds_over(study)}",
+            f"a verdict holds {holds_over(study, tuned=setting == TUNED)}",
         ),
     )
 
@@ -78,10 +78,12 @@ def _arms(study: Study, evaluated: Sequence[Evaluated], parameters: Mapping[str,
     own = ("learning rate", "x centre", *knobs, "tuning trials") if setting == TUNED else ()
     gain = ("- best point",) if replicated else ()
     score, better = study.score_name, "higher" if study.higher_is_better else "lower"
-    told = "- best point: minus the test score at the one point that is best for all seeds on validation"
+    told = (
+        "- best point: minus the test score at one point for all seeds, the best on validation that every seed trained"
+    )
     return TextTable(
         title=f"{study.name}: {score} {_at(study, setting)}, mean ± half of the 95 % t-interval over "
-        f"{_units_of(study)} ({better} is better)",
+        f"{units_of(study)} ({better} is better)",
         columns=("arm", *own, f"test {score}", "n", *gain, f"validation {score}", "parameters", "without verdict"),
         rows=tuple(_arm_row(each, parameters, knobs, replicated=replicated) for each in evaluated),
         words=frozenset({"arm", "without verdict"}),
@@ -135,11 +137,6 @@ def _at(study: Study, setting: str) -> str:
 
 def _of(study: Study, setting: str) -> str:
     return holds_for(study) if setting == TUNED else "of one rate for all, not of the methods"
-
-
-def _units_of(study: Study) -> str:
-    search = study.config.search
-    return "searches" if search is not None and search.repeats > 1 else "seeds"
 
 
 def _signed(found: MeanInterval | None) -> str:

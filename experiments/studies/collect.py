@@ -19,7 +19,7 @@ from experiments.studies.spec.study import Study
 from experiments.studies.spec.study_config import knob_points
 from experiments.training.context import TrainingContext
 
-COMPARED = ("score", "validation", "test", "learning_rate", "seed")
+COMPARED = ("score", "validation", "learning_rate", "seed")
 
 
 @dataclass(frozen=True)
@@ -102,11 +102,14 @@ class Collection:
         run_dir = RunDirectory(self.runs_dir / self.study.name / path.name)
         if run_dir.finished:
             run_dir.check_files()
-            if _content(path) != _content(run_dir.path):
+            tests = [RunDirectory(each).result().get("test") for each in (path, run_dir.path)]
+            if _content(path) != _content(run_dir.path) or (None not in tests and tests[0] != tests[1]):
                 raise RecordError(
                     f"{path} and {run_dir.path} are of one run and differ in what they learned or scored; "
                     "machines may round differently: keep one of them, and move the other away"
                 )
+            if tests[0] is not None and tests[1] is None:  # read there, of the same run
+                run_dir.add_test(tests[0])
             return False
         partial = run_dir.path.with_name(f".{path.name}.collected")
         shutil.rmtree(partial, ignore_errors=True)

@@ -28,6 +28,7 @@ class ArmStatus:
     score: float | None  # best on validation so far: the mean over the seeds of a rate
     failed: int
     complete: bool
+    tuned: bool
     reason: str  # of the tuning's outcome
 
 
@@ -118,6 +119,7 @@ def _of_arm(study: Study, study_state: StudyState, arm: ArmProgress) -> ArmStatu
         score=_best(arm.wanted, study_state.entries, higher_is_better=study.higher_is_better),
         failed=sum(study_state.state(trial.key) == "failed" for trial in arm.wanted),
         complete=arm.complete,
+        tuned=arm.tuning.state == "tuned",
         reason=arm.tuning.reason,
     )
 

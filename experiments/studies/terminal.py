@@ -154,4 +154,4 @@ def _outcome(arm: ArmStatus, score_name: str) -> str:
     if arm.complete:
         score = "" if arm.score is None else f", {score_name} on validation {arm.score:.4f}"
         return f"{arm.state}: {arm.evaluation[0]} trials of the evaluation have ended{score}"
-    return f"tuned: {arm.reason}"
+    return f"{'tuned' if arm.tuned else 'not tuned'}: {arm.reason}"

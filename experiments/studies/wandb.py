@@ -1,7 +1,7 @@
 """Copies of a study in Weights & Biases, made from the run directories of its trials when they have ended."""
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -43,10 +43,10 @@ class StudyWandbLogger:
         """Copy trials that have ended and have no copy, for about so long; the others another time."""
         if self.mode == "disabled" or not self.of_trials:
             return
-        since = time.monotonic()
+        since, over = time.monotonic(), {each.arm.config_hash for each in study_state.arms if each.complete}
         for key, entry in study_state.entries.items():
             ended = entry.state in ENDED and key in study_state.wanted and entry.number not in self._seen
-            if ended and "folder" in entry.facts and study_state.wanted[key].stage != "rung":
+            if ended and "folder" in entry.facts and self._is_over(study_state.wanted[key], over):
                 if time.monotonic() - since > seconds:
                     return
                 self._seen.add(entry.number)
@@ -62,6 +62,12 @@ class StudyWandbLogger:
         rates = {f"learning_rate/{arm.label}": median(arm.rates) for arm in status.arms if arm.rates}
         mirror.finish(summary={**status.counts, **scores, **rates}, spectra=dict, ranks={}, files=[], failed=False)
         self._note(mirror)
+
+    def _is_over(self, trial: PlannedTrial, over: Set[str]) -> bool:
+        """Whether nothing comes to the trial's run any more: a run of replicated tuning may be read on test later."""
+        if self.study.config.search is not None or self.study.protocol.tuning.shared:
+            return True
+        return trial.stage != "rung" and trial.arm.config_hash in over
 
     def _copy(self, trial: PlannedTrial, entry: Entry) -> None:
         run_dir = RunDirectory(self.folder / str(entry.facts["folder"]))

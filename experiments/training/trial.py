@@ -213,6 +213,14 @@ class TrialRun:
         outcome = self.training.outcomes[self.slot]
         outcome.failure = outcome.failure or reason
 
+    def _why_pruned(self) -> str:
+        if self.options.goes_on:
+            reached = self.reached[self.pruned or 0]
+            return (
+                f"stopped at step {self.pruned}, at {reached:g}: it goes on if it is among the best of its seed there"
+            )
+        return f"pruned at step {self.pruned}: {self.reached} misses {dict(self.options.rungs.thresholds)}"
+
     def close(self) -> None:
         """With the base free of adapters: the test score where it is asked for, then the result, last."""
         if self.has_score and self.options.test:
@@ -231,9 +239,7 @@ class TrialRun:
             self.logger.abandon(self.failure)
             return
         if self.pruned is not None:
-            self.folder.prune(
-                f"pruned at step {self.pruned}: {self.reached} misses {dict(self.options.rungs.thresholds)}"
-            )
+            self.folder.prune(self._why_pruned())
             if not self.options.goes_on:
                 self.checkpoints.remove()
             self.logger.abandon("pruned")

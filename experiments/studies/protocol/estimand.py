@@ -33,6 +33,12 @@ def holds_for(study: Study) -> str:
     return "of the chosen points, not of the methods" if study.config.search is None else "of these allocations"
 
 
-def holds_over(study: Study) -> str:
-    """What a verdict does not vary."""
-    return f"over {'tuning and ' if of_methods(study) else ''}training seeds, for this test split and this W0"
+def holds_over(study: Study, *, tuned: bool = True) -> str:
+    """What a verdict varies and what not, at the points that tuning chose or at a rate for all."""
+    return f"over {'tuning and ' if tuned and of_methods(study) else ''}training seeds, for this test split and this W0"
+
+
+def units_of(study: Study) -> str:
+    """What the n of a comparison counts."""
+    search = study.config.search
+    return "searches" if search is not None and search.repeats > 1 else "seeds"

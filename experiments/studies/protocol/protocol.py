@@ -108,7 +108,7 @@ def plan_ahead(arm: Arm, protocol: ProtocolConfig, search: SearchConfig | None =
     fresh = protocol.evaluation.seeds
     seeds = protocol.tuning.own_seeds if protocol.tuning.shared else fresh
     grid = _grid_ahead(arm, protocol, seeds)
-    fixed = _evaluation(arm, protocol, Tuning("open", (), ""))
+    fixed = _evaluation(arm, protocol, Tuning("tuned", (), ""))  # without choices
     settings = (TUNED,) if protocol.tuning.shared else (TUNED, BEST_POINT)
     run_of = None if protocol.tuning.shared else ""
     chosen = [
@@ -159,7 +159,7 @@ def _added(replications: Sequence[Replication]) -> list[Point]:
 def _evaluation(arm: Arm, protocol: ProtocolConfig, tuning: Tuning) -> tuple[PlannedTrial, ...]:
     """The trials at the fixed rates and at what was chosen; one that is several of them is evaluated once."""
     found: dict[str, PlannedTrial] = {}
-    for trial in (*_at_choices(arm, protocol, tuning), *_at_fixed_rates(arm, protocol)):
+    for trial in (*_at_choices(arm, protocol, tuning), *_at_fixed_rates(arm, protocol, tuning)):
         before = found.get(trial.key)
         found[trial.key] = trial if before is None else replace(before, settings=(*before.settings, *trial.settings))
     return tuple(found.values())
@@ -182,9 +182,16 @@ def _evaluated(arm: Arm, protocol: ProtocolConfig, setting: str, point: Point, s
     return trial if protocol.tuning.shared else replace(trial, run_of=trial_at(arm, "tuning", (), point, seed).key)
 
 
-def _at_fixed_rates(arm: Arm, protocol: ProtocolConfig) -> Iterator[PlannedTrial]:
+def _at_fixed_rates(arm: Arm, protocol: ProtocolConfig, tuning: Tuning) -> Iterator[PlannedTrial]:
+    """One that is a point of the grid is read of the run that tuning trains, once tuning has said what else it is."""
+    replicated = not protocol.tuning.shared
+    points = {point.rate(arm): point for point in points_of(arm, protocol.tuning.points) if not point.values}
     for rate in map(rounded, protocol.fixed_learning_rates):
         for seed in protocol.evaluation.seeds:
+            if replicated and rate in points:
+                if tuning.state != "open":
+                    yield _evaluated(arm, protocol, _fixed(rate), points[rate], seed)
+                continue
             key = f"{arm.config_hash}-evaluation-lr{rate:.6g}-s{seed}"
             yield PlannedTrial(key, arm, "evaluation", (_fixed(rate),), seed, rate, None)
 

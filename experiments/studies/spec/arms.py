@@ -229,7 +229,7 @@ def _applies(key: str, variant: str | None, variants: Set[str]) -> bool:
     """Whether a key is for this variant: not so if it is a knob of others of the entry and not of this one."""
     knob = key.removeprefix("variant.")
     having = {name for name in variants if knob in VARIANTS[name].load().config_class.model_fields}
-    return variant in having or not having
+    return not having or (isinstance(variant, str) and variant in having)
 
 
 def _canonical(tree: Mapping[str, Any], key: str) -> str:

@@ -11,7 +11,13 @@ from experiments.config.errors import ConfigError, explained
 from experiments.config.loading import OF_A_RUN, OF_A_STUDY, parse_override, read_run_tree
 from experiments.config.yaml_files import read_tree
 from experiments.studies.spec.arms import Arm, Expansion, expand
-from experiments.studies.spec.comparisons import comparison_warnings, comparisons, reference_errors, train_alike
+from experiments.studies.spec.comparisons import (
+    comparison_warnings,
+    comparisons,
+    is_reference,
+    reference_errors,
+    train_alike,
+)
 from experiments.studies.spec.search_config import SearchConfig
 from experiments.studies.spec.study_config import MOST_TRIALS, ProtocolConfig, StudyConfig, knob_points
 from experiments.tasks.registry import TASKS
@@ -85,6 +91,8 @@ def load_study(path: Path, overrides: Sequence[str] = ()) -> Study:
     reference = config.protocol.reference if config else {}
     if len(expansion.arms) > 1 and not expansion.errors:
         errors += reference_errors(expansion.arms, reference)
+    if config is not None:
+        errors += _tuned_twice(config, expansion.arms)
     if config is not None and (trials := len(expansion.arms) * _most_trials(config)) > MOST_TRIALS:
         errors.append(
             f"protocol: up to {trials:,} trials; a study has at most {MOST_TRIALS:,}: leave out arms, rates or seeds"
@@ -111,7 +119,11 @@ def frozen(study: Study) -> dict[str, Any]:
     protocol["fixed_learning_rates"] = {f"{rate:.6g}": True for rate in study.protocol.fixed_learning_rates}
     score = {"name": study.score_name, "higher_is_better": study.higher_is_better}
     search = {} if study.config.search is None else {"search": study.config.search.model_dump(mode="json")}
-    arms = {arm.config_hash: {"label": arm.label, "centre": arm.centre} for arm in study.arms}
+    reference = study.protocol.reference
+    arms = {
+        arm.config_hash: {"label": arm.label, "centre": arm.centre, "reference": is_reference(arm, reference)}
+        for arm in study.arms
+    }
     return {"score": score, "protocol": protocol, **search, "arms": arms}
 
 
@@ -123,12 +135,16 @@ def changes(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[str]:
         for section in settled
         for key, old, new in _differences(before[section], after.get(section, {}), section)
     ]
+    same_reference = before["protocol"].get("reference") == after["protocol"].get("reference")
     for config_hash, arm in before["arms"].items():
         now = after["arms"].get(config_hash)
         if now is None:
             found.append(f"arm {arm['label']!r} ({config_hash}) is gone: taken out, or another configuration now")
         elif now["centre"] != arm["centre"]:
             found.append(f"arm {arm['label']!r}: its learning rates were around {arm['centre']}, are {now['centre']}")
+        elif same_reference and now["reference"] != arm.get("reference", now["reference"]):
+            was, now_is = ("a reference", "none") if arm["reference"] else ("no reference", "one")
+            found.append(f"arm {arm['label']!r} ({config_hash}) was {was}, and is {now_is} under the labels of now")
     return found
 
 
@@ -162,6 +178,22 @@ def _expansion(
     plan = search.model_dump(mode="json", exclude={"sampler", "seed", "trials", "contenders"})
     defaults = {"sampler": search.sampler, "search_seed": search.seed, **plan}
     return expand(list(entries or ()), base=base, common=common, study=study, search=defaults)
+
+
+def _tuned_twice(config: StudyConfig, arms: Sequence[Arm]) -> list[str]:
+    """An arm, or all of them, that set a knob which the grid sets at every point."""
+    errors = []
+    common = {key.rpartition(".")[2]: f"set.{key}" for key in config.set}
+    for name, values in config.protocol.tuning.points.knobs.items():
+        setting = [arm for arm in arms if type(arm.config.variant).at({name: values[0]}).keys() & arm.keys.keys()]
+        errors += [
+            f"{arm.label}: protocol.tuning.grid.{name} sets that knob at every point; leave it out of the arm, or out "
+            "of the grid"
+            for arm in setting
+        ]
+        for knob in {knob for arm in arms for knob in type(arm.config.variant).at({name: values[0]})} & common.keys():
+            errors.append(f"{common[knob]}: protocol.tuning.grid.{name} sets it at every point; leave one of them out")
+    return errors
 
 
 def _most_trials(config: StudyConfig) -> int:
@@ -198,6 +230,8 @@ def _warnings(protocol: ProtocolConfig, search: SearchConfig | None, arms: Seque
     seeds = len(protocol.evaluation.seeds)
     if seeds < SEEDS_FOR_VERDICTS:
         found.append(f"a verdict needs {SEEDS_FOR_VERDICTS} seeds; protocol.evaluation.seeds has {seeds}")
+    if overlapping := _sharing_draws(protocol, arms):
+        found.append(f"{overlapping} train with some of the same seeds: take seed_offsets further apart than the seeds")
     if search is not None and 1 < search.repeats < SEEDS_FOR_VERDICTS:
         found.append(f"a verdict of methods needs {SEEDS_FOR_VERDICTS} searches; search.repeats is {search.repeats}")
     if search is not None and len(protocol.tuning.own_seeds) == search.repeats:
@@ -209,6 +243,17 @@ def _warnings(protocol: ProtocolConfig, search: SearchConfig | None, arms: Seque
     if search is None and len(protocol.tuning.points.learning_rate_multipliers) == 2:
         found.append("the better of two learning rates is always at an end of the grid, so it is extended every time")
     return found
+
+
+def _sharing_draws(protocol: ProtocolConfig, arms: Sequence[Arm]) -> str | None:
+    """Two arms whose offsets differ by less than the protocol's seeds do, if there are any."""
+    seeds = {*protocol.evaluation.seeds, *(protocol.tuning.own_seeds if protocol.tuning.shared else ())}
+    of_offset = {arm.seed_offset: arm for arm in arms}
+    for offset, arm in of_offset.items():
+        for other_offset, other in of_offset.items():
+            if offset < other_offset and {seed + offset for seed in seeds} & {seed + other_offset for seed in seeds}:
+                return f"{arm.label} and {other.label}"
+    return None
 
 
 def _differences(before: Mapping[str, Any], after: Mapping[str, Any], path: str) -> list[tuple[str, Any, Any]]:

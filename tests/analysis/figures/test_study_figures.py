@@ -126,7 +126,8 @@ def test_the_curves_of_learning_rates_show_what_was_chosen_added_and_failed(tabl
         means = of_line[of_line["kind"] == "mean"]
         rings = [line for line in axes.lines if line.get_markerfacecolor() == "none" and line.get_marker() == "o"]
         chosen = [(float(line.get_xdata()[0]), float(line.get_ydata()[0])) for line in rings]
-        assert chosen == list(means[means["chosen"]][["learning_rate", "value"]].itertuples(index=False, name=None))
+        ringed = of_line[of_line["kind"] == "chosen"][["learning_rate", "value"]]
+        assert chosen == list(ringed.itertuples(index=False, name=None))
         added = means[means["added"]][["learning_rate", "value"]]
         assert sorted(drawn_points(axes, "s")) == sorted(added.itertuples(index=False, name=None))
         broken = of_line[of_line["kind"] == "failed"]
@@ -155,6 +156,16 @@ def test_the_forest_has_difference_interval_margin_and_word_of_every_comparison(
         band = axes.patches[0].get_extents().transformed(axes.transData.inverted())
         assert (band.x0, band.x1) == pytest.approx((-0.01, 0.01))
     assert any("Holm over 4 comparisons" in text for text in words(FIGURES["comparisons"](comparisons)))
+
+
+def test_every_family_has_the_names_of_its_own_arms(tables: dict[str, pd.DataFrame]) -> None:
+    comparisons = tables["comparisons"]
+    tuned = comparisons[comparisons["setting"] == "tuned"]
+    late = tuned.head(1).assign(setting="tuned, family 2", arm="late")
+    first, second = redrawn_axes("comparisons", pd.concat([tuned, late]))
+    assert len([label.get_text() for label in first.get_yticklabels()]) == len(tuned)
+    assert [label.get_text().split(" vs ")[0] for label in second.get_yticklabels()] == ["late"]
+    assert not any("late" in label.get_text() for label in first.get_yticklabels())
 
 
 def test_scores_far_worse_than_most_lie_beyond_the_frame_and_are_counted(tables: dict[str, pd.DataFrame]) -> None:

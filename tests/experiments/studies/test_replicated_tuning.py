@@ -50,7 +50,7 @@ def finished(score: Score, asked: ProtocolConfig | None = None, arm: Arm = LORA)
 
 def valley(best: Mapping[int, float]) -> Score:
     """By seed, the multiplier at which it scores best."""
-    return lambda trial: abs(math.log2((trial.multiplier or 0) / best[trial.seed])) + 0.001 * trial.seed
+    return lambda trial: abs(math.log2((trial.multiplier or 1) / best[trial.seed])) + 0.001 * trial.seed
 
 
 def chosen(progress: ArmProgress) -> dict[int, float | None]:
@@ -203,3 +203,14 @@ def test_a_shared_tuning_of_one_seed_chooses_what_a_replication_of_that_seed_doe
     (once,) = finished(score, shared).tuning.replications
     alone = finished(score).tuning.replications[0]
     assert replace(once, seeds=(), trials=(), reason="") == replace(alone, seeds=(), trials=(), reason="")
+
+
+def test_a_fixed_rate_of_the_grid_is_read_of_the_run_that_tuning_trains_and_says_all_that_it_is() -> None:
+    asked = protocol().model_copy(update={"fixed_learning_rates": [5e-3, 3e-3]})
+    progress = finished(valley({0: 0.5, 1: 1, 2: 2, 3: 1, 4: 1}), asked)
+    of_grid = {trial.seed: trial for trial in progress.evaluations("fixed 0.005")}
+    assert all(trial.run_of is not None for trial in of_grid.values())
+    assert of_grid[1].settings == (TUNED, BEST_POINT, "fixed 0.005")
+    assert of_grid[0].settings == (BEST_POINT, "fixed 0.005")
+    beside = progress.evaluations("fixed 0.003")
+    assert [trial.run_of for trial in beside] == [None] * 5

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from dataclasses import fields, replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from project_paths import ROOT
@@ -20,7 +21,7 @@ from experiments.studies.consistency import check_protocol, check_runs_dir
 from experiments.studies.launch import LaunchOptions
 from experiments.studies.protocol.progress import enqueue, snapshot
 from experiments.studies.queue.storage import QueueError, storage_address
-from experiments.studies.spec.study import load_study
+from experiments.studies.spec.study import changes, frozen, load_study
 from experiments.studies.status import status_of, untouched
 from experiments.studies.terminal import describe_workers
 from experiments.studies.wandb import StudyWandbLogger
@@ -163,6 +164,17 @@ def test_what_an_evaluation_has_frozen_may_not_change(copy: Path) -> None:
     assert "another name" in str(refused.error)
 
 
+def test_labels_that_are_exchanged_do_not_move_the_reference(tmp_path: Path) -> None:
+    def labelled(first: str, second: str) -> dict[str, Any]:
+        arms = [{"label": first, "variant": "lora", "rank": 4}, {"label": second, "variant": "adalora", "rank": 4}]
+        protocol = {**TINY["protocol"], "reference": {"label": "ref"}}
+        return frozen(load_study(study_file(tmp_path, arms=arms, protocol=protocol)))
+
+    (first, second) = changes(labelled("ref", "other"), labelled("other", "ref"))
+    assert "was a reference, and is none" in first
+    assert "was no reference, and is one" in second
+
+
 def test_before_an_evaluation_a_changed_file_is_taken_and_the_change_is_said(tmp_path: Path) -> None:
     file, runs_dir = study_file(tmp_path), tmp_path / "runs"
     study = load_study(file)
@@ -236,6 +248,21 @@ def test_two_records_of_one_run_that_differ_are_an_error(copy: Path) -> None:
     assert record.name in str(refused.error)
 
 
+def test_a_test_score_that_was_read_elsewhere_of_the_same_run_is_taken_over(copy: Path) -> None:
+    shutil.copytree(copy / "runs", copy / "other")
+    (folder,) = [path.name for path in (copy / "runs" / "tiny").glob("lora-*-s0-*") if "test" in result_of(path)][:1]
+    ours = copy / "runs" / "tiny" / folder
+    read = result_of(ours)
+    (ours / "result.json").write_text(json.dumps({key: value for key, value in read.items() if key != "test"}))
+    start(copy / "tiny.yaml", copy / "runs", collect=[copy / "other"])
+    assert result_of(ours)["test"] == read["test"]
+
+
+def result_of(folder: Path) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((folder / "result.json").read_text())
+    return found
+
+
 def test_trials_are_copied_to_wandb_from_their_records_once(copy: Path) -> None:
     study, study_state = load_study(copy / "tiny.yaml"), study_state_of(copy / "tiny.yaml", copy / "runs")
     some = [key for key, entry in study_state.entries.items() if entry.given["stage"] == "evaluation"][:2]
@@ -270,9 +297,11 @@ def test_a_study_of_many_trials_is_not_copied_trial_by_trial(copy: Path) -> None
 
 
 def test_a_worker_gets_the_study_that_its_driver_read(tmp_path: Path) -> None:
-    study = load_study(study_file(tmp_path, arms=[{"variant": ["lora", "adalora"], "rank": [2, {"*": 4}]}]))
+    arms = [{"variant": ["lora", "adalora"], "rank": [2, {"*": 4}]}, {"variant": "lora", "seed_offset": [100, 200]}]
+    study = load_study(study_file(tmp_path, arms=arms))
     again = PlainStudy.of(study).study()
     assert again.arms == study.arms
+    assert [arm.seed_offset for arm in again.arms] == [0, 0, 0, 0, 100, 200]
     assert [arm.config for arm in again.arms] == [arm.config for arm in study.arms]
     assert [arm.keys for arm in again.arms] == [arm.keys for arm in study.arms]
     assert (again.config, again.score_name) == (study.config, study.score_name)
