@@ -1,114 +1,171 @@
-"""Many studies at once with tuning inside: the protocol's choices and verdicts, vectorised.
+"""Tuning and verdicts of many families of arms at once, and runs to feed them: simulated ones whose truth is known.
 
-Scores are losses over the places of a grid on a log scale: five points, and two beyond each end that a seed (or, where
-tuning is shared, all seeds) may add. Arrays are (families, arms, seeds, places); arm 0 is the reference.
+What `experiments/studies/protocol` and `analysis/study_results/verdicts` do trial by trial is done here on whole
+arrays: a grid of five rates in equal steps, the choice of a point, one extension by two points, the arms that are not
+tuned, and the words. Arm 0 of a family is the reference of all others; lower scores are better.
 """
 
 from dataclasses import dataclass
 
 import numpy as np
+from jaxtyping import Bool, Float, Int, Shaped
 
 from analysis.stats.comparisons import words
 from analysis.stats.multiplicity import holm
 from analysis.stats.paired_tests import equivalence, paired_t
 
-PLACES = np.arange(-4, 5)  # steps from the middle of the grid
-FIRST, LAST = 2, 6  # of the places: the ends of the grid
-ALPHA = 0.05
+STEPS = np.arange(-4, 5)  # of all points from the centre of the grid
+LOWEST, HIGHEST = 2, 6  # the points that begin and end the grid; two more on either side are trained where it goes on
+CENTRE = 4
+ADDED = 2
+NONE = -1  # the choice where every point failed
+WITHOUT = "no verdict"
 
 
 @dataclass(frozen=True)
-class Scores:
-    """Validation and test scores of every run that could be trained; lower is better."""
+class Runs:
+    """What each run comes to, by ascending rate; NaN where it fails."""
 
-    validation: np.ndarray
-    test: np.ndarray
+    validation: Float[np.ndarray, "*families seeds points"]
+    loss: Float[np.ndarray, "*families seeds points"]
+    test: Float[np.ndarray, "*families seeds points"]
+
+
+@dataclass(frozen=True)
+class Scored:
+    """The test scores that arms are compared by."""
+
+    scores: Float[np.ndarray, "families arms seeds"]
+    complete: Bool[np.ndarray, "families arms"]  # tuned, and with a score for every seed
+
+    def advantages(self) -> Float[np.ndarray, "families comparisons seeds"]:
+        """By how much each arm is better than the reference."""
+        return self.scores[:, :1] - self.scores[:, 1:]
+
+    def compared(self) -> Bool[np.ndarray, "families comparisons"]:
+        return self.complete[:, :1] & self.complete[:, 1:]
+
+
+def replicated(runs: Runs) -> Scored:
+    """Each seed is tuned by its own runs, and scored by the run that it chose."""
+    chosen, tuned = choice(runs.validation, runs.loss)
+    scores = scores_at(runs.test, chosen)
+    most_tuned = 2 * np.count_nonzero(~tuned, axis=-1) <= tuned.shape[-1]
+    return Scored(scores, most_tuned & np.isfinite(scores).all(axis=-1))
+
+
+def shared(tuning: Runs, evaluation: Runs) -> Scored:
+    """One point is chosen on the tuning seeds, for all evaluation seeds."""
+    chosen, tuned = choice(tuning.validation.mean(axis=-2), tuning.loss.mean(axis=-2))
+    scores = scores_at(evaluation.test, np.broadcast_to(chosen[..., None], evaluation.test.shape[:-1]))
+    return Scored(scores, tuned & np.isfinite(scores).all(axis=-1))
+
+
+def choice(
+    scores: Float[np.ndarray, "*replications points"], losses: Float[np.ndarray, "*replications points"]
+) -> tuple[Int[np.ndarray, "*replications"], Bool[np.ndarray, "*replications"]]:
+    """The point that each replication chooses, and whether it is tuned."""
+    shape = scores.shape[:-1]
+    rows, ties = scores.reshape(-1, len(STEPS)), losses.reshape(-1, len(STEPS))
+    first, last = np.full(len(rows), LOWEST), np.full(len(rows), HIGHEST)
+    chosen = _best(rows[:, LOWEST : HIGHEST + 1], ties[:, LOWEST : HIGHEST + 1]) + LOWEST
+    higher, lower = _ends(rows, chosen, first, last)
+    last[higher] += ADDED
+    first[lower] -= ADDED
+    again = np.flatnonzero(higher | lower)
+    points = np.arange(len(STEPS))
+    open_to = (points >= first[again, None]) & (points <= last[again, None])
+    chosen[again] = _best(np.where(open_to, rows[again], np.nan), ties[again])
+    tuned = np.ones(len(rows), dtype=bool)
+    tuned[again] = ~np.logical_or(*_ends(rows[again], chosen[again], first[again], last[again]))
+    failed = np.isnan(rows[:, LOWEST : HIGHEST + 1]).all(axis=1)
+    alike = np.logical_and(*(np.ptp(each[:, LOWEST : HIGHEST + 1], axis=1) == 0 for each in (rows, ties)))
+    chosen = np.select([failed, alike], [NONE, CENTRE], default=chosen)
+    return chosen.reshape(shape), ((tuned & ~failed) | alike).reshape(shape)
+
+
+def verdicts(scored: Scored, margin: float, *, alpha: float = 0.05) -> Shaped[np.ndarray, "families comparisons"]:
+    """The word of every comparison; one without a verdict stays in its family, with a p of 1."""
+    compared = scored.compared()
+    advantages = np.where(compared[..., None], scored.advantages(), 0.0)
+    p, p_equivalence = (
+        np.where(compared, each, 1.0) for each in (paired_t(advantages), equivalence(advantages, margin))
+    )
+    found = words(advantages.mean(axis=-1), holm(p), holm(p_equivalence), alpha=alpha)
+    return np.where(compared, found, WITHOUT)
+
+
+def scores_at(
+    scores: Float[np.ndarray, "*runs points"], chosen: Int[np.ndarray, "*runs"]
+) -> Float[np.ndarray, "*runs"]:
+    """Those of the chosen points; NaN where there is none."""
+    found = np.take_along_axis(scores, np.maximum(chosen, 0)[..., None], axis=-1)[..., 0]
+    return np.where(chosen == NONE, np.nan, found)
+
+
+def falsely_different(scored: Scored) -> float:
+    """The share of families of arms that are alike with a better or worse; the margin hides none."""
+    return float(np.isin(verdicts(scored, 1e-9), ["better", "worse"]).any(axis=1).mean())
+
+
+def _best(
+    scores: Float[np.ndarray, "replications points"], losses: Float[np.ndarray, "replications points"]
+) -> Int[np.ndarray, " replications"]:
+    """The lowest score, of equal ones the lowest loss, of equal ones the lowest rate."""
+    finite = np.where(np.isnan(scores), np.inf, scores)
+    tied = finite == finite.min(axis=1, keepdims=True)
+    return np.where(tied, losses, np.inf).argmin(axis=1)
+
+
+def _ends(
+    scores: Float[np.ndarray, "replications points"],
+    chosen: Int[np.ndarray, " replications"],
+    first: Int[np.ndarray, " replications"],
+    last: Int[np.ndarray, " replications"],
+) -> tuple[Bool[np.ndarray, " replications"], Bool[np.ndarray, " replications"]]:
+    """Whether the choice is the highest point that was tried, and whether no lower one finished."""
+    points = np.arange(len(STEPS))
+    below = (points >= first[:, None]) & (points < chosen[:, None]) & ~np.isnan(scores)
+    higher = chosen == last
+    return higher, ~higher & ~below.any(axis=1)
 
 
 @dataclass(frozen=True)
 class Noise:
-    """Shares of the variance of a run's score, 1 in all; what is left is a split's own.
+    """Standard deviations of what moves a score; all but `split` move validation and test alike.
 
-    `seed` is common to all arms and rates of a seed, `arm` to the rates of an arm at a seed, `run` to both splits.
+    A run's own noise and what its seed shares are of variance 1 together.
     """
 
-    seed: float
-    arm: float
+    seed: float  # of all arms and rates
+    arm: float  # of all rates of an arm and seed
     run: float
-
-    def draw(self, generator: np.random.Generator, shape: tuple[int, int, int]) -> Scores:
-        families, arms, seeds = shape
-        common = np.sqrt(self.seed) * generator.normal(size=(families, 1, seeds, 1))
-        common = common + np.sqrt(self.arm) * generator.normal(size=(families, arms, seeds, 1))
-        whole = (*shape, len(PLACES))
-        common = common + np.sqrt(self.run) * generator.normal(size=whole)
-        split = np.sqrt(1 - self.seed - self.arm - self.run)
-        return Scores(*(common + split * generator.normal(size=whole) for _ in range(2)))
+    split: float  # of each split of a run
 
 
-INDEPENDENT, SHARED = Noise(seed=0, arm=0, run=0.5), Noise(seed=0.5, arm=0.2, run=0)
+INDEPENDENT = Noise(seed=0.0, arm=0.0, run=1.0, split=0.5)
+SHARED = Noise(seed=0.5**0.5, arm=0.2**0.5, run=0.3**0.5, split=0.3)
 
 
-def curve(cost: float, optimum: np.ndarray) -> np.ndarray:
-    """(families, 1, 1, places): what a rate costs that is off the optimum."""
-    return cost * (PLACES - optimum[:, None, None, None]) ** 2
+def simulated(
+    generator: np.random.Generator,
+    noise: Noise,
+    *,
+    costs: Float[np.ndarray, " arms"],
+    optima: Float[np.ndarray, " families"],
+    seeds: int,
+) -> Runs:
+    """Runs whose expected score is `cost` times the squared steps from the family's optimum, and 0 there."""
+    families, arms = len(optima), len(costs)
+    distances = STEPS - optima[:, None, None, None]
+    run = noise.run * generator.standard_normal((families, arms, seeds, len(STEPS)))
+    run += costs[:, None, None] * distances**2
+    run += noise.arm * generator.standard_normal((families, arms, seeds, 1))
+    run += noise.seed * generator.standard_normal((families, 1, seeds, 1))
+    validation, test = (run + noise.split * generator.standard_normal(run.shape) for _ in range(2))
+    return Runs(validation, validation, test)
 
 
-def choose(validation: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The place of each choice over the last axis, and whether it is an end of the extended grid.
-
-    Ties go to the lower place; NaN is a run that failed.
-    """
-    grid = np.full_like(validation, np.inf)
-    grid[..., FIRST : LAST + 1] = _finite(validation)[..., FIRST : LAST + 1]
-    best = grid.argmin(-1)
-    seen_below = np.isfinite(grid).cumsum(-1) - np.isfinite(grid)  # finished points of a lower rate
-    higher = best == LAST
-    lower = ~higher & (np.take_along_axis(seen_below, best[..., None], -1)[..., 0] == 0)
-    grid[..., LAST + 1 :] = np.where(higher[..., None], _finite(validation)[..., LAST + 1 :], np.inf)
-    grid[..., :FIRST] = np.where(lower[..., None], _finite(validation)[..., :FIRST], np.inf)
-    again = grid.argmin(-1)
-    seen_below = np.isfinite(grid).cumsum(-1) - np.isfinite(grid)
-    none_below = np.take_along_axis(seen_below, again[..., None], -1)[..., 0] == 0
-    highest = np.where(higher, len(PLACES) - 1, LAST)
-    return again, (again == highest) | none_below
-
-
-def _finite(scores: np.ndarray) -> np.ndarray:
-    return np.where(np.isfinite(scores), scores, np.inf)
-
-
-def replicated(scores: Scores) -> tuple[np.ndarray, np.ndarray]:
-    """(families, arms, seeds) test scores at each seed's own choice, and (families, arms) whether an arm is tuned."""
-    best, at_end = choose(scores.validation)
-    chosen = np.take_along_axis(scores.test, best[..., None], -1)[..., 0]
-    return chosen, 2 * at_end.sum(-1) <= at_end.shape[-1]
-
-
-def shared(scores: Scores, tuning: int) -> tuple[np.ndarray, np.ndarray]:
-    """The same where the first `tuning` seeds choose one point for all the others."""
-    best, at_end = choose(scores.validation[:, :, :tuning].mean(2))
-    fresh = scores.test[:, :, tuning:]
-    return np.take_along_axis(fresh, best[:, :, None, None], -1)[..., 0], ~at_end
-
-
-def verdicts(chosen: np.ndarray, tuned: np.ndarray, margin: float) -> np.ndarray:
-    """(families, arms - 1) words; an arm that is not tuned has none, nor has any where the reference is not."""
-    advantages = chosen[:, :1] - chosen[:, 1:]
-    judged = tuned[:, 1:] & tuned[:, :1]
-    p = np.where(judged, paired_t(advantages), 1.0)
-    p_equivalence = np.where(judged, equivalence(advantages, margin), 1.0)
-    found = words(advantages.mean(-1), holm(p), holm(p_equivalence), alpha=ALPHA)
-    return np.where(judged, found, "")
-
-
-def any_of(found: np.ndarray, *wrong: str) -> float:
-    """The share of families with one of these words."""
-    return float(np.isin(found, wrong).any(-1).mean())
-
-
-def resampled(pool: Scores, generator: np.random.Generator, *, families: int, arms: int, seeds: int) -> Scores:
-    """Families of one method: each arm has seeds of its own, drawn without replacement from a pool (seeds, places)."""
-    size = len(pool.validation)
-    order = np.argsort(generator.random((families, size)), axis=1)[:, : arms * seeds].reshape(families, arms, seeds)
-    return Scores(pool.validation[order], pool.test[order])
+def error(rate: float, families: int) -> float:
+    """Three standard errors of a rate."""
+    return 3 * float(np.sqrt(rate * (1 - rate) / families))
