@@ -1,8 +1,10 @@
 """A tiny study, and the worker that trains it in this process."""
 
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import pytest
 from project_paths import CONFIGS
 
 from experiments.config.yaml_files import yaml_text
@@ -14,7 +16,9 @@ from experiments.studies.spec.study import Study, load_study
 from experiments.studies.workers.packing import Packing
 from experiments.studies.workers.worker import Worker
 from experiments.training.context import TrainingContext
-from experiments.training.interruption import Interruption
+from experiments.training.interruption import Interrupted, Interruption
+from experiments.training.loop import train_pack
+from experiments.training.trial import TrialRun
 
 TREE: dict[str, Any] = {
     "name": "tiny",
@@ -47,6 +51,34 @@ def worker_on(folder: Path, *, pack: int, **changed: Any) -> Worker:
     context.load()
     packing = Packing(context, size=pack)
     return Worker(study, queue, context, packing, runs_dir=folder, interruption=Interruption())
+
+
+def interrupt_every(steps: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have every worker of this process asked to stop after so many more steps of its packs, again and again."""
+    done = 0
+
+    def interrupted(context: TrainingContext, trial_runs: Sequence[TrialRun], **more: Any) -> list[TrialRun]:
+        def count(trials: int) -> None:
+            nonlocal done
+            done += 1
+            if done % steps == 0:
+                more["interruption"].asked = True
+
+        return train_pack(context, trial_runs, **more | {"on_step": count})
+
+    monkeypatch.setattr("experiments.studies.workers.worker.train_pack", interrupted)
+
+
+def starts_until_over(worker_of: Callable[[], Worker]) -> tuple[int, Worker]:
+    """How many workers it took, each of which went on where the one before had been interrupted, and the last."""
+    starts = 0
+    while True:
+        worker, starts = worker_of(), starts + 1
+        try:
+            worker.work()
+        except Interrupted:
+            continue
+        return starts, worker
 
 
 def outcome(worker: Worker) -> dict[str, tuple[Any, ...]]:

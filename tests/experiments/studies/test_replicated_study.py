@@ -1,22 +1,16 @@
 """A study with replicated tuning: one run serves a seed's choice and its score, whatever packs and kills do."""
 
 import json
-from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import pytest
-from in_process_study import TREE, outcome, worker_on
+from in_process_study import TREE, interrupt_every, outcome, starts_until_over, worker_on
 
 from experiments.record.ledger import LEDGER
 from experiments.record.run_dir import RunDirectory
 from experiments.studies.protocol.progress import snapshot
 from experiments.studies.protocol.trials import BEST_POINT, TUNED
 from experiments.studies.workers.worker import Worker
-from experiments.training.context import TrainingContext
-from experiments.training.interruption import Interrupted, Interruption
-from experiments.training.loop import train_pack
-from experiments.training.trial import TrialRun
 
 GRID = {"learning_rate_multipliers": [0.5, 1, 1e30], "alpha_per_rank": [2, 4]}
 REPLICATED = {"protocol": TREE["protocol"] | {"tuning": {"grid": GRID}}}
@@ -40,27 +34,8 @@ def test_packs_give_what_trials_give_alone(tmp_path: Path, alone: Worker) -> Non
 
 
 def test_interruptions_change_nothing(tmp_path: Path, alone: Worker, monkeypatch: pytest.MonkeyPatch) -> None:
-    steps = 0
-
-    def interrupted(context: TrainingContext, trial_runs: Sequence[TrialRun], **more: Any) -> list[TrialRun]:
-        def count(trials: int) -> None:
-            nonlocal steps
-            steps += 1
-            if steps % 50 == 0:
-                more["interruption"].asked = True
-
-        return train_pack(context, trial_runs, **more | {"on_step": count})
-
-    monkeypatch.setattr("experiments.studies.workers.worker.train_pack", interrupted)
-    starts = 0
-    while True:
-        worker, starts = replicated(tmp_path, pack=4), starts + 1
-        worker.interruption = Interruption()
-        try:
-            worker.work()
-        except Interrupted:
-            continue
-        break
+    interrupt_every(50, monkeypatch)
+    starts, worker = starts_until_over(lambda: replicated(tmp_path, pack=4))
     assert starts > 3
     assert outcome(worker) == outcome(alone)
 

@@ -1,12 +1,10 @@
 """Halving inside a seed: points that fall behind at the rung are not trained on, and nothing else changes."""
 
 import math
-from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import pytest
-from in_process_study import TREE, outcome, worker_on
+from in_process_study import TREE, interrupt_every, outcome, starts_until_over, worker_on
 from project_paths import CONFIGS
 
 from experiments.config.loading import load
@@ -17,10 +15,6 @@ from experiments.studies.protocol.trials import ArmProgress, PlannedTrial, Trial
 from experiments.studies.spec.arms import Arm
 from experiments.studies.spec.study_config import ProtocolConfig
 from experiments.studies.workers.worker import Worker
-from experiments.training.context import TrainingContext
-from experiments.training.interruption import Interrupted, Interruption
-from experiments.training.loop import train_pack
-from experiments.training.trial import TrialRun
 
 SEEDS = [0, 1, 2, 3, 4]
 ARM = Arm("lora", "0123456789ab", {"variant": "lora"}, load(CONFIGS / "bytes.yaml"))  # 1000 steps
@@ -121,27 +115,7 @@ def test_a_run_that_went_on_from_its_rung_is_the_run_that_never_stopped(tmp_path
 
 
 def test_packs_and_interruptions_change_nothing(tmp_path: Path, alone: Worker, monkeypatch: pytest.MonkeyPatch) -> None:
-    steps = 0
-
-    def interrupted(context: TrainingContext, trial_runs: Sequence[TrialRun], **more: Any) -> list[TrialRun]:
-        def count(trials: int) -> None:
-            nonlocal steps
-            steps += 1
-            if steps % 25 == 0:
-                more["interruption"].asked = True
-
-        return train_pack(context, trial_runs, **more | {"on_step": count})
-
-    monkeypatch.setattr("experiments.studies.workers.worker.train_pack", interrupted)
-    starts = 0
-    while True:
-        starts += 1
-        worker = studied(tmp_path, pack=4)
-        worker.interruption = Interruption()
-        try:
-            worker.work()
-        except Interrupted:
-            continue
-        break
+    interrupt_every(25, monkeypatch)
+    starts, worker = starts_until_over(lambda: studied(tmp_path, pack=4))
     assert starts > 2
     assert outcome(worker) == outcome(alone)
