@@ -96,19 +96,11 @@ def _check_arms(study: Study, context: "PlanningContext", view: StudyView) -> No
 
 def _show_arms(study: Study, packing: Packing | None, view: StudyView) -> None:
     """Print every arm with its trials; without a packing its base is not here, and its parameters are not known."""
-    columns = ("arm", "rate", *_columns(study, packing))
     rows = [_row(study, arm, packing) for arm in study.arms]
-    view.plan(columns, rows, title=f"study {study.name}: {len(rows)} arms; {_legend(study)}")
+    columns = list(dict.fromkeys(column for row in rows for column in row))
+    cells = [[row.get(column, "-") for column in columns] for row in rows]
+    view.plan(columns, cells, title=f"study {study.name}: {len(rows)} arms; {_legend(study)}")
     view.display.say(f"{unit(study)}; verdicts are {holds_for(study)}, and hold {holds_over(study)}")
-
-
-def _columns(study: Study, packing: Packing | None) -> tuple[str, ...]:
-    if study.config.search is not None:
-        return ("budget", "tuning", "evaluation")
-    parameters = () if packing is None else ("parameters",)
-    evaluation = "evaluation" if study.protocol.tuning.shared else "reads"
-    fixed = ("fixed",) if study.protocol.fixed_learning_rates and not study.protocol.tuning.shared else ()
-    return (*parameters, "beside rate", "points", "tuning", *fixed, evaluation, "more")
 
 
 def _legend(study: Study) -> str:
@@ -150,17 +142,25 @@ def _count(study: Study, arm: Arm) -> Count:
     return Count(len(points), trained, runs, evaluation, reads, POINTS_ADDED * seeds, extended_for_sure=sure)
 
 
-def _row(study: Study, arm: Arm, packing: Packing | None) -> tuple[str, ...]:
-    count, row = _count(study, arm), [arm.label, f"{arm.centre:g}"]
+def _row(study: Study, arm: Arm, packing: Packing | None) -> dict[str, str]:
+    """By column, in their order, what the plan says of an arm."""
+    count, row = _count(study, arm), {"arm": arm.label, "rate": f"{arm.centre:g}"}
     if study.config.search is not None:
-        return (*row, study.config.search.budget.description, str(count.tuning), str(count.evaluation))
+        budget = study.config.search.budget.description
+        return row | {"budget": budget, "tuning": str(count.tuning), "evaluation": str(count.evaluation)}
     if packing is not None:
         packing.group(arm)
         trainable = packing.context.plan(arm.config)[0].trainable_parameters(0)  # of the plan that it remembers
-        row.append(f"{trainable:,}" if trainable else "trains nothing")
-    trained = [str(count.evaluation)] if count.evaluation else []
-    reads = [str(count.reads)] if count.reads else []
-    return (*row, _tunes(study, arm), str(count.points), str(count.tuning), *trained, *reads, str(count.extension))
+        row["parameters"] = f"{trainable:,}" if trainable else "trains nothing"
+    if study.protocol.tuning.points.knobs:
+        row["beside rate"] = _tunes(study, arm)
+    row |= {"points": str(count.points), "tuning": str(count.tuning)}
+    if study.protocol.tuning.shared:
+        row["evaluation"] = str(count.evaluation)
+    else:
+        row |= {"fixed": str(count.evaluation)} if study.protocol.fixed_learning_rates else {}
+        row["reads"] = str(count.reads)
+    return row | {"more": str(count.extension)}
 
 
 def _tunes(study: Study, arm: Arm) -> str:

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from rich.box import SIMPLE_HEAD
 from rich.console import Group, RenderableType
 from rich.live import Live
+from rich.measure import Measurement
 from rich.table import Table
 from rich.text import Text
 
@@ -15,6 +16,7 @@ from experiments.terminal import Display
 
 PLAIN_EVERY_SECONDS = 10.0
 SHOWN_FAILURES = 5
+WIDEST_LABEL, WIDEST_TABLE = 28, 10_000  # columns; the second is room for a table to say how wide it must be
 
 
 class StudyView:
@@ -68,13 +70,16 @@ class StudyView:
         return Group(Text(headline(status)), _arms(status, arms), *more, *_failures(status))
 
     def plan(self, columns: Sequence[str], rows: Sequence[Sequence[str]], *, title: str) -> None:
-        """A table of words: the first column to the left, the others to the right."""
+        """A table of words: the first column to the left, the others to the right. Nothing of it is cut."""
         table = Table(box=SIMPLE_HEAD, pad_edge=False, title=title)
-        for place, name in enumerate(columns):
-            table.add_column(name, justify="right" if place else "left", overflow="fold", min_width=0 if place else 10)
+        table.add_column(columns[0], overflow="fold", max_width=WIDEST_LABEL)
+        for name in columns[1:]:
+            table.add_column(name, justify="right", no_wrap=True)
         for row in rows:
             table.add_row(*map(Text, row))
-        self.display.console.print(table)
+        console = self.display.console
+        table.width = Measurement.get(console, console.options.update(max_width=WIDEST_TABLE), table).maximum
+        console.print(table, crop=False)
 
 
 def headline(status: StudyStatus) -> str:

@@ -1,11 +1,19 @@
 """The plan of a study: numbers of each group's own, and what a launch would refuse, before anything is made."""
 
+import io
 from pathlib import Path
 
 import pytest
 import yaml
+from project_paths import CONFIGS
+from rich.console import Console
 from text_data import write_labelled, write_model
 from tiny_studies import start, study_file
+
+from experiments.studies.plan import _row
+from experiments.studies.spec.study import load_study
+from experiments.studies.terminal import StudyView
+from experiments.terminal import Display
 
 
 def test_an_arm_that_trains_nothing_says_so_and_leaves_the_other_groups_their_own_numbers(
@@ -83,3 +91,27 @@ def test_the_plan_of_a_study_on_text_shows_the_data_and_what_it_has_not_checked(
         plan = start(study_file(tmp_path, **study), tmp_path / "runs", plan=True)
         assert said in str(plan.error)
         write_labelled(tmp_path / "data")
+
+
+def test_a_plan_that_is_wider_than_the_terminal_is_not_cut() -> None:
+    output = io.StringIO()
+    view = StudyView(Display(Console(file=output, width=40)))
+    columns = ("arm", *(f"column {letter}" for letter in "abcdef"))
+    rows = [
+        (f"a label of an arm that is long {n}", *(f"1{n}{n}{n},{letter * 8}" for letter in "abcdef")) for n in range(3)
+    ]
+    view.plan(columns, rows, title="a plan")
+    lines = output.getvalue().splitlines()
+    for _, *cells in rows:
+        assert any(all(cell in line for cell in cells) for line in lines)
+    assert any(all(column in line for column in columns) for line in lines)
+    assert "a label of an arm" in output.getvalue()
+
+
+def test_what_a_plan_says_of_fixed_rates_stands_under_its_heading_whatever_the_grid_has() -> None:
+    overrides = ["protocol.fixed_learning_rates=[6e-3, 1.2e-2]"]
+    study = load_study(CONFIGS / "studies" / "learning_rate.yaml", overrides)
+    rows = {arm.label: _row(study, arm, None) for arm in study.arms}
+    assert {len(row) for row in rows.values()} == {len(rows["full"])}
+    assert (rows["lora r=4"]["fixed"], rows["lora r=4"]["reads"]) == ("0", "32")  # both are of its grid
+    assert (rows["full"]["fixed"], rows["full"]["reads"]) == ("16", "16")
