@@ -12,8 +12,9 @@ from analysis.stats.intervals import MeanInterval, mean_interval
 from analysis.study_results.verdicts import Evaluated, Judged
 from experiments.studies.protocol.estimand import holds_for, holds_over, unit, units_of
 from experiments.studies.protocol.progress import StudyState
-from experiments.studies.protocol.trials import ArmProgress, Replication
-from experiments.studies.spec.study import Study, frozen
+from experiments.studies.protocol.trials import TUNED, ArmProgress, Replication
+from experiments.studies.spec.frozen import frozen
+from experiments.studies.spec.study import Study
 from experiments.studies.status import STATES
 
 CONFIDENCE = 0.95
@@ -31,16 +32,7 @@ def summary_of(
         "frozen_sha256": frozen_sha256(study),
         "score": {"name": study.score_name, "higher_is_better": study.higher_is_better},
         "trials": {state: states[state] for state in STATES},
-        "tuning": {
-            "split": "validation",
-            "unit": unit(study),
-            "shared": protocol.tuning.shared,
-            "learning_rate_multipliers": sorted(protocol.tuning.points.learning_rate_multipliers),
-            "knobs": protocol.tuning.points.knobs,
-            "points": protocol.tuning.points.size,
-            "seeds": protocol.tuning.own_seeds if protocol.tuning.shared or study.config.search else None,
-            "arms": [_tuning(study_state, progress) for progress in study_state.arms],
-        },
+        "tuning": _tunings(study, study_state),
         "evaluation": {
             "split": "test",
             "seeds": protocol.evaluation.seeds,
@@ -50,21 +42,7 @@ def summary_of(
                 for setting in dict.fromkeys(each.setting for each in evaluated)
             },
         },
-        "comparisons": {
-            "on": "test scores of the evaluation, paired by seed",
-            "verdicts": holds_for(study),
-            "hold": holds_over(study),
-            "difference": "arm - reference",
-            "interval": f"t-interval of the difference, confidence {1 - protocol.alpha:g}, each by itself",
-            "margin": protocol.margin,
-            "alpha": protocol.alpha,
-            "reference": protocol.reference,
-            "families": {
-                name: {"tests": len(family), "comparisons": [_comparison(each) for each in family]}
-                for name, family in judged.items()
-            },
-            "same_configuration": [[arm.label, reference.label] for arm, reference in study.same()],
-        },
+        "comparisons": _families(study, judged),
         "excluded": [
             {"setting": each.setting, "arm": each.arm.label, "reason": each.excluded}
             for each in evaluated
@@ -72,6 +50,42 @@ def summary_of(
         ],
         "one_arm": {label: list(points) for label, points in study.collapsed.items()},
         "warnings": list(study.warnings),
+    }
+
+
+def _tunings(study: Study, study_state: StudyState) -> dict[str, Any]:
+    tuning = study.protocol.tuning
+    return {
+        "split": "validation",
+        "unit": unit(study),
+        "shared": tuning.shared,
+        "learning_rate_multipliers": sorted(tuning.points.learning_rate_multipliers),
+        "knobs": tuning.points.knobs,
+        "points": tuning.points.size,
+        "seeds": tuning.own_seeds if tuning.shared or study.config.search else None,
+        "arms": [_tuning(study_state, progress) for progress in study_state.arms],
+    }
+
+
+def _families(study: Study, judged: Mapping[str, Sequence[Judged]]) -> dict[str, Any]:
+    protocol = study.protocol
+    return {
+        "on": "test scores of the evaluation, paired by seed",
+        "verdicts": holds_for(study),
+        "difference": "arm - reference",
+        "interval": f"t-interval of the difference, confidence {1 - protocol.alpha:g}, each by itself",
+        "margin": protocol.margin,
+        "alpha": protocol.alpha,
+        "reference": protocol.reference,
+        "families": {
+            name: {
+                "hold": holds_over(study, tuned=family[0].setting == TUNED),
+                "tests": len(family),
+                "comparisons": [_comparison(each) for each in family],
+            }
+            for name, family in judged.items()
+        },
+        "same_configuration": [[arm.label, reference.label] for arm, reference in study.same()],
     }
 
 

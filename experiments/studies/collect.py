@@ -16,7 +16,7 @@ from experiments.record.run_description import hash_run
 from experiments.record.run_dir import RunDirectory
 from experiments.record.starting_point import read_start
 from experiments.studies.spec.study import Study
-from experiments.studies.spec.study_config import knob_points
+from experiments.studies.spec.study_config import combinations
 from experiments.training.context import TrainingContext
 
 COMPARED = ("score", "validation", "learning_rate", "seed")
@@ -124,8 +124,8 @@ def _tuned_knobs(study: Study) -> set[str]:
     """The variants' knobs that trials of one arm differ in."""
     if study.config.search is not None:
         return {"rank", "alpha", "alpha_per_rank", "learning_rate_ratio"}
-    points = knob_points(study.protocol.tuning.points)
-    return {knob for arm in study.arms for point in points for knob in type(arm.config.variant).at(point)}
+    points = combinations(study.protocol.tuning.points.knobs)
+    return {knob for arm in study.arms for point in points for knob in arm.at(point)}
 
 
 def _apart(config: RunConfig, tuned: Set[str]) -> dict[str, Any]:

@@ -16,7 +16,8 @@ from experiments.record.starting_point import read_start
 from experiments.studies.protocol.progress import FAMILY, StudyState, families_of
 from experiments.studies.queue.storage import QueueError
 from experiments.studies.queue.trial_queue import TrialQueue
-from experiments.studies.spec.study import Study, changes, frozen
+from experiments.studies.spec.frozen import changes, frozen
+from experiments.studies.spec.study import Study
 from experiments.studies.status import awake
 from experiments.training.context import TrainingContext
 from experiments.user_cache import NotHereError

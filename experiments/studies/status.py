@@ -128,11 +128,8 @@ def _state(arm: ArmProgress, *, begun: bool) -> str:
     if arm.complete:
         return "done" if arm.tuning.state == "tuned" else "done, not tuned"
     if arm.tuning.state == "open":
-        return (
-            ("tuning, extended" if any(one.added for one in arm.tuning.replications) else "tuning")
-            if begun
-            else "waiting"
-        )
+        extended = any(one.added for one in arm.tuning.replications)
+        return ("tuning, extended" if extended else "tuning") if begun else "waiting"
     return "evaluation"
 
 

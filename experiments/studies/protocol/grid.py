@@ -1,15 +1,13 @@
 """The points that an arm is tuned over: learning rates, each with each value of the other knobs of the grid."""
 
-import itertools
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 
 from experiments.studies.spec.arms import Arm
-from experiments.studies.spec.study_config import GridConfig, rounded
+from experiments.studies.spec.study_config import GridConfig, combinations, rounded
 
 
 @dataclass(frozen=True)
@@ -22,10 +20,6 @@ class Point:
     def rate(self, arm: Arm) -> float:
         return rounded(arm.centre * self.multiplier)
 
-    def knobs(self, arm: Arm) -> dict[str, Any]:
-        """What the point changes in the arm's variant."""
-        return type(arm.config.variant).at(self.values)
-
     def name(self, arm: Arm) -> str:
         """'lr0.005', 'lr0.005-alpha_per_rank8': what tells its trials from those of other points."""
         return "-".join([f"lr{self.rate(arm):.6g}", *(f"{name}{value:.6g}" for name, value in self.values.items())])
@@ -34,10 +28,8 @@ class Point:
 def points_of(arm: Arm, grid: GridConfig) -> tuple[Point, ...]:
     """As many for every arm: one that lacks a knob has as many more rates, evenly spaced over the same range."""
     tunes = type(arm.config.variant).tuned_knobs
-    knobs = {name: values for name, values in grid.knobs.items() if name in tunes}
-    multipliers = rates_of(grid, grid.size // math.prod(map(len, knobs.values())))
-    choices = itertools.product(*knobs.values())
-    values = [dict(zip(knobs, chosen, strict=True)) for chosen in choices]
+    values = combinations({name: values for name, values in grid.knobs.items() if name in tunes})
+    multipliers = rates_of(grid, grid.size // len(values))
     return tuple(Point(multiplier, each) for each in values for multiplier in multipliers)
 
 

@@ -10,7 +10,7 @@ seen, for training diverges there; a lower one is not.
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from statistics import fmean
 from typing import Literal
 
@@ -60,36 +60,36 @@ def replication_of(
         before = rung_trials(arm, grid, seeds, rung)
         found = kept_at(arm, grid, seeds, rung, results)
         if found is None:
-            return Replication(served, "open", before, None, None, (), None, "trials up to the rung are pending")
+            return Replication(served, "open", before, "trials up to the rung are pending")
         kept = found
     rest = 1 - before[0].part if before else 1.0
     trials = (*before, *grid_trials(arm, kept, seeds, part=rest))
     tried = tried_points(arm, kept, seeds, results)
     if tried is None:
-        return Replication(served, "open", trials, None, None, (), None, "trials of the grid are pending")
+        return Replication(served, "open", trials, "trials of the grid are pending")
     tried += [PointResult(point, point.rate(arm), (), (), None) for point in grid if point not in kept]
     if _without_effect(tried):
         reason = "the learning rate has no effect: all scores and losses are equal"
-        return _chosen(arm, served, "tuned", trials, centre_of(grid), (), None, reason)
+        return _chosen(arm, served, "tuned", trials, centre_of(grid), reason)
     best = best_of(tried, higher_is_better=higher_is_better)
     if best is None:
         failure = next((each.failure for each in tried if each.failure), "not finite at the rung")
-        return Replication(served, "not tuned", trials, None, None, (), None, f"every point failed: {failure}")
+        return Replication(served, "not tuned", trials, f"every point failed: {failure}")
     side = _end(tried, best)
     if side is None:
-        return _chosen(arm, served, "tuned", trials, best.point, (), None, _describe(tried, best))
+        return _chosen(arm, served, "tuned", trials, best.point, _describe(tried, best))
     added = _beyond(_slice(tried, best), side)
     trials = (*trials, *grid_trials(arm, added, seeds))
     beyond = " and ".join(f"{point.rate(arm):g}" for point in added)
     more = tried_points(arm, added, seeds, results)
     if more is None:
         reason = f"the best rate was {best.rate:g}, the {side[:-2]}est of the grid: it goes on to {beyond}"
-        return Replication(served, "open", trials, None, None, added, side, reason)
+        return Replication(served, "open", trials, reason, added=added, side=side)
     best = best_of([*tried, *more], higher_is_better=higher_is_better)
     assert best is not None  # there was one before more points came
     state: Literal["tuned", "not tuned"] = "not tuned" if _end([*tried, *more], best) else "tuned"
     reason = f"after the grid was extended to {beyond}: {_describe([*tried, *more], best)}"
-    return _chosen(arm, served, state, trials, best.point, added, side, reason)
+    return replace(_chosen(arm, served, state, trials, best.point, reason), added=added, side=side)
 
 
 def tried_points(
@@ -128,14 +128,10 @@ def _chosen(
     state: Literal["tuned", "not tuned"],
     trials: tuple[PlannedTrial, ...],
     point: Point,
-    added: tuple[Point, ...],
-    side: Side | None,
     reason: str,
 ) -> Replication:
-    rate, knobs = point.rate(arm), point.knobs(arm)
-    return Replication(
-        seeds, state, trials, rate, point.multiplier, added, side, reason, knobs=knobs, values=point.values
-    )
+    rate, knobs = point.rate(arm), arm.at(point.values)
+    return Replication(seeds, state, trials, reason, rate, point.multiplier, knobs=knobs, values=point.values)
 
 
 def _without_effect(tried: Sequence[PointResult]) -> bool:

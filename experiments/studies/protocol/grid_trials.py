@@ -34,7 +34,7 @@ def trial_at(
         seed,
         point.rate(arm),
         point.multiplier,
-        point.knobs(arm),
+        arm.at(point.values),
         dict(thresholds),
         part,
     )

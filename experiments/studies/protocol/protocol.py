@@ -201,9 +201,10 @@ def _fixed(rate: float) -> str:
 
 
 def _describe(replications: Sequence[Replication]) -> str:
-    """What the seeds chose, the most frequent first, and how many of them chose an end of their extended grid."""
+    """What each chose, the most frequent first, and how many of them chose an end of their extended grid."""
     chosen = Counter(_words(each) for each in replications if each.chosen is not None)
-    text = ", ".join(f"{words} ({count} of {len(replications)} seeds)" for words, count in chosen.most_common())
+    units = "searches" if any(each.number is not None for each in replications) else "seeds"
+    text = ", ".join(f"{words} ({count} of {len(replications)} {units})" for words, count in chosen.most_common())
     ends = sum(each.state == "not tuned" and each.chosen is not None for each in replications)
     lost = [each for each in replications if each.chosen is None]
     text = f"chosen: {text or 'nothing'}"

@@ -130,7 +130,7 @@ def _sources(
 ) -> Replication:
     """The runs that an arm's allocation is derived from; none for most."""
     if arm.source is None:
-        return Replication(repeat.serves, "tuned", (), None, None, (), None, "")
+        return Replication(repeat.serves, "tuned", (), "")
     numbers, seed = range(repeat.rates), repeat.seeds[0]
     keys = [trial_key(arm.source, "allocation", n, seed) for n in numbers]
     known = [n for n in numbers if keys[n] in proposals]
@@ -140,7 +140,7 @@ def _sources(
         return _open(repeat, trials, reason, tuple(n for n in numbers if n not in known), "allocation")
     if all(results[key].failed for key in keys):
         return _without_choice(repeat, trials, f"every run of {arm.source.label} failed: {results[keys[0]].reason}")
-    return Replication(repeat.serves, "tuned", trials, None, None, (), None, "")
+    return Replication(repeat.serves, "tuned", trials, "")
 
 
 def _trial(arm: Arm, stage: Stage, number: int, seed: int, proposal: Proposal) -> PlannedTrial:
@@ -156,11 +156,11 @@ def _open(
     asks: tuple[int, ...] = (),
     asks_for: Stage = "search",
 ) -> Replication:
-    return Replication(repeat.serves, "open", trials, None, None, (), None, reason, asks=asks, asks_for=asks_for)
+    return Replication(repeat.serves, "open", trials, reason, asks=asks, asks_for=asks_for)
 
 
 def _without_choice(repeat: Repeat, trials: tuple[PlannedTrial, ...], reason: str) -> Replication:
-    return Replication(repeat.serves, "not tuned", trials, None, None, (), None, reason)
+    return Replication(repeat.serves, "not tuned", trials, reason)
 
 
 def _asks(search: SearchConfig, proposed: set[int], ended: set[int]) -> tuple[int, ...]:
@@ -218,11 +218,9 @@ def _chosen(
         repeat.serves,
         "tuned",
         trials,
+        f"trial {winner.number} is {how}{means if winner.scores else ''}",
         chosen.learning_rate,
         chosen.learning_rate / arm.centre,
-        (),
-        None,
-        f"trial {winner.number} is {how}{means if winner.scores else ''}",
         knobs=chosen.knobs,
         number=winner.number,
     )

@@ -63,11 +63,11 @@ class Replication:
     seeds: tuple[int, ...]  # of the evaluation, that go by its choice
     state: Literal["open", "tuned", "not tuned"]
     trials: tuple[PlannedTrial, ...]  # all that it needed so far
-    chosen: float | None  # the learning rate of the evaluation
-    multiplier: float | None  # of the chosen rate
-    added: tuple[Point, ...]  # by which the grid was extended
-    side: Side | None  # where they were added
     reason: str  # why it stands there
+    chosen: float | None = None  # the learning rate of the evaluation
+    multiplier: float | None = None  # of the chosen rate
+    added: tuple[Point, ...] = ()  # by which the grid was extended
+    side: Side | None = None  # where they were added
     knobs: Mapping[str, Any] = field(default_factory=dict)  # of the evaluation, that were chosen beside the rate
     values: Mapping[str, float] = field(default_factory=dict)  # of the grid's other knobs, at the chosen point
     number: int | None = None  # of the chosen point among those of a search

@@ -47,6 +47,10 @@ class Arm:
         """The learning rate of multiplier 1."""
         return rounded(self.config.learning_rate)
 
+    def at(self, values: Mapping[str, float]) -> dict[str, Any]:
+        """The knobs of its variant that these values of a grid's knobs set, beside the rate."""
+        return type(self.config.variant).at(values)
+
 
 @dataclass(frozen=True)
 class Expansion:

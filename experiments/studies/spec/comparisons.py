@@ -37,8 +37,7 @@ def _draws(arm: Arm) -> tuple[float, int]:
 
 def _trained(arm: Arm, point: Mapping[str, float]) -> Config | None:
     """The LoRA that trains the same as the arm's variant at a point; None where there is none."""
-    variant = arm.config.variant
-    return variant.model_copy(update=type(variant).at(point)).as_lora()
+    return arm.config.variant.model_copy(update=arm.at(point)).as_lora()
 
 
 def is_reference(arm: Arm, reference: Mapping[str, Any]) -> bool:

@@ -14,12 +14,11 @@ from experiments.studies.spec.arms import Arm, Expansion, expand
 from experiments.studies.spec.comparisons import (
     comparison_warnings,
     comparisons,
-    is_reference,
     reference_errors,
     train_alike,
 )
 from experiments.studies.spec.search_config import SearchConfig
-from experiments.studies.spec.study_config import MOST_TRIALS, ProtocolConfig, StudyConfig, knob_points
+from experiments.studies.spec.study_config import MOST_TRIALS, ProtocolConfig, StudyConfig, combinations
 from experiments.tasks.registry import TASKS
 from experiments.tasks.task import Task
 
@@ -62,7 +61,7 @@ class Study:
         return comparisons(self.arms, self.protocol.reference)
 
     def _alike(self, arm: Arm, other: Arm) -> bool:
-        return train_alike(arm, other, knob_points(self.protocol.tuning.points))
+        return train_alike(arm, other, combinations(self.protocol.tuning.points.knobs))
 
 
 def load_study(path: Path, overrides: Sequence[str] = ()) -> Study:
@@ -109,45 +108,6 @@ def load_study(path: Path, overrides: Sequence[str] = ()) -> Study:
     )
 
 
-def frozen(study: Study) -> dict[str, Any]:
-    """What may not change once an evaluation has been seen, as plain values.
-
-    Arms and fixed learning rates may still come: they add comparisons and change none of those that were planned.
-    A caller may add maps of its own (content hashes, say): `changes` compares every one.
-    """
-    protocol = study.protocol.model_dump(mode="json")
-    protocol["fixed_learning_rates"] = {f"{rate:.6g}": True for rate in study.protocol.fixed_learning_rates}
-    score = {"name": study.score_name, "higher_is_better": study.higher_is_better}
-    search = {} if study.config.search is None else {"search": study.config.search.model_dump(mode="json")}
-    reference = study.protocol.reference
-    arms = {
-        arm.config_hash: {"label": arm.label, "centre": arm.centre, "reference": is_reference(arm, reference)}
-        for arm in study.arms
-    }
-    return {"score": score, "protocol": protocol, **search, "arms": arms}
-
-
-def changes(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[str]:
-    """In words, what of `before` is other in `after` (both of `frozen`); empty where only arms or rates came."""
-    settled = [key for key in before if key != "arms"]
-    found = [
-        f"{key}: was {_describe(old)}, is {_describe(new)}"
-        for section in settled
-        for key, old, new in _differences(before[section], after.get(section, {}), section)
-    ]
-    same_reference = before["protocol"].get("reference") == after["protocol"].get("reference")
-    for config_hash, arm in before["arms"].items():
-        now = after["arms"].get(config_hash)
-        if now is None:
-            found.append(f"arm {arm['label']!r} ({config_hash}) is gone: taken out, or another configuration now")
-        elif now["centre"] != arm["centre"]:
-            found.append(f"arm {arm['label']!r}: its learning rates were around {arm['centre']}, are {now['centre']}")
-        elif same_reference and now["reference"] != arm.get("reference", now["reference"]):
-            was, now_is = ("a reference", "none") if arm["reference"] else ("no reference", "one")
-            found.append(f"arm {arm['label']!r} ({config_hash}) was {was}, and is {now_is} under the labels of now")
-    return found
-
-
 def _put(tree: dict[str, Any], key: str, value: Any) -> None:
     """An override of the command line, where it belongs in the study's tree."""
     section, parts = tree, key.split(".")
@@ -184,14 +144,15 @@ def _tuned_twice(config: StudyConfig, arms: Sequence[Arm]) -> list[str]:
     """An arm, or all of them, that set a knob which the grid sets at every point."""
     errors = []
     common = {key.rpartition(".")[2]: f"set.{key}" for key in config.set}
-    for name, values in config.protocol.tuning.points.knobs.items():
-        setting = [arm for arm in arms if type(arm.config.variant).at({name: values[0]}).keys() & arm.keys.keys()]
+    for name, (value, *_) in config.protocol.tuning.points.knobs.items():
+        tuned = {arm.label: arm.at({name: value}).keys() for arm in arms}
         errors += [
             f"{arm.label}: protocol.tuning.grid.{name} sets that knob at every point; leave it out of the arm, or out "
             "of the grid"
-            for arm in setting
+            for arm in arms
+            if tuned[arm.label] & arm.keys.keys()
         ]
-        for knob in {knob for arm in arms for knob in type(arm.config.variant).at({name: values[0]})} & common.keys():
+        for knob in frozenset().union(*tuned.values()) & common.keys():
             errors.append(f"{common[knob]}: protocol.tuning.grid.{name} sets it at every point; leave one of them out")
     return errors
 
@@ -254,18 +215,3 @@ def _sharing_draws(protocol: ProtocolConfig, arms: Sequence[Arm]) -> str | None:
             if offset < other_offset and {seed + offset for seed in seeds} & {seed + other_offset for seed in seeds}:
                 return f"{arm.label} and {other.label}"
     return None
-
-
-def _differences(before: Mapping[str, Any], after: Mapping[str, Any], path: str) -> list[tuple[str, Any, Any]]:
-    found = []
-    for key, old in before.items():
-        new = after.get(key)
-        if isinstance(old, Mapping) and isinstance(new, Mapping) and key != "reference":
-            found += _differences(old, new, f"{path}.{key}")
-        elif old != new:
-            found.append((f"{path}.{key}", old, new))
-    return found
-
-
-def _describe(value: object) -> str:
-    return "nothing" if value is None else str(value)

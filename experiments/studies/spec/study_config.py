@@ -2,6 +2,7 @@
 
 import math
 from collections import Counter
+from collections.abc import Mapping, Sequence
 from itertools import pairwise, product
 from typing import Annotated, Any, Self
 
@@ -79,9 +80,8 @@ class GridConfig(Section):
         return math.prod(map(len, (self.learning_rate_multipliers, *self.knobs.values())))
 
 
-def knob_points(grid: GridConfig) -> list[dict[str, float]]:
-    """Every combination of the values of the grid's knobs beside the rate; one without any where there is none."""
-    knobs = grid.knobs
+def combinations(knobs: Mapping[str, Sequence[float]]) -> list[dict[str, float]]:
+    """Every combination of the values of knobs; one without any where there is no knob."""
     return [dict(zip(knobs, values, strict=True)) for values in product(*knobs.values())]
 
 

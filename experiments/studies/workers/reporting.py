@@ -39,13 +39,11 @@ class Reporter:
         facts |= {"reached": _by_name(reached)} if reached else {}
         if trial.stage == "allocation":
             facts["ranks"] = result["ranks"]
-        if trial.stage == "evaluation" and failure is None:
-            test = result.get("test")
+        purpose = purpose_of(trial)
+        if purpose is not None and failure is None:
+            test, name = result.get("test"), run_dir.path.name
             if test is None:  # tuning or run.py trained it, without a test score
-                name, purpose = run_dir.path.name, purpose_of(trial)
-                test = score_on_test(
-                    trial.config, self.context, run_dir, self.runs_dir, name=name, purpose=purpose or ""
-                )
+                test = score_on_test(trial.config, self.context, run_dir, self.runs_dir, name=name, purpose=purpose)
             failure, facts["test"] = task.divergence(test, "test"), test[result["score_name"]]
             if failure is None and "test" not in result:
                 run_dir.add_test(test)

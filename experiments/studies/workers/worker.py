@@ -114,7 +114,7 @@ class Worker:
 
         def choose(entries: Sequence[Entry]) -> Sequence[Entry]:
             wanted = [(entry, study_state.wanted[entry.key]) for entry in entries if entry.key in study_state.wanted]
-            wanted.sort(key=lambda each: self._lacks_its_run(each[1]))  # another machine may have it
+            wanted.sort(key=lambda each: self._lacks_its_run(each[1], study_state))  # another machine may have it
             known = [(entry, trial.arm) for entry, trial in wanted]
             if not known:
                 return []
@@ -126,9 +126,11 @@ class Worker:
         for claim in self.queue.claim(choose):
             self._begin(claim, study_state.wanted[claim.key])
 
-    def _lacks_its_run(self, trial: PlannedTrial) -> bool:
+    def _lacks_its_run(self, trial: PlannedTrial, study_state: StudyState) -> bool:
         """Whether a trial that reads a run of the tuning would have to train it anew in this runs folder."""
-        return trial.run_of is not None and not self._described(trial).run_dir.finished
+        run = None if trial.run_of is None else study_state.entries.get(trial.run_of)
+        folder = self.runs_dir / self.study.name
+        return run is not None and not RunDirectory(folder / str(run.facts.get("folder"))).finished
 
     def _together(self) -> list[ClaimedTrial]:
         """The held trials that train now: as many as fit, at one step where batches of different steps differ."""
@@ -143,7 +145,9 @@ class Worker:
 
     def _begin(self, claim: Claim, trial: PlannedTrial) -> None:
         """Start or resume the attempt at a claimed trial, or report its run where it has finished already."""
-        run = self._described(trial)
+        start = self.starts[trial.arm.config_hash]
+        rank_total = sum(trial.knobs["rank"].values()) if "rank" in trial.knobs else self.packing.rank_total(trial.arm)
+        run = describe_run(trial.config, self.context, self.runs_dir, rank_total=rank_total, start=start)
         run_dir = run.run_dir
         attempt = attempt_at(run_dir, claim.key, claim.number)
         publish_finished(attempt, run_dir)
@@ -171,11 +175,6 @@ class Worker:
             discard(attempt)  # this worker stalled, and who re-claimed the trial has cleared its attempts away
             return
         self.claimed[claim.key] = ClaimedTrial(claim, trial, run_dir, trial_run)
-
-    def _described(self, trial: PlannedTrial) -> RunDescription:
-        start = self.starts[trial.arm.config_hash]
-        rank_total = sum(trial.knobs["rank"].values()) if "rank" in trial.knobs else self.packing.rank_total(trial.arm)
-        return describe_run(trial.config, self.context, self.runs_dir, rank_total=rank_total, start=start)
 
     def _trial_run(self, trial: PlannedTrial, attempt: RunDescription, options: RunOptions) -> TrialRun:
         start = self.starts[trial.arm.config_hash]

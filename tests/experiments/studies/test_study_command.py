@@ -21,7 +21,8 @@ from experiments.studies.consistency import check_protocol, check_runs_dir
 from experiments.studies.launch import LaunchOptions
 from experiments.studies.protocol.progress import enqueue, snapshot
 from experiments.studies.queue.storage import QueueError, storage_address
-from experiments.studies.spec.study import changes, frozen, load_study
+from experiments.studies.spec.frozen import changes, frozen
+from experiments.studies.spec.study import load_study
 from experiments.studies.status import status_of, untouched
 from experiments.studies.terminal import describe_workers
 from experiments.studies.wandb import StudyWandbLogger

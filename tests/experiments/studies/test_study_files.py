@@ -19,7 +19,8 @@ from experiments.models.transformer import ByteTransformer
 from experiments.studies.protocol.protocol import plan_ahead, progress_of
 from experiments.studies.spec.arms import Arm, Expansion, expand
 from experiments.studies.spec.comparisons import comparisons
-from experiments.studies.spec.study import Study, changes, frozen, load_study
+from experiments.studies.spec.frozen import changes, frozen
+from experiments.studies.spec.study import Study, load_study
 from lora_variants import VARIANTS
 from lora_variants.interface.attach import attach
 from lora_variants.interface.pack import Pack

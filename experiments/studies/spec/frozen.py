@@ -1,0 +1,61 @@
+"""What of a study may not change once an evaluation has been seen, and what has."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from experiments.studies.spec.comparisons import is_reference
+from experiments.studies.spec.study import Study
+
+
+def frozen(study: Study) -> dict[str, Any]:
+    """What may not change once an evaluation has been seen, as plain values.
+
+    Arms and fixed learning rates may still come: they add comparisons and change none of those that were planned.
+    A caller may add maps of its own (content hashes, say): `changes` compares every one.
+    """
+    protocol = study.protocol.model_dump(mode="json")
+    protocol["fixed_learning_rates"] = {f"{rate:.6g}": True for rate in study.protocol.fixed_learning_rates}
+    score = {"name": study.score_name, "higher_is_better": study.higher_is_better}
+    search = {} if study.config.search is None else {"search": study.config.search.model_dump(mode="json")}
+    reference = study.protocol.reference
+    arms = {
+        arm.config_hash: {"label": arm.label, "centre": arm.centre, "reference": is_reference(arm, reference)}
+        for arm in study.arms
+    }
+    return {"score": score, "protocol": protocol, **search, "arms": arms}
+
+
+def changes(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[str]:
+    """In words, what of `before` is other in `after` (both of `frozen`); empty where only arms or rates came."""
+    settled = [key for key in before if key != "arms"]
+    found = [
+        f"{key}: was {_describe(old)}, is {_describe(new)}"
+        for section in settled
+        for key, old, new in _differences(before[section], after.get(section, {}), section)
+    ]
+    same_reference = before["protocol"].get("reference") == after["protocol"].get("reference")
+    for config_hash, arm in before["arms"].items():
+        now = after["arms"].get(config_hash)
+        if now is None:
+            found.append(f"arm {arm['label']!r} ({config_hash}) is gone: taken out, or another configuration now")
+        elif now["centre"] != arm["centre"]:
+            found.append(f"arm {arm['label']!r}: its learning rates were around {arm['centre']}, are {now['centre']}")
+        elif same_reference and now["reference"] != arm.get("reference", now["reference"]):
+            was, now_is = ("a reference", "none") if arm["reference"] else ("no reference", "one")
+            found.append(f"arm {arm['label']!r} ({config_hash}) was {was}, and is {now_is} under the labels of now")
+    return found
+
+
+def _differences(before: Mapping[str, Any], after: Mapping[str, Any], path: str) -> list[tuple[str, Any, Any]]:
+    found = []
+    for key, old in before.items():
+        new = after.get(key)
+        if isinstance(old, Mapping) and isinstance(new, Mapping) and key != "reference":
+            found += _differences(old, new, f"{path}.{key}")
+        elif old != new:
+            found.append((f"{path}.{key}", old, new))
+    return found
+
+
+def _describe(value: object) -> str:
+    return "nothing" if value is None else str(value)
