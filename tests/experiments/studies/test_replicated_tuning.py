@@ -152,6 +152,27 @@ def test_an_arm_is_not_tuned_where_more_than_half_of_its_seeds_chose_the_end_of_
     assert len(progress.evaluations(TUNED)) == 5  # it is evaluated all the same
 
 
+def test_half_of_the_seeds_at_an_end_are_not_more_than_half() -> None:
+    even = protocol()
+    even = even.model_copy(update={"evaluation": even.evaluation.model_copy(update={"seeds": SEEDS[:4]})})
+    states = {n: finished(valley({s: 64 if s < n else 1 for s in SEEDS}), even).tuning.state for n in (2, 3)}
+    assert states == {2: "tuned", 3: "not tuned"}
+
+
+def test_an_end_is_one_at_the_chosen_other_knobs_and_so_are_the_points_beyond_it() -> None:
+    def score(trial: PlannedTrial) -> float | None:
+        alpha, multiplier = trial.config.variant.model_dump()["alpha_per_rank"], trial.multiplier or 0
+        if alpha == 8 and trial.stage == "tuning" and multiplier < 1:
+            return None  # whatever finished at the other alpha says nothing of this one
+        return abs(math.log2(multiplier)) - (alpha == 8)
+
+    for replication in finished(score, protocol(alpha_per_rank=[2, 8])).tuning.replications:
+        assert (replication.side, replication.multiplier) == ("lower", 1)
+        assert [(p.multiplier, p.values) for p in replication.added] == [
+            (0.125, {"alpha_per_rank": 8.0}), (0.0625, {"alpha_per_rank": 8.0})
+        ]  # fmt: skip
+
+
 def test_a_point_that_failed_at_a_seed_is_out_there_alone() -> None:
     def score(trial: PlannedTrial) -> float | None:
         lost = trial.stage == "tuning" and trial.multiplier == 1 and trial.seed == 3

@@ -254,6 +254,9 @@ def test_whole_searches_are_repeated_on_seeds_of_their_own_and_are_the_units_of_
             assert {trial.seed for trial in each.trials} == {100 + 2 * number, 101 + 2 * number}
             evaluated = [trial for trial in progress.evaluations("tuned") if trial.seed in each.seeds]
             assert all(trial.knobs == each.knobs and trial.learning_rate == each.chosen for trial in evaluated)
+        first = [state.entries[each.trials[0].key].given.get("point") for each in searches]
+        if progress.arm.label == "grouped":
+            assert len(set(map(str, first))) == 5  # proposals of their own, before any score tells them apart
         if progress.arm.label != "uniform":
             assert len({str(each.knobs) for each in searches}) > 1  # each finds its own
     concluded = conclude(worker.study, state, tmp_path)

@@ -13,7 +13,7 @@ from experiments.studies.protocol.progress import snapshot
 from experiments.studies.protocol.protocol import plan_ahead, progress_of
 from experiments.studies.protocol.trials import ArmProgress, PlannedTrial, TrialResult
 from experiments.studies.spec.arms import Arm
-from experiments.studies.spec.study_config import ProtocolConfig
+from experiments.studies.spec.study_config import ProtocolConfig, TuningConfig
 from experiments.studies.workers.worker import Worker
 
 SEEDS = [0, 1, 2, 3, 4]
@@ -23,7 +23,7 @@ HALVED = ProtocolConfig.model_validate(
 )
 
 
-def finished(early: dict[float, float], late: dict[float, float]) -> ArmProgress:
+def finished(early: dict[float, float], late: dict[float, float], asked: ProtocolConfig = HALVED) -> ArmProgress:
     """When all has ended, with these scores at the rung and at the end, by multiplier; lower is better."""
     results: dict[str, TrialResult] = {}
 
@@ -34,7 +34,7 @@ def finished(early: dict[float, float], late: dict[float, float]) -> ArmProgress
         score = late.get(trial.multiplier or 0, 9.0)
         return TrialResult(failed=False, score=score, loss=score)
 
-    while not (progress := progress_of(ARM, HALVED, results, higher_is_better=False)).complete:
+    while not (progress := progress_of(ARM, asked, results, higher_is_better=False)).complete:
         results |= {trial.key: end(trial) for trial in progress.wanted if trial.key not in results}
     return progress
 
@@ -48,6 +48,14 @@ def test_three_of_five_points_train_on_and_the_best_of_them_is_chosen() -> None:
         assert replication.multiplier == 1  # what fell behind at the rung is not chosen, however it would have ended
     (rung,) = {step for trial in progress.wanted for step in trial.thresholds}
     assert rung == 500
+
+
+def test_a_part_that_is_no_whole_number_of_points_is_rounded_up() -> None:
+    grid = {"learning_rate_multipliers": [0.5, 1, 2, 4]}
+    asked = HALVED.model_copy(update={"tuning": TuningConfig.model_validate({"halving": {"keep": 0.6}, "grid": grid})})
+    assert sum(trial.stage == "tuning" for trial in plan_ahead(ARM, asked)) == 3 * len(SEEDS)
+    progress = finished({0.5: 1, 1: 2, 2: 3, 4: 4}, {0.5: 2, 1: 1, 2: 3}, asked)
+    assert sum(trial.stage == "tuning" for trial in progress.tuning.replications[0].trials) == 3
 
 
 def test_a_rate_that_fell_behind_was_seen_so_that_its_neighbour_is_at_no_end() -> None:
@@ -105,6 +113,9 @@ def test_a_run_that_went_on_from_its_rung_is_the_run_that_never_stopped(tmp_path
             assert (path.parent / adapter).read_bytes() == (other / adapter).read_bytes()
             found += 1
     assert found >= 8
+    kept = [trial for trial in state.wanted.values() if trial.stage == "tuning" and trial.part < 1]
+    runs = [RunDirectory(alone.runs_dir / "tiny" / state.entries[trial.key].facts["folder"]).result() for trial in kept]
+    assert {(run["steps_executed"], *run["resumed_from"]) for run in runs} == {(20, 10)}  # no step is trained twice
     rungs = [state.entries[trial.key] for trial in state.wanted.values() if trial.stage == "rung"]
     assert {entry.state for entry in rungs} == {"pruned", "failed"}  # at 1e30
     assert all(
