@@ -1,5 +1,12 @@
 """Prints and draws the singular value spectrum of every ΔW that runs, PEFT adapters or loralib checkpoints hold."""
 
+import os
+import signal
+
+if __name__ == "__main__" and signal.getsignal(signal.SIGINT) == signal.default_int_handler:
+    # Until there is anything to finish; a job in the background ignores Ctrl-C.
+    signal.signal(signal.SIGINT, lambda *_: os._exit(130))
+
 import argparse
 import io
 import sys
@@ -43,6 +50,7 @@ def report_spectra(runs: Sequence[Path], out: Path) -> list[Path]:
     from analysis.figures.spectra import spectra_figure
     from analysis.figures.style import save_figure
     from analysis.spectra_tables import print_tables, spectrum_tables
+    from experiments.record.atomic_files import write_atomically
     from experiments.record.finished_runs import note_unchecked
 
     tables = spectrum_tables(runs)
@@ -59,7 +67,7 @@ def report_spectra(runs: Sequence[Path], out: Path) -> list[Path]:
     refuse_to_replace(texts, [out / "spectra.png", out / "spectra.pdf"])
     out.mkdir(parents=True, exist_ok=True)
     for path, text in texts.items():
-        path.write_bytes(text.encode())
+        write_atomically(path, text)
     written = [*texts, *save_figure(spectra_figure(tables.summary, tables.values), out, "spectra")]
     for path in written:
         console.print(f"wrote {path}", soft_wrap=True)

@@ -1,5 +1,12 @@
 """What one training step costs, in time and memory: ours, PEFT, loralib, and the frozen model without adapters."""
 
+import os
+import signal
+
+if __name__ == "__main__" and signal.getsignal(signal.SIGINT) == signal.default_int_handler:
+    # Until there is anything to finish; a job in the background ignores Ctrl-C.
+    signal.signal(signal.SIGINT, lambda *_: os._exit(130))
+
 import argparse
 import io
 import sys
@@ -15,7 +22,7 @@ ROOT = Path(__file__).resolve().parent.parent
 if not __package__:  # run as a script: the project belongs on the path, this folder does not
     sys.path[:] = [str(ROOT), *(entry for entry in sys.path if entry != str(ROOT / "experiments"))]
 
-from experiments.benchmarking.cases import (  # noqa: E402
+from experiments.benchmarking.cases import (
     MODELS,
     PRECISIONS,
     TARGETS,

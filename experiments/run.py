@@ -1,5 +1,12 @@
 """One run: adapt a base model to a task with one variant, score it, and leave a run directory that reproduces it."""
 
+import os
+import signal
+
+if __name__ == "__main__" and signal.getsignal(signal.SIGINT) == signal.default_int_handler:
+    # Until there is anything to finish; a job in the background ignores Ctrl-C.
+    signal.signal(signal.SIGINT, lambda *_: os._exit(130))
+
 import argparse
 import io
 import sys
@@ -14,7 +21,7 @@ ROOT = Path(__file__).resolve().parent.parent
 if not __package__:  # run as a script: the project belongs on the path, this folder does not
     sys.path[:] = [str(ROOT), *(entry for entry in sys.path if entry != str(ROOT / "experiments"))]
 
-from lora_variants.registry import VARIANTS  # noqa: E402
+from lora_variants.registry import VARIANTS
 
 
 def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:

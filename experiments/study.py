@@ -1,5 +1,12 @@
 """A study: the configurations of a file compared by a protocol, trial by trial, on as many workers as there are."""
 
+import os
+import signal
+
+if __name__ == "__main__" and signal.getsignal(signal.SIGINT) == signal.default_int_handler:
+    # Until there is anything to finish; a job in the background ignores Ctrl-C.
+    signal.signal(signal.SIGINT, lambda *_: os._exit(130))
+
 import argparse
 import io
 import math
@@ -156,4 +163,6 @@ def work() -> int:
 if __name__ == "__main__":
     from experiments.training.interruption import run_command
 
-    run_command(work if sys.argv[1:] == ["--worker"] else main)
+    if sys.argv[1:] == ["--worker"]:
+        run_command(work, said=b"")
+    run_command(main)

@@ -35,6 +35,10 @@ def one_claim(queue: TrialQueue) -> Claim:
     return claim
 
 
+def beat_once(address: Address, worker: str) -> None:
+    TrialQueue.open(address, STUDY, direction="minimize", worker=worker).beat({})
+
+
 class Clock:
     def __init__(self) -> None:
         self.seconds = 0.0
@@ -273,6 +277,16 @@ class QueueContract(Fixtures):
         assert {seen.name for seen in queue.workers()} == {queue.worker, other.worker}
         other.leave()
         assert [seen.name for seen in queue.workers()] == [queue.worker]
+
+    def test_who_has_ended_on_this_machine_is_not_listed(
+        self, address: Address, opened: Callable[..., TrialQueue]
+    ) -> None:
+        queue = opened()
+        process = multiprocessing.get_context("spawn").Process(target=beat_once, args=(address, "it"))
+        process.start()
+        process.join()
+        assert "it" in queue._liveness.heartbeats()
+        assert queue.workers() == []
 
     def test_the_first_worker_settles_what_later_ones_must_have(self, opened: Callable[..., TrialQueue]) -> None:
         opened().record_or_check({"W0": "a1b2", "schema": (3, 1)})

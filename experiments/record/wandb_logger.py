@@ -18,6 +18,7 @@ from experiments.record.wandb_mode import (
     is_silent,
     mode_to_try,
     offline_because,
+    overrules,
     remember_silence,
     wanted_mode,
 )
@@ -62,7 +63,7 @@ class WandbLogger:
         nothing else.
         """
         wanted = self.mode = wanted_mode(mode)
-        self.warning: str | None = None
+        self.warning = overrules(mode)
         self.folder: Path | None = None
         self._run: wandb.Run | None = None
         self._record = folder

@@ -54,6 +54,13 @@ def wanted_mode(asked: str) -> str:
     return _WANDB_MODES[exported] if exported else asked
 
 
+def overrules(asked: str) -> str | None:
+    """What to tell where an explicit request beats a true WANDB_DISABLED, which it may have forgotten."""
+    if asked in ("auto", "disabled") or not _is_disabled():
+        return None
+    return f"WANDB_DISABLED is set, but W&B mode {asked} was asked for and beats it; leave the mode at auto to heed it"
+
+
 def _is_disabled() -> bool:
     exported = os.environ.get("WANDB_DISABLED", "").strip().lower()
     if exported and exported not in _WANDB_DISABLED:

@@ -105,7 +105,7 @@ class Liveness:
         return {name: heartbeat for name, heartbeat in heartbeats.items() if "left" not in heartbeat}
 
     def observe(self, others: Collection[str]) -> tuple[list[WorkerSeen], set[str]]:
-        """The workers that have not left, and who of them or of `others` is dead.
+        """The workers that have neither left nor, as far as can be known here, ended; who of all is dead.
 
         Dead is who had no heartbeat for longer than the grace it announced, or this worker's if it never had one.
         """
@@ -116,6 +116,7 @@ class Liveness:
         seen = [
             WorkerSeen(name, silent[name], heartbeat["at"], heartbeat["progress"])
             for name, heartbeat in sorted(heartbeats.items())
+            if not has_ended(heartbeat.get("process", {}))
         ]
         return seen, {name for name in counts if silent[name] > grace[name]} - {self.worker}
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 from optuna.exceptions import StorageInternalError
-from sqlalchemy.exc import DBAPIError, SQLAlchemyError
+from sqlalchemy.exc import DBAPIError, PendingRollbackError, SQLAlchemyError
 
 from experiments.studies.queue.storage import Patience
 
@@ -87,6 +87,8 @@ class Outages:
 def may_be_an_outage(error: BaseException) -> bool:
     """Whether a connection has ended, or none could be made; the server has no code for why it refused one."""
     found = cause(error)
+    if isinstance(found, PendingRollbackError):  # Optuna went on in a transaction whose connection had ended
+        return True
     if not isinstance(found, DBAPIError):
         return False
     return found.connection_invalidated or getattr(found.orig, "sqlstate", None) is None
@@ -101,7 +103,8 @@ def reason(error: BaseException) -> str:
 
 def in_short(error: BaseException) -> str:
     """The first line of it."""
-    return str(getattr(cause(error), "orig", None) or error).strip().partition("\n")[0]
+    found = cause(error)
+    return str(getattr(found, "orig", None) or found).strip().partition("\n")[0]
 
 
 def cause(error: BaseException) -> BaseException:

@@ -265,7 +265,7 @@ def open_store(address: Address, patience: Patience = NO_PATIENCE) -> Store:
     """Raises: QueueError if the storage cannot be reached, read or written."""
     import optuna
 
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    optuna.logging.set_verbosity(optuna.logging.ERROR)  # a warning of it quotes SQL while a server goes away
     if address.url is None:
         from experiments.studies.queue.journal_store import JournalStore
 

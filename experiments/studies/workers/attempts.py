@@ -55,6 +55,13 @@ def publish(attempt: RunDirectory, run_dir: RunDirectory) -> bool:
     return there
 
 
+def publish_finished(attempt: RunDirectory, run_dir: RunDirectory) -> None:
+    """An earlier attempt that finished, but whose worker could not tell, becomes the trial's run directory."""
+    for earlier in map(RunDirectory, _attempts_like(attempt)):
+        if earlier.finished:
+            publish(earlier, run_dir)
+
+
 def discard(attempt: RunDirectory) -> None:
     """It and all earlier attempts leave nothing; at a later one another worker may be."""
     for path in _attempts_like(attempt):

@@ -39,6 +39,9 @@ class Speed:
     seconds: float
 
 
+NOT_MEASURED = Speed(1, 0.0)  # nothing trains, or it does not fit into memory
+
+
 class Packing:
     """Groups of arms whose trials may share a pack, and the size of a pack for each group, measured.
 
@@ -107,9 +110,14 @@ class Packing:
 
     def _like(self, other: list[Speed], config: RunConfig) -> list[Speed]:
         """The speeds of another group, in proportion to what a pack of one takes here."""
-        alone = self._seconds(config, 1)
+        try:
+            alone = self._seconds(config, 1)
+        except (MemoryError, RuntimeError) as error:
+            if not is_out_of_memory(error):
+                raise
+            alone = 0.0
         return [Speed(speed.trials, speed.seconds * alone / other[0].seconds) for speed in other if alone] or [
-            Speed(1, 0.0)
+            NOT_MEASURED
         ]
 
     def halve(self, arm: Arm, trials: int) -> None:
@@ -130,9 +138,9 @@ class Packing:
             try:
                 found.append(Speed(trials, self._seconds(config, trials)))
             except (MemoryError, RuntimeError) as error:
-                if not found or not is_out_of_memory(error):
+                if not is_out_of_memory(error):
                     raise
-                break
+                return found or [NOT_MEASURED]  # a trial for which memory is too little alone fails when it trains
             if not found[-1].seconds:  # nothing trains
                 break
             before, memory = memory, _peak(self.context)

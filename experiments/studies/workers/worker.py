@@ -19,7 +19,7 @@ from experiments.studies.queue.entries import Entry
 from experiments.studies.queue.trial_queue import Claim, TrialQueue
 from experiments.studies.search.proposer import Proposer
 from experiments.studies.spec.study import Study
-from experiments.studies.workers.attempts import adopt, attempt_at, discard, publish
+from experiments.studies.workers.attempts import adopt, attempt_at, discard, publish, publish_finished
 from experiments.studies.workers.heartbeat import Progress, beating
 from experiments.studies.workers.packing import Packing, share
 from experiments.studies.workers.reporting import Reporter
@@ -142,6 +142,7 @@ class Worker:
         run = describe_run(trial.config, self.context, self.runs_dir, rank_total=rank_total, start=start)
         run_dir = run.run_dir
         attempt = attempt_at(run_dir, claim.key, claim.number)
+        publish_finished(attempt, run_dir)
         if run_dir.finished:
             try:
                 run_dir.check_files()

@@ -22,7 +22,7 @@ from wandb_reading import OfflineRun, read_offline_run
 
 from experiments.record import wandb_logger, wandb_mode
 from experiments.record.wandb_logger import WandbLogger
-from experiments.record.wandb_mode import is_silent, remember_silence, wanted_mode
+from experiments.record.wandb_mode import is_silent, overrules, remember_silence, wanted_mode
 
 KEY = "0123456789abcdef" * 2 + "01234567"
 # The logger sets these for its whole process; the tests set them first, so that they end with each test.
@@ -343,6 +343,17 @@ def test_wandb_disabled_decides_only_where_the_caller_left_it_open(
     monkeypatch.setenv("WANDB_DISABLED", disabled)
     monkeypatch.setenv("WANDB_MODE", mode)
     assert wanted_mode(asked) == wanted
+
+
+@pytest.mark.parametrize(
+    ("asked", "disabled", "told"),
+    [("offline", "true", True), ("offline", "", False), ("auto", "true", False), ("disabled", "true", False)],
+)
+def test_a_request_that_beats_wandb_disabled_is_told_of(
+    asked: str, disabled: str, told: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WANDB_DISABLED", disabled)
+    assert (overrules(asked) is not None) == told
 
 
 def test_an_unknown_value_of_wandb_disabled_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,7 +4,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import pytest
-from sqlalchemy.exc import OperationalError, ProgrammingError
+from optuna.exceptions import StorageInternalError
+from sqlalchemy.exc import OperationalError, PendingRollbackError, ProgrammingError
 
 from experiments.studies.queue.outage import Outages, Server
 from experiments.studies.queue.storage import Patience
@@ -64,6 +65,22 @@ def test_nobody_waits_once_an_interruption_was_asked_for() -> None:
     with pytest.raises(OperationalError):
         away.outages(30.0, is_over=lambda: True).bridge(away.call)
     assert away.calls == 1
+
+
+def test_a_transaction_in_which_optuna_went_on_after_its_connection_had_ended_is_repeated() -> None:
+    calls = []
+
+    def call() -> str:
+        calls.append(1)
+        if len(calls) == 1:
+            raise StorageInternalError from PendingRollbackError(
+                "Can't reconnect until invalid transaction is rolled back"
+            )
+        return "answer"
+
+    away = Away(0, accepts=True)
+    assert away.outages(30.0).bridge(call) == "answer"
+    assert (len(calls), away.said) == (2, [])
 
 
 def test_an_error_of_the_statement_is_not_repeated() -> None:

@@ -67,7 +67,7 @@ def stopped_with_trials(queue: TrialQueue, *workers: "subprocess.Popen[bytes]") 
         until("every worker holds trials", lambda: all(held_by(queue, worker) for worker in workers))
         for worker in workers:
             worker.send_signal(signal.SIGSTOP)
-        time.sleep(0.2)  # what was on its way to the server has come
+        time.sleep(1.0)  # what was on its way to the server has come
         held = [held_by(queue, worker) for worker in workers]
         if all(held):
             return {key for keys in held for key in keys}

@@ -4,12 +4,13 @@ import errno
 import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import pytest
 from in_process_study import outcome, study_in, worker_on
 
 from experiments.studies.protocol.progress import StudyState, snapshot
+from experiments.studies.queue.storage import QueueError
 from experiments.studies.queue.trial_queue import Claim
 from experiments.studies.workers.packing import Packing
 from experiments.training.context import TrainingContext
@@ -225,3 +226,47 @@ def test_memory_that_is_used_up_by_one_trial_alone_is_its_failure_in_one_line(
     failures = {str(e.facts.get("failure")) for e in worker.queue.entries() if e.state == "failed"}
     assert any(line.startswith("out of memory (Unable to allocate 3 TiB)") for line in failures)
     assert all("--retry-failed" in line and "\n" not in line for line in failures if line.startswith("out of memory"))
+
+
+def raising(error: Exception) -> Callable[..., NoReturn]:
+    def fail(*_: object, **__: object) -> NoReturn:
+        raise error
+
+    return fail
+
+
+def test_a_trial_that_finished_while_the_queue_was_away_is_not_trained_again(
+    tmp_path: Path, alone: dict[str, tuple[Any, ...]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    worker = worker_on(tmp_path, pack=1)
+    with monkeypatch.context() as patched:
+        patched.setattr(worker.queue, "holds", raising(QueueError("the database is away")))
+        patched.setattr(worker.queue, "release", raising(QueueError("the database is away")))
+        with pytest.raises(QueueError, match="is away"):
+            worker.work()
+    (held,) = (entry for entry in worker.queue.entries() if entry.state == "running")
+    worker.queue.requeue_dead([str(held.worker)])
+    again, trained = worker_on(tmp_path, pack=1), list[str]()
+
+    def train(context: TrainingContext, trial_runs: Sequence[TrialRun], **more: Any) -> list[TrialRun]:
+        trained.extend(each.name for each in trial_runs)
+        return train_pack(context, trial_runs, **more)
+
+    monkeypatch.setattr("experiments.studies.workers.worker.train_pack", train)
+    again.work()
+    assert outcome(again) == alone
+    assert len(trained) == len(alone) - 1
+
+
+def test_a_step_that_does_not_fit_into_memory_when_packs_are_measured_fails_its_trials_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    full = RuntimeError("[enforce fail at alloc_cpu.cpp] DefaultCPUAllocator: can't allocate memory: you tried ...")
+    monkeypatch.setattr(Packing, "_seconds", raising(full))
+    monkeypatch.setattr("experiments.studies.workers.worker.train_pack", raising(full))
+    worker = worker_on(tmp_path, pack=1)
+    worker.packing.fixed = None
+    worker.work()
+    failed = [entry.facts["failure"] for entry in worker.queue.latest().values() if entry.state == "failed"]
+    assert len(failed) == len(worker.queue.latest())
+    assert {str(reason).partition(" (")[0] for reason in failed} == {"out of memory"}
