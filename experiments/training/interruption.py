@@ -60,10 +60,11 @@ def run_command(command: Callable[[], int], said: bytes = SAID) -> NoReturn:
     """
     atexit.register(_ignore_interrupts)  # first in, so last out: after it the interpreter would die of the signal
     ending = _Ending(said)
-    if signal.getsignal(signal.SIGINT) != signal.SIG_IGN:  # as for a job in the background
-        signal.signal(signal.SIGINT, ending.on_signal)
     sys.unraisablehook = ending.on_unraisable
     try:
+        if signal.getsignal(signal.SIGINT) != signal.SIG_IGN:  # as for a job in the background
+            signal.signal(signal.SIGINT, ending.on_signal)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})  # whoever starts a worker blocks it until here
         ending.code = _code_of(command)
     except KeyboardInterrupt:
         ending.code = INTERRUPTED

@@ -1,6 +1,7 @@
 """Worker processes that get ready while their driver does: what takes both longest is to import torch."""
 
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -14,9 +15,16 @@ Process = subprocess.Popen[bytes]
 
 
 def new_worker() -> Process:
-    """A worker that waits for its spec; the spec says how many threads it has and where it writes its log."""
+    """A worker that waits for its spec; the spec says how many threads it has and where it writes its log.
+
+    Ctrl-C, which reaches it too, waits until it listens: Python itself would print a traceback while it starts.
+    """
     environment = os.environ | dict.fromkeys(THREADS, "1")
-    return subprocess.Popen([sys.executable, str(ENTRY), "--worker"], env=environment, stdin=subprocess.PIPE)
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        return subprocess.Popen([sys.executable, str(ENTRY), "--worker"], env=environment, stdin=subprocess.PIPE)
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 @contextmanager
