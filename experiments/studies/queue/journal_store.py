@@ -45,6 +45,11 @@ class JournalStore(Store):
             raise QueueError(
                 f"{self.path}: another process has held it for {LOCK_SECONDS:g} seconds; is one suspended? End it"
             ) from None
+        except FileNotFoundError:
+            raise QueueError(
+                f"{self.path}: the journal was deleted while it was in use; start the study again: it finds the trials "
+                "whose run directories are there"
+            ) from None
         except OSError as error:
             raise QueueError(
                 f"{self.path}: the journal cannot be read or written: {error.strerror or error}; "

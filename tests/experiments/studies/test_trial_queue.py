@@ -143,6 +143,13 @@ def locked_folder() -> Iterator[Path]:
         folder.chmod(0o700)
 
 
+def test_a_journal_that_is_deleted_while_it_is_in_use_is_an_error_with_the_way_out(journal: Path) -> None:
+    queue = open_journal(journal)
+    journal.unlink()
+    with pytest.raises(QueueError, match=r"the journal was deleted while it was in use; start the study again"):
+        queue.add(trials(1))
+
+
 def test_a_folder_in_which_one_may_not_write_is_an_error(locked_folder: Path) -> None:
     with pytest.raises(QueueError, match=r"journal\.log: .*Permission denied; make room, or choose a place"):
         open_journal(locked_folder / "journal.log")
