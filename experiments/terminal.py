@@ -11,6 +11,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 from rich.table import Table
 from rich.text import Text
 
+from experiments.config.seed import describe_seed, read_seed
 from experiments.config.shown import message, printable
 
 
@@ -73,7 +74,8 @@ class Display:
 
     def result(self, result: Mapping[str, Any], folder: str) -> None:
         """The table at the end of a run."""
-        table = Table(title=f"{result['variant']} on {result['task']}, seed {result['seed']}", show_header=False)
+        seed = describe_seed(read_seed(result["seed"]))
+        table = Table(title=f"{result['variant']} on {result['task']}, seed {seed}", show_header=False)
         table.add_column(style="bold", no_wrap=True)
         table.add_column()
         for name, text in _lines(result):

@@ -79,8 +79,8 @@ def fields_of(schema: type[BaseModel], loc: Sequence[str | int]) -> list[str]:
         if not (isinstance(found, type) and issubclass(found, BaseModel) and part in found.model_fields):
             return []
         found = found.model_fields[part].annotation
-        arguments = get_args(found)
-        found = arguments[0] if arguments and isinstance(arguments[0], type) else found
+        kinds = [kind for kind in get_args(found) if isinstance(kind, type)]
+        found = next((kind for kind in kinds if issubclass(kind, BaseModel)), kinds[0] if kinds else found)
     return list(found.model_fields) if isinstance(found, type) and issubclass(found, BaseModel) else []
 
 

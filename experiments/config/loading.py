@@ -9,6 +9,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError, create_model
 
 from experiments.config.errors import LONGEST_KEY, ConfigError, explained, fields_of, name_of, nearest
 from experiments.config.schema import RunConfig
+from experiments.config.seed import by_part
 from experiments.config.shown import is_utf8, shown
 from experiments.config.variant_change import carry_over, choose_variant
 from experiments.config.yaml_files import parse_yaml, read_tree
@@ -181,12 +182,16 @@ def _odd(tree: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, str]]:
 def put(tree: dict[str, Any], key: str, value: Any, errors: list[str]) -> None:
     """Put a value into the tree; a key without a dot may name a knob of any section."""
     path = full_path(tree, key, errors)
+    if path[:1] == ["seed"] and len(path) > 1:
+        tree["seed"] = by_part(tree.get("seed"))
     section = tree
-    for part in path[:-1]:
+    for depth, part in enumerate(path[:-1], start=1):
         if section.get(part) is None:
             section[part] = {}
         if not isinstance(section[part], dict):
-            return  # which is an error that is reported elsewhere
+            if not fields_of(schema_of(tree), path[:depth]):  # of a section that is no map an error comes anyway
+                errors.append(f"{key}: {'.'.join(path[:depth])} is {shown(section[part])}, which has no keys")
+            return
         section = section[part]
     if path:
         section[path[-1]] = value
@@ -198,7 +203,9 @@ def full_path(tree: Mapping[str, Any], key: str, errors: list[str]) -> list[str]
         return key.split(".")
     schema = schema_of(tree)
     there = [name for name, field in schema.model_fields.items() if field.is_required() or field.default is not None]
-    sections = [name for name in there if key in fields_of(schema, (name,))]  # one that may be null takes whole paths
+    sections = [  # one that may be null, and the seed, which may be a number, take whole paths
+        name for name in there if name != "seed" and key in fields_of(schema, (name,))
+    ]
     if len(sections) > 1:
         errors.append(f"{key}: stands for {' and '.join(f'{name}.{key}' for name in sections)}; give the whole path")
         return []

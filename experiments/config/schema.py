@@ -9,9 +9,10 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, SerializeAsAny, field_validator, model_validator
 
+from experiments.config.seed import RunSeed
 from experiments.models.model_config import ModelConfig
 from experiments.tasks.task import TaskConfig
-from lora_variants.interface.config import MOST, Config, Pattern, Seed
+from lora_variants.interface.config import MOST, Config, Pattern
 
 Rate = Annotated[float, Field(gt=0)]
 
@@ -121,7 +122,9 @@ class RunConfig(Section):
     model: ModelConfig | None = Field(None, description="the base model, of tasks that bring none of their own")
     targets: list[Pattern] = Field(min_length=1, description="patterns of the layers to adapt")
     variant: SerializeAsAny[Config]
-    seed: Seed = Field(0, description="seed of data order, initialisation, dropout and head")
+    seed: RunSeed = Field(
+        0, description="a number, or a map {init, data, dropout} with the seed of each; of a map one that is missing is 0"
+    )
     training: TrainingConfig = TrainingConfig()  # type: ignore[call-arg]
     start: StartConfig | None = Field(None, description="what ΔW starts from; null: from zero")
     wandb: WandbConfig = WandbConfig()  # type: ignore[call-arg]

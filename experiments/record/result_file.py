@@ -17,12 +17,18 @@ class Best(TypedDict):
     score: float
 
 
+class SeedOfParts(TypedDict):
+    init: int
+    data: int
+    dropout: int
+
+
 class ResultFile(TypedDict, total=False):
     """The keys that something reads; a run of an earlier version may lack some."""
 
     variant: str
     task: str
-    seed: int
+    seed: int | SeedOfParts
     learning_rate: float
     score: float
     score_name: str

@@ -15,6 +15,7 @@ from experiments.config.errors import ConfigError
 from experiments.config.loading import resolve
 from experiments.config.retired_keys import rename_retired
 from experiments.config.schema import RunConfig
+from experiments.config.seed import describe_seed
 from experiments.config.yaml_files import read_tree, yaml_text
 from experiments.record.atomic_files import as_json, write_atomically
 from experiments.record.errors import RecordError, RunInUseError, shortened, train_again
@@ -26,10 +27,14 @@ CONFIG_FILE, ENVIRONMENT, RESULT = "config.yaml", "environment.json", "result.js
 
 
 def run_dir_name(config: RunConfig, *, rank_total: int | None, config_hash: str) -> str:
-    """'<variant>-r<rank>-lr<rate>-s<seed>-<config hash>'; mixed ranks read 'rmix-<total>', no rank is left out."""
+    """'<variant>-r<rank>-lr<rate>-s<seed>-<config hash>'; mixed ranks read 'rmix-<total>', no rank is left out.
+
+    The seed of parts that differ reads as in 's0-init3'.
+    """
     rank = getattr(config.variant, "rank", None)
     ranks = f"rmix-{rank_total}" if isinstance(rank, dict) else f"r{rank}"
-    parts = [config.variant.name, *([] if rank is None else [ranks]), f"lr{config.learning_rate:g}", f"s{config.seed}"]
+    seed = f"s{describe_seed(config.seed)}"
+    parts = [config.variant.name, *([] if rank is None else [ranks]), f"lr{config.learning_rate:g}", seed]
     return "-".join([*parts, config_hash])
 
 

@@ -108,7 +108,7 @@ class RunLogger:
         return {
             "variant": self.config.variant.name,
             "task": self.config.task.name,
-            "seed": self.config.seed,
+            "seed": self.config.tree()["seed"],
             "learning_rate": self.config.learning_rate,
             "score": self.validation[-1][1][name],
             "score_name": name,

@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from experiments.config.schema import RunConfig
+from experiments.config.seed import seed_parts
 from experiments.models.weights import Report, fingerprint, silent
 from experiments.record.starting_point import StartingPoint
 from experiments.tasks.registry import TASKS
@@ -39,12 +40,18 @@ def attached_pack(configs: Sequence[RunConfig], task: Task, model: nn.Module) ->
         task.use_gradient_checkpointing(model)
     rows = first.training.batch_size // first.training.gradient_accumulation_steps
     task.leave_out_unread_rows(model, wanted=rows % 8 == 0)  # other numbers of rows would not be exact in packs
+    seeds = [seed_parts(config.seed) for config in configs]
+    pack = Pack(
+        seeds=tuple(seed.init for seed in seeds),
+        total_steps=tuple(config.training.steps for config in configs),
+        dropout_seeds=tuple(seed.dropout for seed in seeds),
+    )
     variant = attach(
         VARIANTS[first.variant.name].load(),
         model,
         targets=first.targets,
         head_modules=task.head_names(model),
-        pack=Pack(seeds=tuple(c.seed for c in configs), total_steps=tuple(c.training.steps for c in configs)),
+        pack=pack,
         configs=[config.variant for config in configs],
     )
     own = [config.training.head_learning_rate for config in configs]

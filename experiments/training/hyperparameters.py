@@ -3,13 +3,14 @@
 from dataclasses import dataclass
 
 from experiments.config.schema import RunConfig
+from experiments.config.seed import seed_parts
 
 
 @dataclass(frozen=True)
 class TrialHyperparameters:
     """What may differ between the trials of one pack, besides the variant's own knobs."""
 
-    seed: int
+    seed: int  # of the data; those of initialisation and dropout are the pack's
     learning_rate: float
     weight_decay: float = 0.0
     max_grad_norm: float | None = 1.0
@@ -32,7 +33,7 @@ def trial_hyperparameters(config: RunConfig) -> TrialHyperparameters:
     """What the configuration says of one trial of a pack."""
     training = config.training
     return TrialHyperparameters(
-        seed=config.seed,
+        seed=seed_parts(config.seed).data,
         learning_rate=config.learning_rate,
         weight_decay=training.weight_decay,
         max_grad_norm=training.max_grad_norm,

@@ -167,7 +167,7 @@ class AdaptedLayer(TrialLayer, ABC):
         masks = torch.ones_like(x)
         for trial, p in enumerate(self.dropout):
             key = (self.pack.steps[trial], self.pack.micro_step, self.name)
-            generator = stream(self.pack.seeds[trial], "dropout", *key, device=x.device)
+            generator = stream(self.pack.dropout_seeds[trial], "dropout", *key, device=x.device)
             draws = torch.rand(x.shape[1:], generator=generator, device=x.device)
             masks[trial] = (draws >= p).to(x.dtype) / (1 - p)
         return masks

@@ -12,6 +12,8 @@ from torch import Tensor
 class Pack:
     """Seeds, step counters and the present batch's rows of all trials; a single run is a pack of one.
 
+    `seeds` are those of initialisation, and of dropout as well unless `dropout_seeds` says otherwise.
+
     The model sees `trials * rows` rows, trial-major. Whoever calls the model sets `rows` first.
     A trial that is not `running` has stopped: whatever a step does, it does not do to this trial. One that runs but
     is not `moving` skips this step, whose gradient is of no use: its step counts, but no gradient is read.
@@ -25,12 +27,19 @@ class Pack:
     steps: list[int] = field(default_factory=list)
     running: list[bool] = field(default_factory=list)
     moving: list[bool] = field(default_factory=list)
+    dropout_seeds: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         if not self.seeds or len(self.seeds) != len(self.total_steps):
             raise ValueError(
                 f"a pack needs one seed and one number of steps a trial; "
                 f"got {len(self.seeds)} seeds and {len(self.total_steps)} numbers of steps"
+            )
+        self.dropout_seeds = self.dropout_seeds or self.seeds
+        if len(self.dropout_seeds) != len(self.seeds):
+            raise ValueError(
+                f"a pack needs one dropout seed a trial, or none at all; "
+                f"got {len(self.dropout_seeds)} for {len(self.seeds)} trials"
             )
         if not self.steps:
             self.steps = [0] * len(self.seeds)
