@@ -46,7 +46,9 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     )
     parser.add_argument("--rank", type=_whole_number, metavar="R", help="rank of every adapted matrix")
     parser.add_argument(
-        "--seed", type=_whole_number, metavar="S",
+        "--seed",
+        type=_whole_number,
+        metavar="S",
         help="seed of initialisation, data order and dropout (--set seed.init=... for one of them)",
     )
     parser.add_argument(

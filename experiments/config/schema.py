@@ -123,7 +123,8 @@ class RunConfig(Section):
     targets: list[Pattern] = Field(min_length=1, description="patterns of the layers to adapt")
     variant: SerializeAsAny[Config]
     seed: RunSeed = Field(
-        0, description="a number, or a map {init, data, dropout} with the seed of each; of a map one that is missing is 0"
+        0,
+        description="a number, or a map {init, data, dropout} with the seed of each; of a map one that is missing is 0",
     )
     training: TrainingConfig = TrainingConfig()  # type: ignore[call-arg]
     start: StartConfig | None = Field(None, description="what ΔW starts from; null: from zero")

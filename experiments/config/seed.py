@@ -49,7 +49,7 @@ def by_part(given: Any) -> Any:
 
 
 def describe_seed(seed: int | SeedParts) -> str:
-    """'3', or '0-init3': the number that two parts have (of three numbers that of init), then each other one by name."""
+    """'3', or '0-init3': the number that two parts have (init's where all differ), then each other one by name."""
     values = seed_parts(seed).model_dump()
     numbers = list(values.values())
     most = max(numbers, key=numbers.count)

@@ -50,9 +50,8 @@ class Collection:
 
     def __init__(self, study: Study, context: TrainingContext, base_sha256: str, runs_dir: Path) -> None:
         self.study, self.context, self.base_sha256, self.runs_dir = study, context, base_sha256, runs_dir
-        self.arms = [_apart(arm.config) for arm in study.arms]
-        protocol = study.protocol
-        self.seeds = {*protocol.tuning.seeds, *protocol.evaluation.seeds}
+        seeds = {*study.protocol.tuning.seeds, *study.protocol.evaluation.seeds}
+        self.wanted = [(_apart(arm.config), {seed + arm.seed_offset for seed in seeds}) for arm in study.arms]
 
     def take(self, folders: Sequence[Path]) -> Collected:
         """Every finished run of the study below `<folder>/<study>` is in this runs folder, with its ledger's lines.
@@ -85,7 +84,7 @@ class Collection:
             config = resolve(RunDirectory(path).config_tree())
         except ConfigError:
             return False
-        if config.seed not in self.seeds or _apart(config) not in self.arms:
+        if not any(config.seed in seeds and _apart(config) == apart for apart, seeds in self.wanted):
             return False
         start, data_sha256 = read_start(config.start), self.context.data_sha256
         config_hash = hash_run(config, base_sha256=self.base_sha256, data_sha256=data_sha256, start=start)

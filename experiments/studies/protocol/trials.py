@@ -34,7 +34,8 @@ class PlannedTrial:
         config = self.arm.config
         training = config.training.model_copy(update={"learning_rate": self.learning_rate})
         variant = config.variant.model_copy(update=dict(self.knobs)) if self.knobs else config.variant
-        return config.model_copy(update={"seed": self.seed, "training": training, "variant": variant})
+        seed = self.seed + self.arm.seed_offset
+        return config.model_copy(update={"seed": seed, "training": training, "variant": variant})
 
 
 @dataclass(frozen=True, slots=True)

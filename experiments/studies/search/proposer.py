@@ -25,7 +25,7 @@ class Proposer:
     def __init__(self, study: Study, search: SearchConfig, context: TrainingContext) -> None:
         self.study, self.search, self.context = study, search, context
         self.seed = study.protocol.tuning.seeds[0]
-        self._search_spaces: dict[tuple[str, ...], SearchSpace] = {}
+        self._search_spaces: dict[tuple[object, ...], SearchSpace] = {}
         self._allocations: dict[str, Allocation] = {}
 
     def enqueue(self, queue: TrialQueue, study_state: StudyState) -> int:
@@ -141,10 +141,11 @@ class Proposer:
         return dict(study_state.entries[best].facts["ranks"])
 
     def _search_space(self, arm: Arm) -> SearchSpace:
-        targets = tuple(arm.config.targets)
-        if targets not in self._search_spaces:
-            self._search_spaces[targets] = SearchSpace(self.search, self.context, arm.config, seed=self.seed)
-        return self._search_spaces[targets]
+        seed = self.seed + arm.seed_offset
+        about = (seed, *arm.config.targets)
+        if about not in self._search_spaces:
+            self._search_spaces[about] = SearchSpace(self.search, self.context, arm.config, seed=seed)
+        return self._search_spaces[about]
 
 
 def refuse_impossible_searches(study: Study, context: TrainingContext) -> None:

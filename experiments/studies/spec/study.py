@@ -13,6 +13,7 @@ from experiments.config.yaml_files import read_tree
 from experiments.studies.spec.arms import Arm, Expansion, expand
 from experiments.studies.spec.comparisons import comparison_warnings, comparisons, reference_errors
 from experiments.studies.spec.search_config import SearchConfig
+from experiments.studies.spec.seed_offsets import seed_offset_errors
 from experiments.studies.spec.study_config import MOST_TRIALS, ProtocolConfig, StudyConfig
 from experiments.tasks.registry import TASKS
 from experiments.tasks.task import Task
@@ -75,6 +76,8 @@ def load_study(path: Path, overrides: Sequence[str] = ()) -> Study:
     reference = config.protocol.reference if config else {}
     if len(expansion.arms) > 1 and not expansion.errors:
         errors += reference_errors(expansion.arms, reference)
+    if config is not None:
+        errors += seed_offset_errors(expansion.arms, {*config.protocol.tuning.seeds, *config.protocol.evaluation.seeds})
     if config is not None and (trials := len(expansion.arms) * _most_trials(config)) > MOST_TRIALS:
         errors.append(
             f"protocol: up to {trials:,} trials; a study has at most {MOST_TRIALS:,}: leave out arms, rates or seeds"

@@ -63,13 +63,17 @@ class PlainStudy:
 
 def _plain(arm: Arm) -> dict[str, Any]:
     tree = {"label": arm.label, "config_hash": arm.config_hash, "keys": dict(arm.keys), "tree": arm.config.tree()}
-    return tree | {"search": dict(arm.search), "source": None if arm.source is None else _plain(arm.source)}
+    source = None if arm.source is None else _plain(arm.source)
+    return tree | {"search": dict(arm.search), "source": source, "seed_offset": arm.seed_offset}
 
 
 def _arm(plain: dict[str, Any]) -> Arm:
     source = None if plain["source"] is None else _arm(plain["source"])
     config = resolve(plain["tree"])
-    return Arm(plain["label"], plain["config_hash"], plain["keys"], config, plain["search"], source)
+    return Arm(
+        plain["label"], plain["config_hash"], plain["keys"], config, plain["search"], source,
+        seed_offset=plain["seed_offset"],
+    )  # fmt: skip
 
 
 def open_queue(
