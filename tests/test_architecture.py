@@ -216,7 +216,14 @@ def test_seven_files_of_ours_are_between_a_command_and_the_product_with_b(
 
 
 @pytest.mark.parametrize(
-    "script", ["experiments/run.py", "experiments/study.py", "experiments/benchmark.py", "analysis/spectra.py"]
+    "script",
+    [
+        "experiments/run.py",
+        "experiments/study.py",
+        "experiments/benchmark.py",
+        "analysis/spectra.py",
+        "analysis/variance.py",
+    ],
 )
 def test_help_imports_nothing_heavy(script: str) -> None:
     heavy = {"torch", "numpy", "pandas", "wandb", "pydantic", "seaborn", "transformers", "peft"}
