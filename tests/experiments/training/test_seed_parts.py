@@ -112,3 +112,24 @@ def test_runs_in_packs_are_found_again_and_go_on_where_they_were_stopped(
     assert [result["resumed_from"] for result in results] == [[], [], [7], [7], []]
     again = execute_in_packs(configs, pack=1, runs_dir=tmp_path / "cut", test=False, display=Display.silent())
     assert again == results
+
+
+def test_runs_that_were_killed_at_other_steps_share_no_pack_where_the_batches_of_steps_differ(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    configs = [quick(f"seed.data={seed}", "checkpoint_every=4") for seed in range(3)]
+    whole = execute_in_packs(configs, pack=3, runs_dir=tmp_path / "whole", test=False, display=Display.silent())
+    monkeypatch.setattr("experiments.tasks.planted.Planted.steps_alike", False)
+    packs: list[list[int]] = []
+
+    def stop_the_first(context, trials, *, interruption, on_step):  # type: ignore[no-untyped-def]
+        packs.append([trial.checkpoints.start for trial in trials])
+        interruption.asked = len(packs) == 1
+        return train_pack(context, trials, interruption=interruption, on_step=on_step)
+
+    monkeypatch.setattr("experiments.packed_runs.train_pack", stop_the_first)
+    with pytest.raises(Interrupted):
+        execute_in_packs(configs[1:2], pack=1, runs_dir=tmp_path / "cut", test=False, display=Display.silent())
+    results = execute_in_packs(configs, pack=3, runs_dir=tmp_path / "cut", test=False, display=Display.silent())
+    assert packs == [[0], [0, 0], [1]]
+    assert [result["score"] for result in results] == [result["score"] for result in whole]
