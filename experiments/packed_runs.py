@@ -35,9 +35,9 @@ def execute_in_packs(
     options = RunOptions(test=test, runs_dir=runs_dir, wandb_mode=configs[0].wandb.mode)
     total, done = sum(config.training.steps for config, _ in waiting), 0
 
-    def count(trials: int) -> None:
+    def count(steps: int) -> None:
         nonlocal done
-        done += trials
+        done += steps
         display.report("training, steps of all runs", done, total)
 
     failures = []
@@ -62,6 +62,7 @@ def _train(prepared: Prepared, runs: Runs, options: RunOptions, on_step: Callabl
                 trial = TrialRun(config, prepared.context, run, options, Display.silent(), start=prepared.start)
                 held.enter_context(trial.logger)
                 trials.append(trial)
+        on_step(sum(trial.checkpoints.start for trial in trials))  # done by an earlier attempt
         going_on = trials
         with interruption.heeded():
             while going_on:

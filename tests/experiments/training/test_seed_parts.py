@@ -107,7 +107,10 @@ def test_runs_in_packs_are_found_again_and_go_on_where_they_were_stopped(
         patched.setattr("experiments.packed_runs.train_pack", stop_in_the_second_pack)
         with pytest.raises(Interrupted, match="after step 7, with a checkpoint; the same command goes on from there"):
             execute_in_packs(configs, pack=2, runs_dir=tmp_path / "cut", test=False, display=Display.silent())
-    results = execute_in_packs(configs, pack=3, runs_dir=tmp_path / "cut", test=False, display=Display.silent())
+    display, shown = Display.silent(), list[tuple[int, int]]()
+    monkeypatch.setattr(display, "report", lambda what, done, total, note="": shown.append((done, total)))
+    results = execute_in_packs(configs, pack=3, runs_dir=tmp_path / "cut", test=False, display=display)
+    assert shown[-1] == (3 * 12, 3 * 12)
     assert [result["score"] for result in results] == [result["score"] for result in whole]
     assert [result["resumed_from"] for result in results] == [[], [], [7], [7], []]
     again = execute_in_packs(configs, pack=1, runs_dir=tmp_path / "cut", test=False, display=Display.silent())
