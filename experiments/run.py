@@ -80,6 +80,7 @@ def main(arguments: list[str] | None = None) -> int:
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="replace")  # a pipe may not have the letter Δ
     asked = parse_arguments(arguments)
+    from experiments.command_errors import report_error
     from experiments.plan import show_plan
     from experiments.runner import execute
     from experiments.terminal import Display
@@ -104,26 +105,8 @@ def main(arguments: list[str] | None = None) -> int:
         )
         return 130
     except (ValueError, OSError, RuntimeError, MemoryError) as error:
-        return _report(error)
+        return report_error(error)
     return 0
-
-
-def _report(error: Exception) -> int:
-    """Say what is wrong, on standard error; returns the exit code. What nobody expects is raised again."""
-    from experiments.config.errors import ConfigError
-    from experiments.data.reading import DataError
-    from experiments.record.out_of_resources import describe_exhaustion
-    from experiments.runner import TrainingFailedError
-    from experiments.terminal import print_errors
-
-    exhaustion = describe_exhaustion(error)
-    if exhaustion is None and not isinstance(error, ValueError | OSError | TrainingFailedError):
-        raise error
-    if exhaustion is not None or isinstance(error, TrainingFailedError):
-        print(f"failed: {exhaustion or error}", file=sys.stderr)
-        return 1
-    print_errors(error.errors if isinstance(error, ConfigError | DataError) else [str(error)])
-    return 2
 
 
 def _load(asked: argparse.Namespace, display: "Display") -> "RunConfig":

@@ -1,5 +1,7 @@
 """One run from its configuration to its run directory: build, check, train, score, write down."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -8,7 +10,7 @@ from experiments.config.schema import RunConfig
 from experiments.record.earlier_run import find_earlier_run
 from experiments.record.errors import RecordError
 from experiments.record.finished_runs import note_unchecked
-from experiments.record.run_description import describe_run
+from experiments.record.run_description import RunDescription, describe_run
 from experiments.record.run_dir import RunDirectory
 from experiments.record.runs_dir import refuse_unusable
 from experiments.record.starting_point import StartingPoint, read_start
@@ -45,11 +47,22 @@ def begin(config: RunConfig, runs_dir: Path) -> tuple[TrainingContext, StartingP
     return TrainingContext(config), read_start(config.start)
 
 
-def execute(config: RunConfig, *, runs_dir: Path, test: bool, display: Display) -> Finished:
-    """Carry out a run, or find it finished; the test split is read only with `test`.
+@dataclass(frozen=True)
+class Prepared:
+    """All that a run needs before its first step: the task with W0 on its device, and what the update starts from."""
 
-    Raises: ValueError for what does not fit together, before anything is trained; TrainingFailedError.
-    """
+    context: TrainingContext
+    start: StartingPoint | None
+    rank_total: int  # the sum of the ranks of all layers
+    trains_alone: bool  # whether its trials train in packs of one
+
+    def describe(self, config: RunConfig, runs_dir: Path) -> RunDescription:
+        """Say what the run of a configuration is that differs from this one's in its seed alone."""
+        return describe_run(config, self.context, runs_dir, rank_total=self.rank_total, start=self.start)
+
+
+def prepare(config: RunConfig, runs_dir: Path, display: Display) -> Prepared:
+    """Check what is known before anything is trained, and load data and W0. Raises: what `begin` raises."""
     context, start = begin(config, runs_dir)
     plan, warnings = context.plan(config, start)
     if start is not None:
@@ -61,17 +74,26 @@ def execute(config: RunConfig, *, runs_dir: Path, test: bool, display: Display) 
         context.read_data(display.report)
         context.load(display.report)
     rank_total = sum(layer.ranks[0] for layer in plan.layers.values())
-    run = describe_run(config, context, runs_dir, rank_total=rank_total, start=start)
+    return Prepared(context, start, rank_total, plan.trains_alone or context.task.trains_alone() is not None)
+
+
+def execute(config: RunConfig, *, runs_dir: Path, test: bool, display: Display) -> Finished:
+    """Carry out a run, or find it finished; the test split is read only with `test`.
+
+    Raises: ValueError for what does not fit together, before anything is trained; TrainingFailedError.
+    """
+    prepared = prepare(config, runs_dir, display)
+    context, run = prepared.context, prepared.describe(config, runs_dir)
+    options = RunOptions(test=ASKED if test else None, runs_dir=runs_dir, wandb_mode=config.wandb.mode)
     folder = run.run_dir
     with folder.locked():  # from before the first look, so that no other process finishes it in between
         if folder.finished:
             folder.refuse_other(config)
-            return Finished(folder.path, _found(config, context, folder, runs_dir, test, display), found=True)
+            return Finished(folder.path, found_result(config, context, folder, options, display), found=True)
         if (earlier := find_earlier_run(config, run)) is not None:
             display.say(f"{earlier} is this run, written with earlier key names; the run is trained again")
         with folder:
-            options = RunOptions(test=ASKED if test else None, runs_dir=runs_dir, wandb_mode=config.wandb.mode)
-            trial_run = TrialRun(config, context, run, options, display, start=start)
+            trial_run = TrialRun(config, context, run, options, display, start=prepared.start)
             _train(context, trial_run, display)
         _refuse(trial_run.failure, folder)
     return Finished(folder.path, trial_run.result, found=False)
@@ -80,16 +102,22 @@ def execute(config: RunConfig, *, runs_dir: Path, test: bool, display: Display) 
 def _train(context: TrainingContext, trial_run: TrialRun, display: Display) -> None:
     """Train a run to its end. Raises: TrainingFailedError, also where its directory was lost or cannot be written."""
     interruption = Interruption()
+    with naming_lost_files(), trial_run.logger, display.live(), interruption.heeded():
+        train_pack(context, [trial_run], interruption=interruption)
+
+
+@contextmanager
+def naming_lost_files() -> Iterator[None]:
+    """Inside, a run directory that was lost or cannot be written is a TrainingFailedError with the way out."""
     try:
-        with trial_run.logger, display.live(), interruption.heeded():
-            train_pack(context, [trial_run], interruption=interruption)
+        yield
     except (RecordError, OSError) as error:
         way_out = "the same command goes on from the last checkpoint, or from the start without one"
         raise TrainingFailedError(f"{error}; {way_out}") from error
 
 
-def _found(
-    config: RunConfig, context: TrainingContext, folder: RunDirectory, runs_dir: Path, test: bool, display: Display
+def found_result(
+    config: RunConfig, context: TrainingContext, folder: RunDirectory, options: RunOptions, display: Display
 ) -> dict[str, Any]:
     """The result of a finished run; its test score only for who asks, read now where it was not before.
 
@@ -97,11 +125,13 @@ def _found(
     """
     result = folder.result()
     _refuse(context.task.divergence(result["validation"], "validation"), folder)
-    if not test:
+    if not options.test:
         result.pop("test", None)
     elif "test" not in result:
         _tell_unchecked(folder.path, display)
-        result["test"] = score_on_test(config, context, folder, runs_dir, name=folder.path.name, purpose=ASKED)
+        result["test"] = score_on_test(
+            config, context, folder, options.runs_dir, name=folder.path.name, purpose=options.test
+        )
         _refuse(context.task.divergence(result["test"], "test"), folder)
         folder.add_test(result["test"])
     return result

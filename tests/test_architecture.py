@@ -223,6 +223,7 @@ def test_seven_files_of_ours_are_between_a_command_and_the_product_with_b(
         "experiments/benchmark.py",
         "experiments/ship.py",
         "analysis/spectra.py",
+        "analysis/variance.py",
     ],
 )
 def test_help_imports_nothing_heavy(script: str) -> None:

@@ -35,11 +35,13 @@ def search_tables(
 
 
 def _rank_map(study: Study, found: Sequence[Finding]) -> list[dict[str, Any]]:
-    """A row for each matrix of each allocation; searches that differ in their seed alone are one allocation."""
+    """A row for each matrix of each allocation; searches that differ in their seeds alone are one allocation."""
     alike: dict[str, list[Finding]] = {}
     for each in found:
         if each.ranks is not None:
-            keys = {key: value for key, value in each.progress.arm.keys.items() if key != "search_seed"}
+            keys = {
+                key: value for key, value in each.progress.arm.keys.items() if key not in ("search_seed", "seed_offset")
+            }
             alike.setdefault(str(keys), []).append(each)
     return [row for group in alike.values() for row in _of_allocation(study, group)]
 

@@ -51,10 +51,9 @@ class Collection:
 
     def __init__(self, study: Study, context: TrainingContext, base_sha256: str, runs_dir: Path) -> None:
         self.study, self.context, self.base_sha256, self.runs_dir = study, context, base_sha256, runs_dir
-        protocol = study.protocol
         self.tuned = _tuned_knobs(study)
         self.arms = [(_apart(arm.config, self.tuned), arm.seed_offset) for arm in study.arms]
-        self.seeds = {*protocol.tuning.own_seeds, *protocol.evaluation.seeds}
+        self.seeds = study.config.seeds
 
     def take(self, folders: Sequence[Path]) -> Collected:
         """Every finished run of the study below `<folder>/<study>` is in this runs folder, with its ledger's lines.

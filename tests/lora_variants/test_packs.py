@@ -26,7 +26,10 @@ from experiments.models.transformer import ByteTransformer
 from experiments.tasks.task import Batch
 from experiments.training.loop import sums_by_trial
 from experiments.training.trial import Outcome
+from lora_variants import VARIANTS
+from lora_variants.interface.attach import attach
 from lora_variants.interface.layer import rank_bucket
+from lora_variants.interface.pack import Pack
 from lora_variants.interface.variant import Variant
 
 every_packed = pytest.mark.parametrize("name", PACKED)
@@ -237,13 +240,9 @@ def test_a_variant_that_trains_the_whole_model_is_refused_in_a_pack_of_two(name:
 
 
 def test_as_many_configurations_as_trials_are_wanted() -> None:
-    from lora_variants.interface.attach import attach
-    from lora_variants.interface.pack import Pack
-    from lora_variants.lora import LoRA
-
     pack = Pack(seeds=(1, 2), total_steps=(3, 3))
     with pytest.raises(ValueError, match="1 configurations for a pack of 2 trials"):
-        attach(LoRA, built("linear"), targets=["*"], pack=pack, configs=[knobs("lora")])
+        attach(VARIANTS["lora"].load(), built("linear"), targets=["*"], pack=pack, configs=[knobs("lora")])
     with pytest.raises(ValueError, match="got 2 seeds and 1 numbers of steps"):
         Pack(seeds=(1, 2), total_steps=(3,))
 
@@ -267,6 +266,23 @@ def test_all_variants_start_their_heads_alike_at_one_seed() -> None:
     heads = [state_of(name, 1, 2)["head/weight"] for name in (*PACKED, *ALONE)]
     assert all(torch.equal(head, heads[0]) for head in heads)
     assert not torch.equal(heads[0], state_of("lora", 2, 2)["head/weight"])
+
+
+def test_dropout_seeds_decide_the_masks_and_nothing_of_the_start() -> None:
+    def pack(dropout_seeds: tuple[int, ...]) -> Variant:
+        model, configs = built("linear"), [knobs("lora", rank=2, dropout=0.5)] * 2
+        pack = Pack(seeds=(1, 2), total_steps=(9, 9), rows=4, dropout_seeds=dropout_seeds)
+        return attach(VARIANTS["lora"].load(), model, targets=["*"], head_modules=["head"], pack=pack, configs=configs)
+
+    alike, own, x = pack((5, 5)), pack(()), torch.ones(2, 64, 12, dtype=torch.float64)
+    masks = alike.layers["first"].dropout_mask(x)
+    assert torch.equal(masks[0], masks[1])
+    assert torch.equal(own.layers["first"].dropout_mask(x), pack((1, 2)).layers["first"].dropout_mask(x))
+    assert not torch.equal(own.layers["first"].dropout_mask(x)[0], masks[0])
+    for trial in range(2):
+        assert all(torch.equal(own.trial_state(trial)[key], part) for key, part in alike.trial_state(trial).items())
+    with pytest.raises(ValueError, match="one dropout seed a trial, or none at all; got 1 for 2 trials"):
+        pack((5,))
 
 
 def test_dropout_masks_differ_between_steps_parts_layers_and_seeds_and_not_between_calls() -> None:

@@ -27,7 +27,7 @@ class Proposer:
     def __init__(self, study: Study, search: SearchConfig, context: TrainingContext) -> None:
         self.study, self.search, self.context = study, search, context
         self.repeats = repeats_of(search, study.protocol)
-        self._search_spaces: dict[tuple[int, tuple[str, ...]], SearchSpace] = {}
+        self._search_spaces: dict[tuple[object, ...], SearchSpace] = {}
         self._allocations: dict[tuple[str, int], Allocation] = {}
 
     def enqueue(self, queue: TrialQueue, study_state: StudyState) -> int:
@@ -146,10 +146,11 @@ class Proposer:
         return dict(study_state.entries[best].facts["ranks"])
 
     def _search_space(self, arm: Arm, repeat: Repeat) -> SearchSpace:
-        name = (repeat.number, tuple(arm.config.targets))
-        if name not in self._search_spaces:
-            self._search_spaces[name] = SearchSpace(self.search, self.context, arm.config, seed=repeat.seeds[0])
-        return self._search_spaces[name]
+        seed = repeat.seeds[0] + arm.seed_offset
+        about = (seed, *arm.config.targets)
+        if about not in self._search_spaces:
+            self._search_spaces[about] = SearchSpace(self.search, self.context, arm.config, seed=seed)
+        return self._search_spaces[about]
 
 
 def refuse_impossible_searches(study: Study, context: TrainingContext) -> None:

@@ -6,7 +6,7 @@ import itertools
 import json
 import math
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence, Set
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -18,15 +18,13 @@ from experiments.config.variant_change import carry_over, choose_variant
 from experiments.studies.spec.search_config import ARM_KEYS, rank_learner, search_errors
 from experiments.studies.spec.study_config import MOST_ARMS, rounded
 from lora_variants import VARIANTS
+from lora_variants.interface.config import HIGHEST_SEED
 
+SEED_OFFSET = "seed_offset"
 RESERVED = {
-    "seed": "the protocol gives each trial its seed (protocol.evaluation.seeds); an arm may have a seed_offset",
+    "seed": "the protocol gives each trial its seed (protocol.evaluation.seeds); an arm's seed_offset is added to it",
     "study": "it is the study's name",
 }
-
-
-OFFSET = "seed_offset"
-MOST_OFFSET = 2**62  # with a seed of the protocol on top it is a seed
 
 
 @dataclass(frozen=True)
@@ -40,7 +38,7 @@ class Arm:
     search: Mapping[str, Any] = field(default_factory=dict, compare=False)  # of `ARM_KEYS`, where there is a search
     source: "Arm | None" = field(default=None, compare=False)  # whose runs its ranks are taken from
     notes: tuple[str, ...] = field(default=(), compare=False)  # on the knobs of the run configuration's variant
-    seed_offset: int = field(default=0, compare=False)  # added to the protocol's seeds: equal arms with other draws
+    seed_offset: int = field(default=0, compare=False)  # its trials train with the protocol's seed plus this one
 
     @property
     def centre(self) -> float:
@@ -90,7 +88,7 @@ def expand(
     if (size := sum(map(_size, grids))) > MOST_ARMS:
         return Expansion((), {}, (f"arms: {size:,} arms; a study has at most {MOST_ARMS:,}, make it several",))
     defaults = _StudyDefaults(base, common, study, frozenset().union(*named), search)
-    errors = [f"set.{key}: cannot be set: {why}" for key, why in RESERVED.items() if key in common]
+    errors = _reserved(common, "set")
     broken: dict[str, list[str]] = defaultdict(list)
     resolved: list[tuple[str, Arm]] = []
     for number, (grid, variants) in enumerate(zip(grids, named, strict=True)):
@@ -154,7 +152,7 @@ def _variants(grid: Mapping[str, list[Any]], tree: Mapping[str, Any]) -> set[str
 
 
 def _entry_errors(grid: Mapping[str, list[Any]], at: str) -> list[str]:
-    errors = [f"{at}.{key}: cannot be set: {why}" for key, why in RESERVED.items() if key in grid]
+    errors = _reserved(grid, at)
     errors += [f"{at}.{key}: an empty list makes no arm" for key, values in grid.items() if not values]
     errors += [
         f"{at}.variant: {shown(value)} is no name; a variant's knobs are keys of their own"
@@ -170,6 +168,11 @@ def _entry_errors(grid: Mapping[str, list[Any]], at: str) -> list[str]:
         if not isinstance(label, str) or not label or not label.isprintable()
     ]
     return errors
+
+
+def _reserved(keys: Iterable[str], at: str) -> list[str]:
+    sections = {key: key.partition(".")[0] for key in keys}
+    return [f"{at}.{key}: cannot be set: {RESERVED[name]}" for key, name in sections.items() if name in RESERVED]
 
 
 def _size(grid: Mapping[str, list[Any]]) -> int:
@@ -192,41 +195,43 @@ def _arm(point: Mapping[str, Any], defaults: _StudyDefaults, variants: set[str])
     replaced = {} if variant is None else choose_variant(tree, variant)
     name = tree["variant"].get("name") if isinstance(tree.get("variant"), Mapping) else None
     common = {k: v for k, v in defaults.common.items() if k != "variant" and _applies(k, name, defaults.variants)}
-    apart = {"label", "variant", OFFSET, *ARM_KEYS}
+    apart = {"label", "variant", SEED_OFFSET, *ARM_KEYS}
     own = {k: v for k, v in point.items() if k not in apart and _applies(k, name, variants)}
     given = {k: v for k, v in point.items() if k in ARM_KEYS}
     errors += search_errors(given, searched=defaults.search is not None)
+    seed_offset = _seed_offset(point, errors)
     if defaults.search is not None and {"rank", "variant.rank"} & own.keys():
         errors.append("rank: cannot be set: the allocation gives every layer its rank, within search.budget")
     for key, value in (*common.items(), *own.items()):
         put(tree, key, copy.deepcopy(value), errors)
-    offset, notes = _offset(point, errors), carry_over(tree, replaced)
+    notes = carry_over(tree, replaced)
     config = resolve(tree, errors)
     search = {} if defaults.search is None else {**defaults.search, **given}
     rank = getattr(config.variant, "rank", None)
     keys = {"variant": config.variant.name} | ({} if rank is None or search else {"rank": rank})
     keys |= {_canonical(tree, key): value for key, value in own.items()} | given
-    keys |= {OFFSET: offset} if OFFSET in point else {}
-    source = _source(tree, search, learner) if (learner := rank_learner(search)) else None
-    config_hash = _config_hash(config, tree, own, search | ({OFFSET: offset} if offset else {}))
-    return Arm(point.get("label", ""), config_hash, keys, config, search, source, tuple(notes), offset)
+    keys |= {key: value for key, value in point.items() if key == SEED_OFFSET}
+    offset = {SEED_OFFSET: seed_offset} if seed_offset else {}
+    source = _source(tree, search, learner, offset) if (learner := rank_learner(search)) else None
+    config_hash = _config_hash(config, tree, own, {**search, **offset})
+    return Arm(point.get("label", ""), config_hash, keys, config, search, source, tuple(notes), seed_offset)
 
 
-def _offset(point: Mapping[str, Any], errors: list[str]) -> int:
-    """What an arm adds to the protocol's seeds."""
-    offset = point.get(OFFSET, 0)
-    if type(offset) is int and 0 <= offset <= MOST_OFFSET:
-        return offset
-    errors.append(f"{OFFSET}: a whole number from 0 to {MOST_OFFSET}, got {shown(offset)}")
-    return 0
-
-
-def _source(tree: Mapping[str, Any], search: Mapping[str, Any], learner: str) -> Arm:
+def _source(tree: Mapping[str, Any], search: Mapping[str, Any], learner: str, offset: Mapping[str, int]) -> Arm:
     """A variant that learns ranks in the place of an arm's own; arms that differ in their search alone share it."""
     own = {"name": learner, "rank": 1, "pad_rank_to": tree["variant"]["pad_rank_to"]}
     config = resolve({**tree, "variant": own})
-    config_hash = _config_hash(config, tree, {}, {"budget": search["budget"]})
-    return Arm(f"{learner} for its ranks", config_hash, {"variant": learner}, config)
+    config_hash = _config_hash(config, tree, {}, {"budget": search["budget"], **offset})
+    label = " ".join([f"{learner} for its ranks", *([describe(offset)] if offset else [])])
+    return Arm(label, config_hash, {"variant": learner, **offset}, config, seed_offset=offset.get(SEED_OFFSET, 0))
+
+
+def _seed_offset(point: Mapping[str, Any], errors: list[str]) -> int:
+    offset = point.get(SEED_OFFSET, 0)
+    if type(offset) is int and 0 <= offset <= HIGHEST_SEED:
+        return offset
+    errors.append(f"{SEED_OFFSET}: a whole number from 0 to {HIGHEST_SEED}, got {shown(offset)}")
+    return 0
 
 
 def _applies(key: str, variant: str | None, variants: Set[str]) -> bool:
@@ -243,14 +248,16 @@ def _canonical(tree: Mapping[str, Any], key: str) -> str:
     return path[-1] if full_path(tree, path[-1], unclear) == path and not unclear else ".".join(path)
 
 
-def _config_hash(config: RunConfig, tree: Mapping[str, Any], own: Mapping[str, Any], search: Mapping[str, Any]) -> str:
-    """A run's hashed config leaves out where things lie; of two arms that differ in that, the given place tells."""
+def _config_hash(config: RunConfig, tree: Mapping[str, Any], own: Mapping[str, Any], rest: Mapping[str, Any]) -> str:
+    """`rest`: what makes an arm another one besides its configuration: its search, its seed offset.
+
+    A run's hashed config leaves out where things lie; of two arms that differ in that, the given place tells."""
     hashed_config = config.hashed_config()
     del hashed_config["study"], hashed_config["seed"], hashed_config["training"]["learning_rate"]
     places = {("task", *place.split(".")) for place in config.task.places}
     paths = {key: tuple(full_path(tree, key, [])) for key in own}
     given = {".".join(path): own[key] for key, path in paths.items() if path in places or path[0] in ("start", "model")}
-    hashed_config |= {"given": given} | ({"search": dict(search)} if search else {})
+    hashed_config |= {"given": given} | ({"search": dict(rest)} if rest else {})
     text = json.dumps(hashed_config, sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 

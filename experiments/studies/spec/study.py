@@ -18,6 +18,7 @@ from experiments.studies.spec.comparisons import (
     train_alike,
 )
 from experiments.studies.spec.search_config import SearchConfig
+from experiments.studies.spec.seed_offsets import seed_offset_errors, sharing_draws
 from experiments.studies.spec.study_config import MOST_TRIALS, ProtocolConfig, StudyConfig, combinations
 from experiments.tasks.registry import TASKS
 from experiments.tasks.task import Task
@@ -92,6 +93,7 @@ def load_study(path: Path, overrides: Sequence[str] = ()) -> Study:
         errors += reference_errors(expansion.arms, reference)
     if config is not None:
         errors += _tuned_twice(config, expansion.arms)
+        errors += seed_offset_errors(expansion.arms, config.seeds)
     if config is not None and (trials := len(expansion.arms) * _most_trials(config)) > MOST_TRIALS:
         errors.append(
             f"protocol: up to {trials:,} trials; a study has at most {MOST_TRIALS:,}: leave out arms, rates or seeds"
@@ -102,7 +104,7 @@ def load_study(path: Path, overrides: Sequence[str] = ()) -> Study:
         config=config,
         arms=expansion.arms,
         collapsed=expansion.collapsed,
-        warnings=tuple(_warnings(config.protocol, config.search, expansion.arms)),
+        warnings=tuple(_warnings(config, expansion.arms)),
         score_name=task.score_name,
         higher_is_better=task.higher_is_better,
     )
@@ -186,12 +188,13 @@ def _task(arms: Sequence[Arm], errors: list[str]) -> Task | None:
     return next(iter(tasks.values()), None)
 
 
-def _warnings(protocol: ProtocolConfig, search: SearchConfig | None, arms: Sequence[Arm]) -> list[str]:
+def _warnings(config: StudyConfig, arms: Sequence[Arm]) -> list[str]:
+    protocol, search = config.protocol, config.search
     found = comparison_warnings(arms, protocol.reference) if len(arms) > 1 else []
     seeds = len(protocol.evaluation.seeds)
     if seeds < SEEDS_FOR_VERDICTS:
         found.append(f"a verdict needs {SEEDS_FOR_VERDICTS} seeds; protocol.evaluation.seeds has {seeds}")
-    if overlapping := _sharing_draws(protocol, arms):
+    if overlapping := sharing_draws(arms, config.seeds):
         found.append(f"{overlapping} train with some of the same seeds: take seed_offsets further apart than the seeds")
     if search is not None and 1 < search.repeats < SEEDS_FOR_VERDICTS:
         found.append(f"a verdict of methods needs {SEEDS_FOR_VERDICTS} searches; search.repeats is {search.repeats}")
@@ -204,14 +207,3 @@ def _warnings(protocol: ProtocolConfig, search: SearchConfig | None, arms: Seque
     if search is None and len(protocol.tuning.points.learning_rate_multipliers) == 2:
         found.append("the better of two learning rates is always at an end of the grid, so it is extended every time")
     return found
-
-
-def _sharing_draws(protocol: ProtocolConfig, arms: Sequence[Arm]) -> str | None:
-    """Two arms whose offsets differ by less than the protocol's seeds do, if there are any."""
-    seeds = {*protocol.evaluation.seeds, *(protocol.tuning.own_seeds if protocol.tuning.shared else ())}
-    of_offset = {arm.seed_offset: arm for arm in arms}
-    for offset, arm in of_offset.items():
-        for other_offset, other in of_offset.items():
-            if offset < other_offset and {seed + offset for seed in seeds} & {seed + other_offset for seed in seeds}:
-                return f"{arm.label} and {other.label}"
-    return None

@@ -197,6 +197,13 @@ class StudyConfig(Section):
     )
     protocol: ProtocolConfig
 
+    @property
+    def seeds(self) -> frozenset[int]:
+        """Those that trials train with, before the offset of their arm."""
+        tuning = self.protocol.tuning
+        apart = tuning.own_seeds if tuning.shared or self.search is not None else []
+        return frozenset((*self.protocol.evaluation.seeds, *apart))
+
     @model_validator(mode="after")
     def _one_way_to_tune(self) -> Self:
         tuning = self.protocol.tuning

@@ -145,7 +145,7 @@ def test_a_runs_folder_that_cannot_be_written_is_an_error_with_the_way_out(tmp_p
 
 @pytest.mark.parametrize("storage", ["/dev/null/queue.log", "postgresql+psycopg://nobody@127.0.0.1:1/none"])
 def test_a_storage_that_cannot_be_reached_is_an_error(tmp_path: Path, storage: str) -> None:
-    refused = start(study_file(tmp_path), tmp_path / "runs", storage=storage)
+    refused = start(study_file(tmp_path), tmp_path / "runs", storage=storage, storage_patience=0)
     assert isinstance(refused.error, QueueError)
 
 
@@ -298,11 +298,11 @@ def test_a_study_of_many_trials_is_not_copied_trial_by_trial(copy: Path) -> None
 
 
 def test_a_worker_gets_the_study_that_its_driver_read(tmp_path: Path) -> None:
-    arms = [{"variant": ["lora", "adalora"], "rank": [2, {"*": 4}]}, {"variant": "lora", "seed_offset": [100, 200]}]
+    arms = [{"variant": ["lora", "adalora"], "rank": [2, {"*": 4}]}, {"variant": "lora", "seed_offset": [100, 300]}]
     study = load_study(study_file(tmp_path, arms=arms))
     again = PlainStudy.of(study).study()
     assert again.arms == study.arms
-    assert [arm.seed_offset for arm in again.arms] == [0, 0, 0, 0, 100, 200]
+    assert [arm.seed_offset for arm in again.arms] == [0, 0, 0, 0, 100, 300]
     assert [arm.config for arm in again.arms] == [arm.config for arm in study.arms]
     assert [arm.keys for arm in again.arms] == [arm.keys for arm in study.arms]
     assert (again.config, again.score_name) == (study.config, study.score_name)

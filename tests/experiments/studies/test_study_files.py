@@ -436,19 +436,6 @@ def test_an_offset_of_the_seeds_makes_equal_arms_differ_and_keeps_them_paired(tm
     assert found.same() == []
 
 
-@pytest.mark.parametrize("offset", [-1, 1.5, "x", True, 2**62 + 1])
-def test_an_offset_that_is_none_is_an_error(tmp_path: Path, offset: object) -> None:
-    with pytest.raises(ConfigError) as error:
-        study(tmp_path, arms=[{"variant": "lora", "seed_offset": offset}])
-    assert "seed_offset: a whole number from 0 to" in "\n".join(error.value.errors)
-
-
-def test_an_arm_that_sets_its_seed_is_told_of_the_offset(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError) as error:
-        study(tmp_path, arms=[{"variant": "lora", "seed": 3}])
-    assert "an arm may have a seed_offset" in "\n".join(error.value.errors)
-
-
 @pytest.mark.parametrize(("arm", "common"), [({"alpha_per_rank": [2, 4]}, {}), ({}, {"variant.alpha_per_rank": 4.0})])
 def test_a_knob_that_the_grid_sets_is_refused_in_arms_and_in_what_all_share(
     tmp_path: Path, arm: dict[str, Any], common: dict[str, Any]
@@ -457,16 +444,3 @@ def test_a_knob_that_the_grid_sets_is_refused_in_arms_and_in_what_all_share(
     with pytest.raises(ConfigError) as error:
         study(tmp_path, arms=[{"variant": "lora", **arm}], set=common, protocol=protocol)
     assert "protocol.tuning.grid.alpha_per_rank sets" in "\n".join(error.value.errors)
-
-
-def test_offsets_that_lie_closer_than_the_seeds_are_warned_of(tmp_path: Path) -> None:
-    def warned(offset: int) -> bool:
-        arms, protocol = (
-            [{"variant": "lora", "seed_offset": [0, offset]}],
-            {"margin": 1, "reference": {"seed_offset": 0}},
-        )
-        return any(
-            "take seed_offsets further apart" in w for w in study(tmp_path, arms=arms, protocol=protocol).warnings
-        )
-
-    assert (warned(1), warned(7), warned(8), warned(1000)) == (True, True, False, False)
