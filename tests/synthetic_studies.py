@@ -14,7 +14,7 @@ from experiments.studies.protocol.trials import ArmProgress, PlannedTrial, Repli
 from experiments.studies.queue.entries import Entry
 from experiments.studies.queue.storage import storage_address
 from experiments.studies.queue.trial_queue import TrialQueue
-from experiments.studies.spec.arms import Arm
+from experiments.studies.spec.arm import Arm
 from experiments.studies.spec.study import Study, load_study
 from experiments.studies.workers.packing import Packing
 from experiments.studies.workers.worker import Worker

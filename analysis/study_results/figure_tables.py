@@ -14,7 +14,7 @@ from analysis.study_results.verdicts import Evaluated, Judged
 from experiments.studies.protocol.estimand import holds_for, holds_over, units_of
 from experiments.studies.protocol.progress import StudyState
 from experiments.studies.protocol.trials import TUNED, ArmProgress, Replication
-from experiments.studies.spec.arms import Arm, describe
+from experiments.studies.spec.arm import Arm, describe
 from experiments.studies.spec.study import Study
 
 

@@ -10,7 +10,7 @@ import pandas as pd
 from experiments.record.run_dir import RunDirectory
 from experiments.studies.protocol.progress import StudyState
 from experiments.studies.protocol.trials import ArmProgress, PlannedTrial
-from experiments.studies.spec.arms import Arm, describe
+from experiments.studies.spec.arm import Arm, describe
 from experiments.studies.spec.study import Study
 
 ARM = {"arm": "string", "config_hash": "string"}

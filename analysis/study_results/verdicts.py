@@ -19,7 +19,7 @@ from experiments.studies.protocol.progress import StudyState
 from experiments.studies.protocol.protocol import settings_of
 from experiments.studies.protocol.search_stage import repeats_of
 from experiments.studies.protocol.trials import BEST_POINT, TUNED, ArmProgress
-from experiments.studies.spec.arms import Arm
+from experiments.studies.spec.arm import Arm
 from experiments.studies.spec.study import SEEDS_FOR_VERDICTS, Study
 
 

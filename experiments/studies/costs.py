@@ -8,7 +8,7 @@ from typing import Any, cast
 
 import torch
 
-from experiments.studies.spec.arms import Arm
+from experiments.studies.spec.arm import Arm
 from experiments.studies.workers.packing import Packing
 from experiments.tasks.task import Batch, Split, Task
 from experiments.training.context import TrainingContext, attached_pack

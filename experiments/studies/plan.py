@@ -22,7 +22,7 @@ from experiments.studies.protocol.protocol import plan_ahead
 from experiments.studies.queue.storage import Address
 from experiments.studies.queue.trial_queue import TrialQueue
 from experiments.studies.search.proposer import refuse_impossible_searches
-from experiments.studies.spec.arms import Arm
+from experiments.studies.spec.arm import Arm
 from experiments.studies.spec.study import Study
 from experiments.studies.terminal import StudyView, duration
 from experiments.studies.workers.packing import Packing, groups_of

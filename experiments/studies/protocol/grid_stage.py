@@ -18,7 +18,7 @@ from experiments.studies.protocol.grid import Point, centre_of
 from experiments.studies.protocol.grid_trials import grid_trials
 from experiments.studies.protocol.seed_halving import Rung, kept_at, rung_trials
 from experiments.studies.protocol.trials import PlannedTrial, Replication, Side, TrialResult
-from experiments.studies.spec.arms import Arm
+from experiments.studies.spec.arm import Arm
 from experiments.studies.spec.study_config import rounded
 
 POINTS_ADDED = 2

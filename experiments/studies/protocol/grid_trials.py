@@ -5,7 +5,7 @@ from types import MappingProxyType
 
 from experiments.studies.protocol.grid import Point
 from experiments.studies.protocol.trials import TUNED, PlannedTrial, Stage
-from experiments.studies.spec.arms import Arm
+from experiments.studies.spec.arm import Arm
 
 
 def grid_trials(

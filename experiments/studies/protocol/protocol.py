@@ -32,7 +32,7 @@ from experiments.studies.protocol.trials import (
     TrialResult,
     Tuning,
 )
-from experiments.studies.spec.arms import Arm
+from experiments.studies.spec.arm import Arm
 from experiments.studies.spec.search_config import SearchConfig
 from experiments.studies.spec.study_config import ProtocolConfig, rounded
 

@@ -15,7 +15,7 @@ from statistics import fmean
 from typing import Any
 
 from experiments.studies.protocol.trials import TUNED, PlannedTrial, Replication, Stage, TrialResult
-from experiments.studies.spec.arms import Arm
+from experiments.studies.spec.arm import Arm
 from experiments.studies.spec.search_config import SearchConfig
 from experiments.studies.spec.study_config import ProtocolConfig
 

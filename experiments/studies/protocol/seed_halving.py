@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from experiments.studies.protocol.grid import Point
 from experiments.studies.protocol.grid_trials import trial_at
 from experiments.studies.protocol.trials import TUNED, PlannedTrial, TrialResult
-from experiments.studies.spec.arms import Arm
+from experiments.studies.spec.arm import Arm
 from experiments.studies.spec.study_config import HalvedGridConfig
 
 

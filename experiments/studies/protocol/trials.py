@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from experiments.config.schema import RunConfig
 from experiments.studies.protocol.grid import Point
-from experiments.studies.spec.arms import Arm
+from experiments.studies.spec.arm import Arm
 
 Stage = Literal["rung", "tuning", "allocation", "search", "race", "evaluation"]
 Side = Literal["lower", "higher"]

@@ -11,7 +11,7 @@ from experiments.studies.queue.trial_queue import TrialQueue
 from experiments.studies.search.allocations import Allocation, Interval, Space
 from experiments.studies.search.samplers import Observation, Suggestion, suggest
 from experiments.studies.search.search_space import SearchSpace
-from experiments.studies.spec.arms import Arm
+from experiments.studies.spec.arm import Arm
 from experiments.studies.spec.search_config import SearchConfig, has_random_ranks
 from experiments.studies.spec.study import Study
 from experiments.studies.spec.study_config import rounded

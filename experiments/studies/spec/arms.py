@@ -1,4 +1,4 @@
-"""Arms: the configurations that a study compares, without learning rate and seed."""
+"""The arms of a study, from the entries of its file."""
 
 import copy
 import hashlib
@@ -7,7 +7,7 @@ import json
 import math
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 from experiments.config.errors import ConfigError
@@ -15,8 +15,9 @@ from experiments.config.loading import full_path, put, resolve
 from experiments.config.schema import RunConfig
 from experiments.config.shown import shown
 from experiments.config.variant_change import carry_over, choose_variant
+from experiments.studies.spec.arm import Arm, describe, labelled
 from experiments.studies.spec.search_config import ARM_KEYS, rank_learner, search_errors
-from experiments.studies.spec.study_config import MOST_ARMS, rounded
+from experiments.studies.spec.study_config import MOST_ARMS
 from lora_variants import VARIANTS
 from lora_variants.interface.config import HIGHEST_SEED
 
@@ -25,29 +26,6 @@ RESERVED = {
     "seed": "the protocol gives each trial its seed (protocol.evaluation.seeds); an arm's seed_offset is added to it",
     "study": "it is the study's name",
 }
-
-
-@dataclass(frozen=True)
-class Arm:
-    """One configuration to compare; `config` has the centre of its learning rates and seed 0."""
-
-    label: str
-    config_hash: str  # 12 hex digits of all but learning rate, seed and study
-    keys: Mapping[str, Any] = field(compare=False)  # what the study's file gives it, with its variant and rank
-    config: RunConfig = field(compare=False)
-    search: Mapping[str, Any] = field(default_factory=dict, compare=False)  # of `ARM_KEYS`, where there is a search
-    source: "Arm | None" = field(default=None, compare=False)  # whose runs its ranks are taken from
-    notes: tuple[str, ...] = field(default=(), compare=False)  # on the knobs of the run configuration's variant
-    seed_offset: int = field(default=0, compare=False)  # its trials train with the protocol's seed plus this one
-
-    @property
-    def centre(self) -> float:
-        """The learning rate of multiplier 1."""
-        return rounded(self.config.learning_rate)
-
-    def at(self, values: Mapping[str, float]) -> dict[str, Any]:
-        """The knobs of its variant that these values of a grid's knobs set, beside the rate."""
-        return type(self.config.variant).at(values)
 
 
 @dataclass(frozen=True)
@@ -103,7 +81,7 @@ def expand(
                     broken[message].append(words)
     errors += [_of_points(message, points) for message, points in broken.items()]
     found, points = _collapsed(resolved, errors)
-    arms = _labelled(found)
+    arms = labelled(found)
     labels = [arm.label for arm in arms]
     errors += [f"arms: two arms have the label {label!r}" for label in dict.fromkeys(labels) if labels.count(label) > 1]
     collapsed = {arm.label: tuple(points[arm.config_hash]) for arm in arms if len(points[arm.config_hash]) > 1}
@@ -127,21 +105,6 @@ def _collapsed(resolved: Sequence[tuple[str, Arm]], errors: list[str]) -> tuple[
         elif arm.label:
             found[arm.config_hash] = replace(other, label=arm.label)
     return list(found.values()), points
-
-
-def describe(keys: Mapping[str, Any]) -> str:
-    """'key=value key=value', lists and maps without quotes."""
-    return " ".join(f"{key}={_describe_value(value)}" for key, value in keys.items())
-
-
-def _describe_value(value: object) -> str:
-    if isinstance(value, list):
-        return "+".join(map(_describe_value, value))
-    if isinstance(value, dict):
-        return ",".join(f"{key}:{_describe_value(of_key)}" for key, of_key in value.items())
-    if isinstance(value, str) and not value.isprintable():
-        return repr(value)[1:-1]
-    return f"{value:g}" if isinstance(value, float) else str(value)
 
 
 def _variants(grid: Mapping[str, list[Any]], tree: Mapping[str, Any]) -> set[str]:
@@ -260,29 +223,6 @@ def _config_hash(config: RunConfig, tree: Mapping[str, Any], own: Mapping[str, A
     hashed_config |= {"given": given} | ({"search": dict(rest)} if rest else {})
     text = json.dumps(hashed_config, sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()[:12]
-
-
-def _labelled(arms: Sequence[Arm]) -> list[Arm]:
-    """Arms with a label each: the given one, or variant and rank with the other keys only where they tell apart."""
-    short = {arm.config_hash: _short(arm) for arm in arms if not arm.label}
-    alike: dict[str, list[Arm]] = defaultdict(list)
-    for arm in arms:
-        if not arm.label:
-            alike[short[arm.config_hash]].append(arm)
-    labels = {arm.config_hash: arm.label for arm in arms}
-    for label, group in alike.items():
-        named = ("rank", "allocation" if group[0].search else "variant")
-        rest = [{k: _describe_value(v) for k, v in arm.keys.items() if k not in named} for arm in group]
-        telling = [k for k in dict.fromkeys(itertools.chain(*rest)) if len({keys.get(k) for keys in rest}) > 1]
-        for arm, keys in zip(group, rest, strict=True):
-            labels[arm.config_hash] = " ".join([label, *(f"{key}={keys[key]}" for key in telling if key in keys)])
-    return [replace(arm, label=labels[arm.config_hash]) for arm in arms]
-
-
-def _short(arm: Arm) -> str:
-    if arm.search:
-        return str(arm.search["allocation"])
-    return arm.keys["variant"] + (f" r={_describe_value(arm.keys['rank'])}" if "rank" in arm.keys else "")
 
 
 def _of_points(message: str, points: Sequence[str]) -> str:

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from experiments.config.errors import nearest
-from experiments.studies.spec.arms import Arm, describe
+from experiments.studies.spec.arm import Arm, describe
 from lora_variants.interface.config import Config
 
 _ABSENT = object()

@@ -4,7 +4,7 @@ from collections import defaultdict
 from collections.abc import Sequence, Set
 from itertools import combinations
 
-from experiments.studies.spec.arms import Arm
+from experiments.studies.spec.arm import Arm
 from lora_variants.interface.config import HIGHEST_SEED
 
 

@@ -10,7 +10,8 @@ from pydantic import ValidationError
 from experiments.config.errors import ConfigError, explained
 from experiments.config.loading import OF_A_RUN, OF_A_STUDY, parse_override, read_run_tree
 from experiments.config.yaml_files import read_tree
-from experiments.studies.spec.arms import Arm, Expansion, expand
+from experiments.studies.spec.arm import Arm
+from experiments.studies.spec.arms import Expansion, expand
 from experiments.studies.spec.comparisons import (
     comparison_warnings,
     comparisons,

@@ -10,7 +10,7 @@ import torch
 
 from experiments.config.schema import RunConfig
 from experiments.record.out_of_resources import is_out_of_memory
-from experiments.studies.spec.arms import Arm
+from experiments.studies.spec.arm import Arm
 from experiments.training.context import TrainingContext, attached_pack
 from experiments.training.device import peak_bytes
 from experiments.training.hyperparameters import shared_hyperparameters, trial_hyperparameters

@@ -16,7 +16,7 @@ from experiments.config.loading import resolve
 from experiments.record.out_of_resources import describe_exhaustion
 from experiments.studies.queue.storage import NO_PATIENCE, Address, Patience, QueueError
 from experiments.studies.queue.trial_queue import TrialQueue
-from experiments.studies.spec.arms import Arm
+from experiments.studies.spec.arm import Arm
 from experiments.studies.spec.study import Study
 from experiments.studies.spec.study_config import StudyConfig
 from experiments.studies.workers.packing import Packing

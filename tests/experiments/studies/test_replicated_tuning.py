@@ -16,7 +16,7 @@ from experiments.config.loading import load
 from experiments.studies.protocol.grid import points_of
 from experiments.studies.protocol.protocol import plan_ahead, progress_of
 from experiments.studies.protocol.trials import BEST_POINT, TUNED, ArmProgress, PlannedTrial, TrialResult
-from experiments.studies.spec.arms import Arm
+from experiments.studies.spec.arm import Arm
 from experiments.studies.spec.study_config import ProtocolConfig
 
 SEEDS = [0, 1, 2, 3, 4]

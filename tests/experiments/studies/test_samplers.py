@@ -14,7 +14,7 @@ from experiments.studies.protocol.search_stage import Proposal, trial_key
 from experiments.studies.protocol.trials import ArmProgress, PlannedTrial, Replication, TrialResult
 from experiments.studies.search.allocations import Interval
 from experiments.studies.search.samplers import Observation, suggest
-from experiments.studies.spec.arms import Arm
+from experiments.studies.spec.arm import Arm
 from experiments.studies.spec.search_config import SearchConfig
 from experiments.studies.spec.study_config import ProtocolConfig
 

@@ -12,7 +12,7 @@ from experiments.record.run_dir import RunDirectory
 from experiments.studies.protocol.progress import snapshot
 from experiments.studies.protocol.protocol import plan_ahead, progress_of
 from experiments.studies.protocol.trials import ArmProgress, PlannedTrial, TrialResult
-from experiments.studies.spec.arms import Arm
+from experiments.studies.spec.arm import Arm
 from experiments.studies.spec.study_config import ProtocolConfig, TuningConfig
 from experiments.studies.workers.worker import Worker
 

@@ -17,7 +17,8 @@ from experiments.config.loading import load
 from experiments.config.yaml_files import yaml_text
 from experiments.models.transformer import ByteTransformer
 from experiments.studies.protocol.protocol import plan_ahead, progress_of
-from experiments.studies.spec.arms import Arm, Expansion, expand
+from experiments.studies.spec.arm import Arm
+from experiments.studies.spec.arms import Expansion, expand
 from experiments.studies.spec.comparisons import comparisons
 from experiments.studies.spec.frozen import changes, frozen
 from experiments.studies.spec.study import Study, load_study

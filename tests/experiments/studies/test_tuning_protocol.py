@@ -16,7 +16,7 @@ from project_paths import CONFIGS
 from experiments.config.loading import load
 from experiments.studies.protocol.protocol import plan_ahead, progress_of, settings_of
 from experiments.studies.protocol.trials import ArmProgress, PlannedTrial, Replication, TrialResult
-from experiments.studies.spec.arms import Arm
+from experiments.studies.spec.arm import Arm
 from experiments.studies.spec.study import load_study
 from experiments.studies.spec.study_config import ProtocolConfig
 
