@@ -80,6 +80,19 @@ def conclusion_of(study: Study, study_state: StudyState, runs_dir: Path) -> Conc
     )
 
 
+def _same_configurations(study: Study) -> list[str]:
+    """The pairs that are not tested, at the points that tuning chose or only where a rate is fixed."""
+    tuned = study.same()
+    fixed = (
+        [pair for pair in study.same(tuned=False) if pair not in tuned] if study.protocol.fixed_learning_rates else []
+    )
+    return [
+        f"{arm.label} and {reference.label} are the same configuration{where}: not tested, nor counted in the family"
+        for pairs, where in ((tuned, ""), (fixed, " at a fixed learning rate"))
+        for arm, reference in pairs
+    ]
+
+
 def _warnings(
     study: Study, study_state: StudyState, table: pd.DataFrame, judged: Mapping[str, Sequence[Judged]]
 ) -> list[str]:
@@ -96,10 +109,7 @@ def _warnings(
     for progress in study_state.arms:
         if progress.tuning.state == "not tuned":
             found.append(f"{progress.arm.label} is not tuned: {progress.tuning.reason}")
-    for arm, reference in study.same():
-        found.append(
-            f"{arm.label} and {reference.label} are the same configuration: not tested, nor counted in the family"
-        )
+    found += _same_configurations(study)
     excluded = sum(each.excluded is not None for family in judged.values() for each in family)
     if excluded:
         planned = sum(map(len, judged.values()))

@@ -12,6 +12,7 @@ from analysis.stats.intervals import MeanInterval, mean_interval
 from analysis.study_results.verdicts import Evaluated, Judged
 from experiments.studies.protocol.estimand import holds_for, holds_over, unit, units_of
 from experiments.studies.protocol.progress import StudyState
+from experiments.studies.protocol.protocol import settings_of
 from experiments.studies.protocol.trials import TUNED, ArmProgress, Replication
 from experiments.studies.spec.frozen import frozen
 from experiments.studies.spec.study import Study
@@ -85,7 +86,10 @@ def _families(study: Study, judged: Mapping[str, Sequence[Judged]]) -> dict[str,
             }
             for name, family in judged.items()
         },
-        "same_configuration": [[arm.label, reference.label] for arm, reference in study.same()],
+        "same_configuration": {
+            setting: [[arm.label, reference.label] for arm, reference in study.same(tuned=setting == TUNED)]
+            for setting in settings_of(protocol)
+        },
     }
 
 

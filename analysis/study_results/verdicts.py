@@ -85,7 +85,7 @@ def families(study: Study, study_state: StudyState, evaluated: list[Evaluated]) 
     for setting in settings_of(study.protocol):
         pairs: dict[int, list[tuple[Evaluated, Evaluated]]] = {}
         of_arm = {each.arm.config_hash: each for each in evaluated if each.setting == setting}
-        for pair in study.comparisons():
+        for pair in study.comparisons(tuned=setting == TUNED):
             number = max(settled.get(arm.config_hash, 1) for arm in pair)
             pairs.setdefault(number, []).append((of_arm[pair[0].config_hash], of_arm[pair[1].config_hash]))
         for number, of_family in sorted(pairs.items()):

@@ -21,18 +21,19 @@ def comparisons(arms: Sequence[Arm], reference: Mapping[str, Any]) -> list[tuple
     return [(arm, to) for arm in others for to in chosen if "label" in reference or _agree(arm, to, apart=reference)]
 
 
-def train_alike(arm: Arm, other: Arm, points: Sequence[Mapping[str, float]]) -> bool:
-    """Whether two arms come to one configuration at every point of the grid's other knobs, as rsLoRA and LoRA may."""
+def train_alike(arm: Arm, other: Arm, points: Sequence[Mapping[str, float]], *, at_own_rates: bool) -> bool:
+    """Whether two arms come to one configuration at every point of the grid's other knobs, as rsLoRA and LoRA may.
+
+    `at_own_rates`: they train at multiples of their own rates, else at one for both.
+    """
     ours, theirs = (
         each.config.model_dump(exclude={"variant": True, "training": {"learning_rate"}}) for each in (arm, other)
     )
-    if arm.search or other.search or (ours, *_draws(arm)) != (theirs, *_draws(other)):
+    if arm.search or other.search or (ours, arm.seed_offset) != (theirs, other.seed_offset):
+        return False
+    if at_own_rates and arm.centre != other.centre:
         return False
     return all(_trained(arm, point) is not None and _trained(arm, point) == _trained(other, point) for point in points)
-
-
-def _draws(arm: Arm) -> tuple[float, int]:
-    return arm.centre, arm.seed_offset
 
 
 def _trained(arm: Arm, point: Mapping[str, float]) -> Config | None:

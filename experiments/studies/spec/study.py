@@ -51,19 +51,18 @@ class Study:
         """What the arms take over from another variant of the run configuration and what not, each line once."""
         return tuple(dict.fromkeys(note for arm in self.arms for note in arm.notes))
 
-    def comparisons(self) -> list[tuple[Arm, Arm]]:
-        """The pairs (arm, reference arm) that are tested, in each setting of the evaluation."""
-        return [pair for pair in self._pairs() if not self._alike(*pair)]
+    def comparisons(self, *, tuned: bool = True) -> list[tuple[Arm, Arm]]:
+        """The pairs (arm, reference arm) that are tested, at the points that tuning chose or at a rate for all."""
+        same = self.same(tuned=tuned)
+        return [pair for pair in self._pairs() if pair not in same]
 
-    def same(self) -> list[tuple[Arm, Arm]]:
-        """The pairs that come to one configuration, and are not tested: there is nothing to find."""
-        return [pair for pair in self._pairs() if self._alike(*pair)]
+    def same(self, *, tuned: bool = True) -> list[tuple[Arm, Arm]]:
+        """The pairs that come to one configuration there, and are not tested: there is nothing to find."""
+        points = combinations(self.protocol.tuning.points.knobs) if tuned else [{}]
+        return [pair for pair in self._pairs() if train_alike(*pair, points, at_own_rates=tuned)]
 
     def _pairs(self) -> list[tuple[Arm, Arm]]:
         return comparisons(self.arms, self.protocol.reference)
-
-    def _alike(self, arm: Arm, other: Arm) -> bool:
-        return train_alike(arm, other, combinations(self.protocol.tuning.points.knobs))
 
 
 def load_study(path: Path, overrides: Sequence[str] = ()) -> Study:

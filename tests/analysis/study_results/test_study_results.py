@@ -254,6 +254,22 @@ def test_fewer_than_five_seeds_give_a_difference_and_no_verdict(tmp_path: Path) 
     assert math.isfinite(found["difference"])
 
 
+def test_arms_that_differ_in_their_own_rates_alone_are_tested_tuned_and_not_at_a_rate_that_was_fixed(
+    tmp_path: Path,
+) -> None:
+    arms = [{"variant": "lora", "rank": 2}, {"variant": "lora_plus", "rank": 2, "learning_rate_ratio": 1.0}]
+    study = study_of(tmp_path, arms=arms, protocol={"fixed_learning_rates": [1e-3]})
+    conclusion = concluded(tmp_path, study)
+    assert {name: found["tests"] for name, found in conclusion.summary["comparisons"]["families"].items()} == {
+        "tuned": 1
+    }
+    same = "lora_plus r=2 and lora r=2 are the same configuration at a fixed learning rate"
+    assert any(same in warning for warning in conclusion.warnings)
+    assert conclusion.summary["comparisons"]["same_configuration"] == {
+        "tuned": [], "fixed 0.001": [["lora_plus r=2", "lora r=2"]]
+    }  # fmt: skip
+
+
 def test_a_rate_that_is_fixed_and_chosen_counts_in_both_settings(tmp_path: Path) -> None:
     study = study_of(tmp_path)
     centre = study.arms[0].centre

@@ -382,20 +382,21 @@ def test_arms_that_come_to_one_configuration_are_the_same_and_are_not_tested() -
 
 
 @pytest.mark.parametrize(
-    ("arms", "grid", "alike"),
+    ("arms", "grid", "alike", "fixed"),
     [
-        ([{"variant": ["lora", "rslora"], "rank": 16}], {}, True),
-        ([{"variant": ["lora", "rslora"], "rank": 16}], {"alpha_per_rank": [2, 8, 32]}, True),  # at every point
-        ([{"variant": ["lora", "rslora"], "rank": 8}], {"alpha_per_rank": [2, 8]}, False),
-        ([{"variant": ["lora", "lora_plus"], "rank": 16, "learning_rate_ratio": 1.0}], {}, False),  # another centre
-        ([{"variant": ["lora", "full"]}], {}, False),
+        ([{"variant": ["lora", "rslora"], "rank": 16}], {}, True, True),
+        ([{"variant": ["lora", "rslora"], "rank": 16}], {"alpha_per_rank": [2, 8, 32]}, True, True),  # at every point
+        ([{"variant": ["lora", "rslora"], "rank": 8}], {"alpha_per_rank": [2, 8]}, False, False),
+        ([{"variant": ["lora", "lora_plus"], "rank": 16, "learning_rate_ratio": 1.0}], {}, False, True),  # own centres
+        ([{"variant": ["lora", "full"]}], {}, False, False),
     ],
 )
 def test_what_is_one_configuration_is_found_over_the_whole_grid(
-    tmp_path: Path, arms: list[dict[str, Any]], grid: dict[str, list[float]], alike: bool
+    tmp_path: Path, arms: list[dict[str, Any]], grid: dict[str, list[float]], alike: bool, fixed: bool
 ) -> None:
     found = study(tmp_path, arms=arms, protocol={"margin": 1, "tuning": {"grid": grid}})
     assert (len(found.same()), len(found.comparisons())) == ((1, 0) if alike else (0, 1))
+    assert (len(found.same(tuned=False)), len(found.comparisons(tuned=False))) == ((1, 0) if fixed else (0, 1))
 
 
 @pytest.mark.parametrize(
