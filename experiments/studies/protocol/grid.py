@@ -41,6 +41,12 @@ def rates_of(grid: GridConfig, count: int) -> Sequence[float]:
     return [rounded(rate) for rate in np.geomspace(given[0], given[-1], count).tolist()]
 
 
+def ratios_beyond(grid: GridConfig) -> tuple[float, float]:
+    """The ratios of points below the lowest rate and above the highest: of the grid's last two there, for every arm."""
+    given = sorted(grid.learning_rate_multipliers)
+    return given[0] / given[1], given[-1] / given[-2]
+
+
 def centre_of(points: Sequence[Point]) -> Point:
     """The one nearest to the arm's own learning rate, the first of its grid's other values."""
     return min(points, key=lambda point: abs(math.log(point.multiplier)))

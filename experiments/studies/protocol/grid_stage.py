@@ -4,8 +4,8 @@ Every point of the grid is tried with every seed of the replication: one where e
 runs, all tuning seeds where tuning is shared. The best point has the best mean score among those at which no seed
 failed (a failure is never a score); ties go to the lower mean loss, then to the smaller rate and the smaller knobs. A
 best rate at an end of the grid, at the chosen other knobs, extends the grid once on that side, by two points with the
-ratio of its last two; still at an end, the replication is `not tuned`. A higher rate that failed is an end that was
-seen, for training diverges there; a lower one is not.
+ratio of the last two of the study's grid there, whatever rates the arm has; still at an end, the replication is `not
+tuned`. A higher rate that failed is an end that was seen, for training diverges there; a lower one is not.
 """
 
 import math
@@ -48,11 +48,13 @@ def replication_of(
     *,
     seeds: Sequence[int],
     serves: Sequence[int],
+    ratios: tuple[float, float],
     higher_is_better: bool,
     rung: Rung | None = None,
 ) -> Replication:
     """Tuning on `seeds`, for the evaluation seeds that it `serves`, as far as the results go.
 
+    `ratios`: those of points below the grid and above it.
     With a `rung`, the points that are not among the best there were seen, and are not chosen.
     """
     served, kept, before = tuple(serves), tuple(grid), tuple[PlannedTrial, ...]()
@@ -78,7 +80,8 @@ def replication_of(
     side = _end(tried, best)
     if side is None:
         return _chosen(arm, served, "tuned", trials, best.point, _describe(tried, best))
-    added = _beyond(_slice(tried, best), side)
+    ends = [each.point for each in _slice(tried, best)]
+    added = _beyond(ends[-1], ratios[1]) if side == "higher" else _beyond(ends[0], ratios[0])
     trials = (*trials, *grid_trials(arm, added, seeds))
     beyond = " and ".join(f"{point.rate(arm):g}" for point in added)
     more = tried_points(arm, added, seeds, results)
@@ -153,12 +156,9 @@ def _end(tried: Sequence[PointResult], best: PointResult) -> Side | None:
     return None if any(each.failure is None and each.rate < best.rate for each in alike) else "lower"
 
 
-def _beyond(alike: Sequence[PointResult], side: Side) -> tuple[Point, ...]:
-    """The points that extend an ascending slice, in steps of the ratio of its last two on that side."""
-    (end, before) = (alike[-1], alike[-2]) if side == "higher" else (alike[0], alike[1])
-    ratio = end.point.multiplier / before.point.multiplier
-    steps = range(1, POINTS_ADDED + 1)
-    return tuple(Point(rounded(end.point.multiplier * ratio**step), end.point.values) for step in steps)
+def _beyond(end: Point, ratio: float) -> tuple[Point, ...]:
+    """The points that extend the grid from its end, at the same other knobs."""
+    return tuple(Point(rounded(end.multiplier * ratio**step), end.values) for step in range(1, POINTS_ADDED + 1))
 
 
 def _describe(tried: Sequence[PointResult], best: PointResult) -> str:

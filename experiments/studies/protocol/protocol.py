@@ -17,7 +17,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from types import MappingProxyType
 
-from experiments.studies.protocol.grid import Point, points_of
+from experiments.studies.protocol.grid import Point, points_of, ratios_beyond
 from experiments.studies.protocol.grid_stage import best_of, replication_of, tried_points
 from experiments.studies.protocol.grid_trials import grid_trials, trial_at
 from experiments.studies.protocol.search_stage import Proposal, evaluation_trials, repeats_of, searching_of
@@ -73,9 +73,12 @@ def tuning_of(
     grid, fresh = points_of(arm, protocol.tuning.points), protocol.evaluation.seeds
     shared = [(protocol.tuning.own_seeds, fresh)]
     seeds = shared if protocol.tuning.shared else [([seed], [seed]) for seed in fresh]
+    ratios = ratios_beyond(protocol.tuning.points)
     rung = rung_of(arm, protocol.tuning.halving, higher_is_better=higher_is_better)
     replications = [
-        replication_of(arm, grid, results, seeds=own, serves=served, higher_is_better=higher_is_better, rung=rung)
+        replication_of(
+            arm, grid, results, seeds=own, serves=served, ratios=ratios, higher_is_better=higher_is_better, rung=rung
+        )
         for own, served in seeds
     ]
     tuning = together(replications)

@@ -99,6 +99,15 @@ def test_an_arm_without_a_knob_has_finer_rates_over_the_same_range() -> None:
     assert all(not point.values for point in full)
 
 
+@pytest.mark.parametrize(("best", "beyond"), [(64, [8, 16]), (2**-8, [0.0625, 0.125])])
+def test_an_arm_with_finer_rates_is_extended_as_far_as_the_others(best: float, beyond: list[float]) -> None:
+    asked = protocol(alpha_per_rank=[2, 8, 32])
+    for arm in (arm_of("full"), LORA):
+        progress = finished(valley(dict.fromkeys(SEEDS, best)), asked, arm)
+        for replication in progress.tuning.replications:
+            assert sorted(point.multiplier for point in replication.added) == pytest.approx(beyond)
+
+
 def test_a_point_sets_the_knob_that_scales_the_variant_and_no_other() -> None:
     asked = protocol(alpha_per_rank=[2, 8, 32])
     for arm, knob in ((LORA, "alpha_per_rank"), (arm_of("rslora"), "alpha"), (arm_of("adalora"), "alpha_per_rank")):
