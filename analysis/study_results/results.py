@@ -124,7 +124,7 @@ def _outcome(trial: PlannedTrial, study_state: StudyState, folder: Path) -> dict
     ended = {"state": state, "folder": entry.facts.get("folder")}
     if state == "failed":
         return ended | {"failure": entry.facts["failure"]}
-    if state == "pruned":
+    if entry.state == "pruned":
         return ended | {name: entry.facts[name] for name in ("steps", "steps_executed", "seconds")}
     of_queue = {"score": entry.score, "loss": entry.facts.get("loss"), "test_score": entry.facts.get("test")}
     run_dir = RunDirectory(folder / str(ended["folder"]))

@@ -29,8 +29,9 @@ class StudyState:
         return all(arm.complete for arm in self.arms)
 
     def state(self, key: str) -> str:
-        """'waiting', 'running', 'done', 'pruned' or 'failed'."""
-        return self.entries[key].state if key in self.entries else "waiting"
+        """'waiting', 'running', 'done', 'pruned' or 'failed'; a run that stops at a rung as planned is done there."""
+        state = self.entries[key].state if key in self.entries else "waiting"
+        return "done" if state == "pruned" and self.wanted[key].stage == "rung" else state
 
 
 def progress_of_arms(

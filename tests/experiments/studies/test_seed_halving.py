@@ -118,6 +118,7 @@ def test_a_run_that_went_on_from_its_rung_is_the_run_that_never_stopped(tmp_path
     assert {(run["steps_executed"], *run["resumed_from"]) for run in runs} == {(20, 10)}  # no step is trained twice
     rungs = [state.entries[trial.key] for trial in state.wanted.values() if trial.stage == "rung"]
     assert {entry.state for entry in rungs} == {"pruned", "failed"}  # at 1e30
+    assert {state.state(key) for key in state.wanted} == {"done", "failed"}  # stopping there was the plan
     assert all(
         math.isfinite(entry.facts["reached"]["10"])
         for entry in rungs
