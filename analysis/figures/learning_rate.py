@@ -1,6 +1,7 @@
 """How the learning rate was chosen: the validation score of every rate that was tried."""
 
 import math
+import textwrap
 from collections import Counter
 from typing import Any
 
@@ -15,7 +16,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import LogLocator, NullFormatter
 
 from analysis.figures.axes import score_frame
-from analysis.figures.captions import numbers, put_caption, score_label
+from analysis.figures.captions import LETTERS_PER_INCH, numbers, put_caption, score_label
 from analysis.figures.style import WIDTH_INCHES, figure_style
 
 ACROSS = 3
@@ -47,7 +48,7 @@ def learning_rate_figure(rates: pd.DataFrame) -> Figure:
         grid[0, 0].set_ylim(*_range(rates))
         for axes, line in zip(grid.flat, lines, strict=False):
             _draw(axes, rates[rates["line"] == line], hues)
-            axes.set_title(line, loc="left")
+            axes.set_title(textwrap.fill(line, int(LETTERS_PER_INCH * 0.85 * size[0] / across)), loc="left")
         for axes in list(grid.flat)[len(lines) :]:
             axes.set_axis_off()
         for column in range(across):

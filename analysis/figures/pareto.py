@@ -31,9 +31,9 @@ def front_figure(pareto_front: pd.DataFrame) -> Figure:
 
     The front goes on at its height to the largest run. At the right the means of arms once more, side by side and with
     their intervals: at one budget they have nearly the same parameters. Runs far worse than most lie beyond the frame.
-    `pareto_front` has the columns arm, kind, parameters, value, low, high, n, score, higher_is_better, budget; kind
-    'run' are all finished runs, 'uniform' those of them that have one rank everywhere, 'pareto_front' those that no
-    other beats with as few parameters, 'chosen' the mean of an arm's n confirmation runs with its interval.
+    `pareto_front` has the columns arm, kind, parameters, value, low, high, n, score, higher_is_better, budget, units;
+    kind 'run' are all finished runs, 'uniform' those of them that have one rank everywhere, 'pareto_front' those that
+    no other beats with as few parameters, 'chosen' the mean of an arm over its n units with its interval.
     """
     chosen = pareto_front[pareto_front["kind"] == "chosen"]
     looks = _looks(pareto_front)
@@ -171,7 +171,7 @@ def _caption(pareto_front: pd.DataFrame) -> list[str]:
         "Pareto front: no other run is as good with as few parameters"
         if (pareto_front["kind"] == "pareto_front").any()
         else "",
-        f"named markers: means of n = {numbers(chosen['n'].tolist())} confirmation seeds{intervals}"
+        f"named markers: means of n = {numbers(chosen['n'].tolist())} {pareto_front['units'].iloc[0]}{intervals}"
         if len(chosen)
         else "",
         f"{beyond} worse run{'s lie' if beyond > 1 else ' lies'} beyond the frame" if beyond else "",

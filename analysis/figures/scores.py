@@ -26,7 +26,8 @@ def score_by_rank_figure(scores: pd.DataFrame) -> Figure:
     Per line the runs (small), the means and their 95 % t-intervals; arms without a rank are a line across the panel
     with a band as their interval. A run that failed is a cross at the edge where the bad scores are. A mean is hollow
     where the arm gets no verdict. `scores` has the columns setting, line, arm, rank, kind ('seed', 'mean', 'failed'),
-    seed, value, low, high, n, excluded, score, higher_is_better, margin.
+    seed, value, low, high, n, excluded, score, higher_is_better, margin,
+    units.
     """
     settings = list(dict.fromkeys(scores["setting"]))
     lines = list(dict.fromkeys(scores["line"]))
@@ -185,10 +186,11 @@ def _put_legend(figure: Figure, scores: pd.DataFrame, looks: dict[str, tuple[Col
 
 def _caption(scores: pd.DataFrame, *, bands: bool) -> list[str]:
     means = scores[scores["kind"] == "mean"]
+    units = str(scores["units"].iloc[0])
     return [
-        f"means of n = {numbers(means['n'].tolist())} seeds with 95 % t-intervals"
+        f"means of n = {numbers(means['n'].tolist())} {units} with 95 % t-intervals"
         + (" (bars and bands)" if bands else ""),
-        "dots: single runs",
+        "dots: single runs" if units == "seeds" else f"dots: {units}",
         "hollow: no verdict (" + _reasons(means) + ")" if means["excluded"].notna().any() else "",
         "×: run failed" if (scores["kind"] == "failed").any() else "",
     ]

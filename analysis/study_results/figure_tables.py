@@ -73,7 +73,7 @@ def _ranks_vary(arms: Sequence[Arm]) -> bool:
 
 
 def _scores(study: Study, evaluated: Sequence[Evaluated]) -> pd.DataFrame:
-    """kind 'seed' (a run), 'mean' (with its t-interval low to high, missing for one run) or 'failed' (a run)."""
+    """kind 'seed' (a run, or the mean of a search's), 'mean' (with its t-interval, missing for one run) or 'failed'."""
     lines = lines_of(study.arms)
     rows = [
         {
@@ -85,12 +85,13 @@ def _scores(study: Study, evaluated: Sequence[Evaluated]) -> pd.DataFrame:
             "excluded": each.excluded,
             **_score(study),
             "margin": study.protocol.margin,
+            "units": units_of(study),
         }
         for each in evaluated
         for row in _points(each)
     ]
     columns = ["setting", "line", "arm", "rank", "kind", "seed", "value", "low", "high", "n", "excluded"]
-    return pd.DataFrame(rows, columns=[*columns, "score", "higher_is_better", "margin"])
+    return pd.DataFrame(rows, columns=[*columns, "score", "higher_is_better", "margin", "units"])
 
 
 def _points(each: Evaluated) -> Iterator[dict[str, Any]]:

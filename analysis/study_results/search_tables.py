@@ -10,6 +10,7 @@ import pandas as pd
 from analysis.study_results.findings import Finding
 from analysis.study_results.summary import interval_of
 from analysis.study_results.verdicts import Evaluated
+from experiments.studies.protocol.estimand import units_of
 from experiments.studies.protocol.progress import StudyState
 from experiments.studies.protocol.trials import TUNED
 from experiments.studies.search.allocations import Grouping
@@ -128,7 +129,7 @@ def _by_parameters(study: Study, table: pd.DataFrame, evaluated: Sequence[Evalua
         size = {"parameters": int(own["update_parameters"].iloc[0])}
         rows.append({"arm": each.arm.label, "kind": "chosen", **size, "value": mean.mean, "n": mean.n, **ends})
     columns = {"low": None, "high": None, "n": None}
-    return [{**columns, **row, **budget, **_score(study)} for row in rows]
+    return [{**columns, **row, **budget, **_score(study), "units": units_of(study)} for row in rows]
 
 
 def _pareto_front(runs: Sequence[dict[str, Any]], *, higher_is_better: bool) -> list[dict[str, Any]]:

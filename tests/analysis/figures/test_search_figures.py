@@ -84,7 +84,9 @@ def front_of(
         for arm, size, mean, low, high in chosen
     ]
     empty = {"low": NAN, "high": NAN, "n": 1}
-    return typed(pd.DataFrame([{**empty, **row, **ACCURACY, "budget": BUDGET, **changed} for row in rows]))
+    return typed(
+        pd.DataFrame([{**empty, **row, **ACCURACY, "budget": BUDGET, "units": "seeds", **changed} for row in rows])
+    )
 
 
 RUNS = [
@@ -464,7 +466,7 @@ def test_the_legend_and_the_caption_name_what_is_there_and_nothing_else() -> Non
     words = [text.get_text() for text in legend.get_texts()]
     assert words == ["run", "run of the uniform allocation", "Pareto front", "budget"]
     assert "5 finished runs" in caption(figure)
-    assert "means of n = 5 confirmation seeds with 95 % t-intervals" in caption(figure)
+    assert "means of n = 5 seeds with 95 % t-intervals" in caption(figure)
     bare = drawn("score_by_parameters", front_of(RUNS[:1], budget=NAN))
     [legend] = bare.legends
     assert [text.get_text() for text in legend.get_texts()] == ["run"]

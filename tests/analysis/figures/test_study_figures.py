@@ -1,7 +1,7 @@
 """The figures of a study: each shows its table, all of it, and comes again from the saved table alone."""
 
 import warnings
-from itertools import pairwise
+from itertools import combinations, pairwise
 from pathlib import Path
 
 import numpy as np
@@ -107,6 +107,24 @@ def redrawn_axes(name: str, table: pd.DataFrame) -> list[Axes]:
     figure = FIGURES[name](table)
     FigureCanvasAgg(figure).draw()
     return [axes for axes in figure.axes if axes.axison]
+
+
+@pytest.mark.parametrize(("units", "said"), [("seeds", "dots: single runs"), ("searches", "dots: searches")])
+def test_the_scores_say_what_their_means_are_over(tables: dict[str, pd.DataFrame], units: str, said: str) -> None:
+    figure = FIGURES["score_by_rank"](tables["score_by_rank"].assign(units=units))
+    told = " ".join(text.replace("\n", " ") for text in words(figure))
+    assert f" {units} with 95 % t-intervals" in told
+    assert said in told
+
+
+def test_titles_of_two_knobs_are_broken_over_lines_and_meet_no_other(tables: dict[str, pd.DataFrame]) -> None:
+    rates = tables["learning_rates"]
+    figure = FIGURES["learning_rates"](rates.assign(line=rates["line"] + " alpha_per_rank=32 learning_rate_ratio=16"))
+    FigureCanvasAgg(figure).draw()
+    titles = [text for text in figure.findobj(Text) if "learning_rate_ratio" in text.get_text()]
+    assert len(titles) == rates["line"].nunique()
+    boxes = [title.get_window_extent() for title in titles]
+    assert all(not one.overlaps(other) for one, other in combinations(boxes, 2))
 
 
 def test_an_arm_without_verdict_is_hollow(tables: dict[str, pd.DataFrame]) -> None:
