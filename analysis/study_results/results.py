@@ -134,8 +134,14 @@ def _outcome(trial: PlannedTrial, study_state: StudyState, folder: Path) -> dict
     found = _of_run(result, test=trial.stage == "evaluation")
     found |= {"seconds": 0.0, "steps_executed": 0} if trial.run_of is not None else {}  # the tuning has trained it
     differ = [name for name, value in of_queue.items() if found[name] != value]
-    told = "; ".join(f"result.json has {name} {found[name]}, the queue {of_queue[name]}" for name in differ)
-    return ended | found | {"note": told or None}
+    told = [f"result.json has {name} {found[name]}, the queue {of_queue[name]}" for name in differ]
+    tuned = study_state.entries.get(trial.run_of or "")
+    if tuned is not None and tuned.score != entry.score:
+        told.append(
+            f"{ended['folder']} was trained again where the run of the tuning was not at hand, and rounded otherwise: "
+            f"score {entry.score} on validation, where it was chosen for {tuned.score}"
+        )
+    return ended | found | {"note": "; ".join(told) or None}
 
 
 def _of_run(result: Mapping[str, Any], *, test: bool) -> dict[str, Any]:

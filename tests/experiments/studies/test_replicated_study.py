@@ -1,11 +1,13 @@
 """A study with replicated tuning: one run serves a seed's choice and its score, whatever packs and kills do."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from in_process_study import TREE, interrupt_every, outcome, starts_until_over, worker_on
 
+from analysis.study_results.results import results_table
 from experiments.record.ledger import LEDGER
 from experiments.record.run_dir import RunDirectory
 from experiments.studies.protocol.progress import snapshot
@@ -57,6 +59,17 @@ def test_each_seeds_score_is_the_test_score_of_the_run_that_it_chose_and_no_othe
     finished = [path.parent for path in folder.glob("*/result.json")]
     assert {path.name for path in finished if "test" in RunDirectory(path).result()} == read
     assert len(read) < len(finished)
+
+
+def test_a_run_that_was_trained_again_for_its_read_and_came_out_otherwise_is_told_of(alone: Worker) -> None:
+    state = snapshot(alone.study, alone.queue)
+    reads = [trial for trial in state.wanted.values() if trial.run_of is not None]
+    tuned = str(reads[0].run_of)
+    entries = dict(state.entries) | {tuned: replace(state.entries[tuned], score=77.0)}
+    notes = results_table(alone.study, replace(state, entries=entries), alone.runs_dir).set_index("key")["note"]
+    assert "trained again" in notes[reads[0].key]
+    assert "chosen for 77.0" in notes[reads[0].key]
+    assert results_table(alone.study, state, alone.runs_dir)["note"].isna().all()
 
 
 def test_every_run_is_trained_once(alone: Worker) -> None:
