@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
+from experiments.config.schema import Labels
 from experiments.tasks.task import Batch, Split, Task, TaskConfig
 from experiments.training.hyperparameters import SharedHyperparameters, TrialHyperparameters
 from experiments.training.loop import Training
@@ -204,12 +205,14 @@ def variant_on(name: str, kind: str, *, ranks: Sequence[Any] = (2, 3), **wanted:
 
 
 def trained(
-    variant: Variant, *, steps: int = 4, task: Task | None = None, rows: int = 4, **options: Any
+    variant: Variant, *, steps: int = 4, task: Task | None = None, rows: int = 4, labels: Labels = True, **options: Any
 ) -> list[Outcome]:
     """Train all trials alike on random data."""
     options = {"learning_rate": 1e-2, "weight_decay": 0.1} | options
     trials = [TrialHyperparameters(seed=seed, **options) for seed in variant.pack.seeds]
-    return train(variant, task or Regression(), trials, SharedHyperparameters(steps=steps, batch_size=rows))
+    return train(
+        variant, task or Regression(), trials, SharedHyperparameters(steps=steps, batch_size=rows, labels=labels)
+    )
 
 
 @dataclass

@@ -15,6 +15,7 @@ from experiments.tasks.task import TaskConfig
 from lora_variants.interface.config import MOST, Config, Pattern
 
 Rate = Annotated[float, Field(gt=0)]
+Labels = Literal[True, "shuffled", "base_model"]
 
 
 class Section(BaseModel):
@@ -52,6 +53,11 @@ class TrainingConfig(Section):
     )
     precision: Literal["float32", "bfloat16", "float16"] = Field(
         "float32", description="bfloat16, float16: autocast, weights in float32; float16 scales each trial's loss"
+    )
+    labels: Labels = Field(
+        True,
+        description="true: the data's own; shuffled: those of other training rows, permuted by the seed of the data; "
+        "base_model: drawn from the frozen base's predictions (language models). False labels make a null",
     )
     checkpoint_every: int = Field(
         100, ge=0, le=MOST, description="steps between checkpoints; 0: none. Changes no result"
@@ -164,6 +170,8 @@ class RunConfig(Section):
         else:
             tree["model"] = {knob: tree["model"][knob] for knob in ("dtype", "dropout", "pooling")}
         del tree["wandb"], tree["training"]["checkpoint_every"], tree["start"]
+        if self.training.labels is True:
+            del tree["training"]["labels"]
         return tree
 
     def config_hash(self, **content: str) -> str:

@@ -20,7 +20,7 @@ from experiments.models.transformer import ByteTransformer
 from experiments.models.weights import Report, load_shipped, silent
 from experiments.shipped_files import read_shipped
 from experiments.tasks.built_in_base import BuiltInBaseConfig
-from experiments.tasks.task import DIVERGED, Batch, Split, Task, TaskConfig
+from experiments.tasks.task import DIVERGED, Batch, Split, Task, TaskConfig, permuted
 from lora_variants.interface.config import MOST
 from lora_variants.interface.rng import stream
 
@@ -38,10 +38,11 @@ class BytesConfig(BuiltInBaseConfig):
 
 
 class Bytes(Task):
-    """Batches are {"tokens": (rows, context + 1)} windows of bytes."""
+    """Batches are {"tokens": (rows, context + 1)} windows of bytes, with "targets" (rows, context) of false labels."""
 
     score_name = "bits_per_byte"
     higher_is_better: ClassVar[bool] = False
+    false_labels: ClassVar[tuple[str, ...]] = ("shuffled", "base_model")
     config_class: ClassVar[type[TaskConfig]] = BytesConfig
     config: BytesConfig
 
@@ -76,6 +77,21 @@ class Bytes(Task):
         while True:
             yield {"tokens": random_windows(corpus, batch_size, self.config.context + 1, generator)}
 
+    def shuffled_batches(self, seed: int, batch_size: int) -> Iterator[Batch]:
+        corpus, generator = _as_tensor(self.texts["train"]), stream(seed, "data")
+        others = permuted(corpus, seed)
+        while True:
+            places = random_windows(torch.arange(len(corpus)), batch_size, self.config.context + 1, generator)
+            yield {"tokens": corpus[places], "targets": others[places[:, 1:]]}
+
+    def targets_shape(self, batch: Batch) -> tuple[int, ...]:
+        rows, length = batch["tokens"].shape
+        return rows, length - 1
+
+    def target_logits(self, model: nn.Module, batch: Batch) -> Tensor:
+        found: Tensor = model(batch["tokens"][:, :-1])
+        return found
+
     def evaluation_batches(self, split: Split) -> Iterator[Batch]:
         """Windows side by side: each byte is predicted once, from at most `context` bytes before it."""
         corpus, context = _as_tensor(self.texts[split]), self.config.context
@@ -85,8 +101,8 @@ class Bytes(Task):
 
     def row_losses(self, model: nn.Module, batch: Batch) -> Tensor:
         tokens = batch["tokens"]
-        logits = model(tokens[:, :-1])
-        losses = F.cross_entropy(logits.flatten(0, 1), tokens[:, 1:].flatten(), reduction="none")
+        logits, targets = self.target_logits(model, batch), batch.get("targets", tokens[:, 1:])
+        losses = F.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="none")
         return losses.view(len(tokens), -1).sum(dim=1)
 
     def row_counts(self, batch: Batch) -> Tensor:

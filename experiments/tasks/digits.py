@@ -15,7 +15,7 @@ from experiments.models.digit_transformer import LABELS, DigitRecipe, DigitTrans
 from experiments.models.model_card import ModelCard
 from experiments.models.weights import Report, load_shipped, silent
 from experiments.tasks.built_in_base import BuiltInBaseConfig
-from experiments.tasks.task import Batch, Split, Task, TaskConfig
+from experiments.tasks.task import Batch, Split, Task, TaskConfig, permuted
 from lora_variants.interface.config import MOST, Seed
 from lora_variants.interface.rng import stream
 
@@ -35,6 +35,7 @@ class Digits(Task):
     config_class: ClassVar[type[TaskConfig]] = DigitsConfig
     score_name = "accuracy"
     higher_is_better: ClassVar[bool] = True
+    false_labels: ClassVar[tuple[str, ...]] = ("shuffled",)
     head_modules: tuple[str, ...] = ("head",)
     config: DigitsConfig
 
@@ -93,7 +94,13 @@ class Digits(Task):
 
     def training_batches(self, seed: int, batch_size: int) -> Iterator[Batch]:
         """Every image once an epoch, in a new order each; a step may span two epochs."""
+        yield from self._batches(*self.splits["train"], seed, batch_size)
+
+    def shuffled_batches(self, seed: int, batch_size: int) -> Iterator[Batch]:
         images, labels = self.splits["train"]
+        yield from self._batches(images, permuted(labels, seed), seed, batch_size)
+
+    def _batches(self, images: Tensor, labels: Tensor, seed: int, batch_size: int) -> Iterator[Batch]:
         generator, order = stream(seed, "data"), torch.empty(0, dtype=torch.long)
         while True:
             while len(order) < batch_size:

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from functools import cached_property
 from typing import Any, ClassVar, Literal, Self
 
@@ -21,7 +22,7 @@ from experiments.data.tokens import Tokens
 from experiments.models.architecture import one_trial_reason
 from experiments.models.model_card import ModelCard
 from experiments.models.weights import Report, silent
-from experiments.tasks.task import DIVERGED, Batch, Split, Task, TaskConfig
+from experiments.tasks.task import DIVERGED, Batch, Split, Task, TaskConfig, permuted
 from experiments.tasks.text_config import TextDataConfig, location
 from experiments.tasks.text_model import TextModel, counting
 from lora_variants.interface.config import MOST
@@ -87,6 +88,7 @@ class LanguageModeling(Task):
     steps_alike: ClassVar[bool] = False  # the length of the rows is that of the step
     score_name = "perplexity"
     higher_is_better: ClassVar[bool] = False
+    false_labels: ClassVar[tuple[str, ...]] = ("shuffled", "base_model")
     config: LanguageModelingConfig
 
     def __init__(self, config: LanguageModelingConfig, model_config: Any = None) -> None:
@@ -220,6 +222,26 @@ class LanguageModeling(Task):
         ):
             yield self._batch("train", used[places], longest)
 
+    def shuffled_batches(self, seed: int, batch_size: int) -> Iterator[Batch]:
+        """The tokens that are predicted, permuted over all rows."""
+        tokens, used = self.tokens("train"), self.rows_of("train")
+        flat = tokens.flat.clone()
+        flat[tokens.marked] = permuted(tokens.flat[tokens.marked], seed)
+        others = replace(tokens, flat=flat)
+        for places, longest in training_order(tokens.lengths[used], batch_size, seed, spare=self.base.spare):
+            batch = self._batch("train", used[places], longest)
+            targets = others.padded(used[places], batch["input_ids"].shape[1], self.base.pad)["input_ids"]
+            yield batch | {"targets": targets[:, 1:]}
+
+    def targets_shape(self, batch: Batch) -> tuple[int, ...]:
+        rows, length = batch["input_ids"].shape
+        return rows, length - 1
+
+    def target_logits(self, model: nn.Module, batch: Batch) -> Tensor:
+        seen = batch["attention_mask"][:, 1:]  # a row's last token predicts none, so it counts as padding
+        found: Tensor = model(input_ids=batch["input_ids"][:, :-1], attention_mask=seen).logits.float()
+        return found
+
     def evaluation_batches(self, split: Split) -> Iterator[Batch]:
         used = self.rows_of(split)
         rows = max(1, 8192 // self.config.context)  # about as many tokens in any context
@@ -230,10 +252,9 @@ class LanguageModeling(Task):
         return self.tokens(split).padded(places, padded_length(longest - 1) + 1, self.base.pad)
 
     def row_losses(self, model: nn.Module, batch: Batch) -> Tensor:
-        ids, scored = batch["input_ids"], batch["marked"][:, 1:]
-        seen = batch["attention_mask"][:, 1:]  # a row's last token predicts none, so it counts as padding
-        logits = model(input_ids=ids[:, :-1], attention_mask=seen).logits.float()
-        losses = F.cross_entropy(logits.flatten(0, 1), ids[:, 1:].flatten(), reduction="none")
+        scored, targets = batch["marked"][:, 1:], batch.get("targets", batch["input_ids"][:, 1:])
+        logits = self.target_logits(model, batch)
+        losses = F.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="none")
         return (losses.view(scored.shape) * scored).sum(dim=1)
 
     def row_counts(self, batch: Batch) -> Tensor:

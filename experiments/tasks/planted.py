@@ -100,6 +100,7 @@ class Planted(Task):
 
     score_name = "squared_error"
     higher_is_better: ClassVar[bool] = False
+    false_labels: ClassVar[tuple[str, ...]] = ("shuffled",)
     config_class: ClassVar[type[TaskConfig]] = PlantedConfig
     config: PlantedConfig
 
@@ -149,6 +150,12 @@ class Planted(Task):
             batch = self._batch(batch_size, generator)
             noise = torch.randn(batch["y"].shape, generator=generator)
             yield batch | {"y": batch["y"] + self.config.noise * noise}
+
+    def shuffled_batches(self, seed: int, batch_size: int) -> Iterator[Batch]:
+        """Rows are drawn afresh at every step, so each has the target of another row of its step."""
+        generator = stream(seed, "labels")
+        for batch in self.training_batches(seed, batch_size):
+            yield batch | {"y": batch["y"][torch.randperm(batch_size, generator=generator)]}
 
     def evaluation_batches(self, split: Split) -> Iterator[Batch]:
         yield self._batch(self.config.evaluation_rows, stream(self.config.problem_seed, split))

@@ -5,6 +5,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from typing import Any, ClassVar, Literal
 
+import torch
 from jaxtyping import Float
 from pydantic import BaseModel, ConfigDict
 from torch import Tensor, nn
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 from experiments.models.model_card import ModelCard
 from experiments.models.model_config import ModelConfig
 from experiments.models.weights import Report, silent
+from lora_variants.interface.rng import stream
 from lora_variants.interface.variant import Variant
 
 Split = Literal["validation", "test", "forgetting"]
@@ -20,6 +22,11 @@ Batch = dict[str, Tensor]
 # Times the cross-entropy of a predictor that ignores its input. At up to 100 times the shipped learning rates no run of
 # 12 or 60 steps came beyond that predictor's on `bytes`, nor beyond 1.3 times it on `stories`, whatever the variant.
 DIVERGED = 10.0
+
+
+def permuted(targets: Tensor, seed: int) -> Tensor:
+    """The targets of a training split in another order, that of a run's seed."""
+    return targets[torch.randperm(len(targets), generator=stream(seed, "labels"))]
 
 
 class TaskConfig(BaseModel):
@@ -38,6 +45,7 @@ class Task(ABC):
     higher_is_better: ClassVar[bool]
     head_modules: tuple[str, ...] = ()
     needs_model: ClassVar[bool] = False  # whether the base is the user's choice, the section `model`
+    false_labels: ClassVar[tuple[str, ...]] = ()  # of `training.labels` what it can train on beside its own
     steps_alike: ClassVar[bool] = True  # whether batches of different steps have the same shape
 
     config_class: ClassVar[type[TaskConfig]]
@@ -101,6 +109,18 @@ class Task(ABC):
     @abstractmethod
     def training_batches(self, seed: int, batch_size: int) -> Iterator[Batch]:
         """Batches without end, in an order that depends on the seed alone."""
+
+    def shuffled_batches(self, seed: int, batch_size: int) -> Iterator[Batch]:
+        """`training_batches` with the targets of other training rows, permuted by the seed."""
+        raise NotImplementedError
+
+    def targets_shape(self, batch: Batch) -> tuple[int, ...]:
+        """(rows, tokens) of the targets of a language model's batch."""
+        raise NotImplementedError
+
+    def target_logits(self, model: nn.Module, batch: Batch) -> Float[Tensor, "rows tokens classes"]:
+        """What a language model predicts, in the place of each target."""
+        raise NotImplementedError
 
     @abstractmethod
     def evaluation_batches(self, split: Split) -> Iterator[Batch]:

@@ -33,7 +33,7 @@ from experiments.tasks.metrics import (
     score,
     spearman,
 )
-from experiments.tasks.task import Batch, Split, Task, TaskConfig
+from experiments.tasks.task import Batch, Split, Task, TaskConfig, permuted
 from experiments.tasks.text_config import TextDataConfig, location
 from experiments.tasks.text_model import TextModel, counting
 
@@ -96,6 +96,7 @@ class TextClassification(Task):
     needs_model: ClassVar[bool] = True
     steps_alike: ClassVar[bool] = False  # the length of the rows is that of the step
     higher_is_better: ClassVar[bool] = True
+    false_labels: ClassVar[tuple[str, ...]] = ("shuffled",)
     config: TextClassificationConfig
 
     def __init__(self, config: TextClassificationConfig, model_config: Any = None) -> None:
@@ -206,6 +207,11 @@ class TextClassification(Task):
         """Rows of like length together, every row once an epoch; at each step all seeds have the same length."""
         for places, longest in training_order(self.tokens("train").lengths, batch_size, seed, spare=self.base.spare):
             yield self._batch("train", places, longest)
+
+    def shuffled_batches(self, seed: int, batch_size: int) -> Iterator[Batch]:
+        labels = permuted(self._targets["train"], seed)
+        for places, longest in training_order(self.tokens("train").lengths, batch_size, seed, spare=self.base.spare):
+            yield self._batch("train", places, longest) | {"labels": labels[places]}
 
     def evaluation_batches(self, split: Split) -> Iterator[Batch]:
         for places, longest in evaluation_order(self.tokens(split).lengths, EVALUATION_ROWS):

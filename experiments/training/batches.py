@@ -3,10 +3,11 @@
 from collections.abc import Iterator, Sequence
 
 import torch
-from torch import nn
 
 from experiments.tasks.task import Batch, Task
 from experiments.training.hyperparameters import SharedHyperparameters, TrialHyperparameters
+from experiments.training.labels import labelled_batches, with_targets
+from lora_variants.interface.variant import Variant
 
 
 def stack(batches: Sequence[Batch], device: torch.device) -> Batch:
@@ -21,9 +22,9 @@ def micro_batches(batches: Sequence[Batch], parts: int) -> Iterator[list[Batch]]
 
 
 def opening_batches(
-    task: Task, trials: Sequence[TrialHyperparameters], shared: SharedHyperparameters, model: nn.Module
+    task: Task, trials: Sequence[TrialHyperparameters], shared: SharedHyperparameters, variant: Variant
 ) -> Iterator[Batch]:
     """The batches that training starts with, read apart from it."""
-    device = next(model.parameters()).device
-    for batches in zip(*(task.training_batches(trial.seed, shared.batch_size) for trial in trials), strict=True):
-        yield stack(batches, device)
+    device = next(variant.model.parameters()).device
+    for batches in zip(*(labelled_batches(task, trial.seed, shared) for trial in trials), strict=True):
+        yield with_targets(variant, task, stack(batches, device))

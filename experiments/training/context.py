@@ -14,6 +14,7 @@ from experiments.record.starting_point import StartingPoint
 from experiments.tasks.registry import TASKS
 from experiments.tasks.task import Task
 from experiments.training.device import choose_device, refuse_precision
+from experiments.training.labels import refuse_labels
 from lora_variants import VARIANTS
 from lora_variants.interface.attach import attach
 from lora_variants.interface.pack import Pack
@@ -74,7 +75,10 @@ class TrainingContext:
 
     def plan(self, config: RunConfig, start: StartingPoint | None = None) -> tuple[Variant, list[str]]:
         """The variant on arbitrary weights, and warnings: what does not fit is known before anything is computed."""
+        refuse_labels(self.task, labels := config.training.labels)
         doubts = [] if start is None else start.compare_with_base(config)
+        if labels is not True:
+            doubts.append(f"training.labels={labels}: false labels, for a null; what is learned is of no other use")
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always", RankWarning)
             variant = attached(config, self.task, self.task.architecture(), start)

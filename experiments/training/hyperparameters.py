@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from experiments.config.schema import RunConfig
+from experiments.config.schema import Labels, RunConfig
 from experiments.config.seed import seed_parts
 
 
@@ -27,6 +27,7 @@ class SharedHyperparameters:
     gradient_accumulation_steps: int = 1
     evaluate_every: int = 0
     precision: str = "float32"
+    labels: Labels = True
 
 
 def trial_hyperparameters(config: RunConfig) -> TrialHyperparameters:
@@ -51,4 +52,5 @@ def shared_hyperparameters(config: RunConfig) -> SharedHyperparameters:
         gradient_accumulation_steps=training.gradient_accumulation_steps,
         evaluate_every=training.evaluate_every,
         precision=training.precision,
+        labels=training.labels,
     )

@@ -25,6 +25,7 @@ from experiments.training.hyperparameters import (
     trial_hyperparameters,
 )
 from experiments.training.interruption import Interrupted, Interruption
+from experiments.training.labels import labelled_batches, with_targets
 from experiments.training.optimizer import AdamW, schedule_factor
 from experiments.training.trial import Outcome, RunningTrial, TrialRun
 from lora_variants.interface.pack import Pack
@@ -103,7 +104,7 @@ class Training:
     ) -> None:
         self.variant, self.task, self.trials, self.shared = variant, task, tuple(trials), shared
         self.outcomes = [Outcome() for _ in trials]
-        variant.prepare(opening_batches(task, trials, shared, variant.model))
+        variant.prepare(opening_batches(task, trials, shared, variant))
         self.groups = variant.parameter_groups(_per_trial(trials, "learning_rate"), _per_trial(trials, "weight_decay"))
         self.optimizer = AdamW(self.groups, trials=len(trials))
         self.scaler = GradientScaler(self.groups, trials=len(trials)) if shared.precision == "float16" else None
@@ -134,7 +135,7 @@ class Training:
         pack, steps = self.variant.pack, list(self.variant.pack.steps)
         if not self._batches:
             self._batches = [
-                islice(self.task.training_batches(trial.seed, self.shared.batch_size), step, None)
+                islice(labelled_batches(self.task, trial.seed, self.shared), step, None)
                 for trial, step in zip(self.trials, steps, strict=True)
             ]
         batches = [next(batches) for batches in self._batches]
@@ -212,8 +213,9 @@ def compute_gradients(
     losses: Tensor = torch.zeros((), device=device)
     pack.rows = shared.batch_size // shared.gradient_accumulation_steps
     for pack.micro_step, part in enumerate(micro_batches(batches, shared.gradient_accumulation_steps)):
+        labelled = with_targets(variant, task, stack(part, device))
         with autocast(device, shared.precision):
-            rows = task.row_losses(model, stack(part, device))
+            rows = task.row_losses(model, labelled)
         sums = sums_by_trial(rows.to(torch.promote_types(rows.dtype, torch.float32)), pack.trials)
         means = sums / counts
         (means if scaler is None else scaler.scaled(means)).sum().backward()

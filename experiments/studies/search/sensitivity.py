@@ -10,6 +10,7 @@ from experiments.config.loading import resolve
 from experiments.config.schema import RunConfig
 from experiments.training.context import TrainingContext, attached_pack
 from experiments.training.hyperparameters import shared_hyperparameters
+from experiments.training.labels import labelled_batches
 from experiments.training.loop import compute_gradients
 
 
@@ -22,8 +23,9 @@ def gradient_spectra(context: TrainingContext, config: RunConfig, *, seed: int, 
     whole = resolve(tree)
     variant = attached_pack([whole], context.task, context.base)
     try:
-        for batch in islice(context.task.training_batches(seed, whole.training.batch_size), batches):
-            compute_gradients(variant, context.task, [batch], shared_hyperparameters(whole))
+        shared = shared_hyperparameters(whole)
+        for batch in islice(labelled_batches(context.task, seed, shared), batches):
+            compute_gradients(variant, context.task, [batch], shared)
         found = {name: layer.get_parameter("W").grad for name, layer in variant.layers.items()}
     finally:
         variant.detach()

@@ -14,6 +14,7 @@ from tiny_transformers import SHAPE, saved, tiny_config
 from torch import Tensor
 from transformers import MixtralConfig
 
+from experiments.config.schema import Labels
 from experiments.models.huggingface import ModelConfig
 from experiments.tasks.language_modeling import LanguageModeling, LanguageModelingConfig
 from experiments.tasks.task import Task
@@ -51,12 +52,14 @@ def classification(folder: Path, longest: int) -> Task:
     return TextClassification(config, ModelConfig(name=str(folder)))  # type: ignore[call-arg]
 
 
-def state(task: Task, seeds: tuple[int, ...]) -> list[dict[str, Tensor]]:
+def state(task: Task, seeds: tuple[int, ...], labels: Labels = True) -> list[dict[str, Tensor]]:
     """What each trial is after the steps."""
     model = task.base_model()
     heads, configs = task.head_names(model), [knobs("lora", rank=2)] * len(seeds)
     variant = attached("lora", model, targets=["all-linear"], heads=heads, configs=configs, seeds=seeds, rows=ROWS)
-    assert all(outcome.failure is None for outcome in trained(variant, steps=STEPS, task=task, rows=ROWS))
+    assert all(
+        outcome.failure is None for outcome in trained(variant, steps=STEPS, task=task, rows=ROWS, labels=labels)
+    )
     return [variant.trial_state(k) for k in range(len(seeds))]
 
 
@@ -93,6 +96,35 @@ def test_without_grouped_queries_rows_have_no_place_to_spare_and_trials_are_stil
     for k, found in enumerate(packed):
         (alone,) = state(task, (k,))
         assert [key for key in alone if not torch.equal(alone[key], found[key])] == []
+
+
+@pytest.mark.parametrize(
+    ("kind", "labels"),
+    [(classification, "shuffled"), (language_modeling, "shuffled"), (language_modeling, "base_model")],
+)
+def test_trials_on_false_labels_are_the_same_in_any_pack_and_others_than_on_true_ones(
+    tmp_path: Path, kind: Callable[..., Task], labels: Labels
+) -> None:
+    saved(tmp_path, "llama", CAUSAL if kind is language_modeling else BODY)
+    task = kind(tmp_path, 16)
+    packed, (true,) = state(task, (0, 1), labels), state(task, (0,))
+    for k, found in enumerate(packed):
+        (alone,) = state(task, (k,), labels)
+        assert [key for key in alone if not torch.equal(alone[key], found[key])] == []
+    assert any(not torch.equal(packed[0][key], true[key]) for key in true)
+
+
+def test_shuffled_tokens_are_those_of_the_split_at_other_places(tmp_path: Path) -> None:
+    saved(tmp_path, "llama", CAUSAL)
+    task = language_modeling(tmp_path, 16)
+    rows = len(task.tokens("train").lengths)  # type: ignore[attr-defined]
+    (true,), (false,) = (list(islice(of(0, rows), 1)) for of in (task.training_batches, task.shuffled_batches))
+    scored = true["marked"][:, 1:]
+    targets, right = false["targets"][scored], true["input_ids"][:, 1:][scored]
+    assert torch.equal(true["input_ids"], false["input_ids"])
+    assert not torch.equal(targets, right)
+    counts = targets.bincount(minlength=200) - right.bincount(minlength=200)
+    assert counts.abs().sum() <= 2 * rows  # a row's first token is never predicted, and is permuted with the others
 
 
 # What must train alone

@@ -38,9 +38,7 @@ def drawn(config: RunConfig) -> dict[str, list[Tensor]]:
     context = TrainingContext(config)
     context.load()
     variant = context.attached([config], [None])
-    batches = opening_batches(
-        context.task, [trial_hyperparameters(config)], shared_hyperparameters(config), variant.model
-    )
+    batches = opening_batches(context.task, [trial_hyperparameters(config)], shared_hyperparameters(config), variant)
     first = [batch[key] for batch in islice(batches, 2) for key in sorted(batch)]
     masks = [layer.dropout_mask(torch.ones(1, 8, layer.base.d_in)) for layer in variant.layers.values()]
     state = [variant.trial_state(0)[key] for key in sorted(variant.trial_state(0))]
