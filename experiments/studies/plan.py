@@ -110,7 +110,8 @@ def _legend(study: Study) -> str:
     more = "more: where best rates are at an end"
     if study.protocol.tuning.shared:
         return f"trials of tuning and evaluation; {more}"
-    return f"trials of tuning; reads: of the test split, at most; {more}"
+    taken = "; taken: at the rates of another arm" if any(arm.rate_of is not None for arm in study.arms) else ""
+    return f"trials of tuning; reads: of the test split, at most; {more}{taken}"
 
 
 def _show_costs(study: Study, packing: Packing, view: StudyView) -> None:
@@ -135,6 +136,8 @@ def _count(study: Study, arm: Arm) -> Count:
     trained = len(planned) - evaluation - reads
     if study.config.search is not None:
         return Count(0, trained, trained, evaluation, reads, 0, extended_for_sure=False)
+    if arm.rate_of is not None:
+        return Count(0, 0, 0, evaluation, 0, 0, extended_for_sure=False)
     runs = math.ceil(sum(trial.part for trial in planned if trial.stage in ("rung", "tuning")) - 1e-9)
     tuning, points = study.protocol.tuning, points_of(arm, study.protocol.tuning.points)
     seeds = len(tuning.own_seeds if tuning.shared else study.protocol.evaluation.seeds)
@@ -154,6 +157,9 @@ def _row(study: Study, arm: Arm, packing: Packing | None) -> dict[str, str]:
         row["parameters"] = f"{trainable:,}" if trainable else "trains nothing"
     if study.protocol.tuning.points.knobs:
         row["beside rate"] = _tunes(study, arm)
+    if arm.rate_of is not None:
+        chooser = next(other.label for other in study.arms if other.config_hash == arm.rate_of)
+        return row | {"rate": f"of {chooser}", "taken": str(count.evaluation)}
     row |= {"points": str(count.points), "tuning": str(count.tuning)}
     if study.protocol.tuning.shared:
         row["evaluation"] = str(count.evaluation)

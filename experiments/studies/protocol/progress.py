@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from experiments.studies.protocol.protocol import progress_of
+from experiments.studies.protocol.protocol import borrowing, progress_of
 from experiments.studies.protocol.search_stage import Proposal
 from experiments.studies.protocol.trials import ArmProgress, PlannedTrial, TrialResult
 from experiments.studies.queue.entries import ENDED, Entry, NewTrial
@@ -38,8 +38,8 @@ def progress_of_arms(
     study: Study, results: Mapping[str, TrialResult], proposals: Mapping[str, Proposal]
 ) -> tuple[ArmProgress, ...]:
     """What every arm wants, given results and proposed points by trial key."""
-    return tuple(
-        progress_of(
+    found = {
+        arm.config_hash: progress_of(
             arm,
             study.protocol,
             results,
@@ -48,7 +48,12 @@ def progress_of_arms(
             proposals=proposals,
         )
         for arm in study.arms
-    )
+        if arm.rate_of is None
+    }
+    for arm in study.arms:
+        if arm.rate_of is not None:
+            found[arm.config_hash] = borrowing(arm, study.protocol, found[arm.rate_of].tuning, results)
+    return tuple(found[arm.config_hash] for arm in study.arms)
 
 
 def snapshot(study: Study, queue: TrialQueue) -> StudyState:

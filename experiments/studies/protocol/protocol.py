@@ -13,7 +13,7 @@ results never make a trial unwanted; a result that is taken back (a failure that
 
 import math
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from types import MappingProxyType
 
@@ -66,6 +66,27 @@ def progress_of(
     return ArmProgress(arm, wanted, tuning, complete)
 
 
+def borrowing(arm: Arm, protocol: ProtocolConfig, tuning: Tuning, results: Mapping[str, TrialResult]) -> ArmProgress:
+    """What an arm wants that trains, seed by seed, at what the tuning of another arm chose."""
+    replications = tuple(
+        replace(each, trials=(), multiplier=None, added=(), side=None, knobs=arm.at(each.values))
+        for each in tuning.replications
+    )
+    taken = replace(tuning, replications=replications, best_point=None)
+    wanted = _once([*_at_taken_rates(arm, taken), *_at_fixed_rates(arm, protocol, taken)])
+    complete = taken.state != "open" and all(trial.key in results for trial in wanted)
+    return ArmProgress(arm, wanted, taken, complete)
+
+
+def _at_taken_rates(arm: Arm, tuning: Tuning) -> Iterator[PlannedTrial]:
+    for each in tuning.replications:
+        if each.chosen is not None and tuning.state != "open":
+            at = "-".join([f"lr{each.chosen:.6g}", *(f"{name}{value:.6g}" for name, value in each.values.items())])
+            for seed in each.seeds:
+                key = f"{arm.config_hash}-evaluation-{at}-s{seed}"
+                yield PlannedTrial(key, arm, "evaluation", (TUNED,), seed, each.chosen, None, each.knobs)
+
+
 def tuning_of(
     arm: Arm, protocol: ProtocolConfig, results: Mapping[str, TrialResult], *, higher_is_better: bool
 ) -> Tuning:
@@ -104,6 +125,9 @@ def together(replications: Sequence[Replication]) -> Tuning:
 
 def plan_ahead(arm: Arm, protocol: ProtocolConfig, search: SearchConfig | None = None) -> tuple[PlannedTrial, ...]:
     """The trials to expect of an arm whose grid is not extended; those at a point yet to be chosen have no rate."""
+    if arm.rate_of is not None:
+        taken = [_to_be_chosen(arm, "evaluation", seed) for seed in protocol.evaluation.seeds]
+        return (*_at_fixed_rates(arm, protocol, Tuning("open", (), "")), *taken)
     if search is not None:
         return tuple(
             trial for repeat in range(search.repeats) for trial in _search_ahead(arm, protocol, search, repeat)
@@ -160,9 +184,14 @@ def _added(replications: Sequence[Replication]) -> list[Point]:
 
 
 def _evaluation(arm: Arm, protocol: ProtocolConfig, tuning: Tuning) -> tuple[PlannedTrial, ...]:
-    """The trials at the fixed rates and at what was chosen; one that is several of them is evaluated once."""
+    """The trials at the fixed rates and at what was chosen."""
+    return _once([*_at_choices(arm, protocol, tuning), *_at_fixed_rates(arm, protocol, tuning)])
+
+
+def _once(trials: Iterable[PlannedTrial]) -> tuple[PlannedTrial, ...]:
+    """One that counts for several settings is evaluated once."""
     found: dict[str, PlannedTrial] = {}
-    for trial in (*_at_choices(arm, protocol, tuning), *_at_fixed_rates(arm, protocol, tuning)):
+    for trial in trials:
         before = found.get(trial.key)
         found[trial.key] = trial if before is None else replace(before, settings=(*before.settings, *trial.settings))
     return tuple(found.values())
@@ -188,7 +217,8 @@ def _evaluated(arm: Arm, protocol: ProtocolConfig, setting: str, point: Point, s
 def _at_fixed_rates(arm: Arm, protocol: ProtocolConfig, tuning: Tuning) -> Iterator[PlannedTrial]:
     """One that is a point of the grid is read of the run that tuning trains, once tuning has said what else it is."""
     replicated = not protocol.tuning.shared
-    points = {point.rate(arm): point for point in points_of(arm, protocol.tuning.points) if not point.values}
+    grid = points_of(arm, protocol.tuning.points) if arm.rate_of is None else ()
+    points = {point.rate(arm): point for point in grid if not point.values}
     for rate in map(rounded, protocol.fixed_learning_rates):
         for seed in protocol.evaluation.seeds:
             if replicated and rate in points:

@@ -21,6 +21,7 @@ class Arm:
     search: Mapping[str, Any] = field(default_factory=dict, compare=False)  # of `ARM_KEYS`, where there is a search
     source: "Arm | None" = field(default=None, compare=False)  # whose runs its ranks are taken from
     notes: tuple[str, ...] = field(default=(), compare=False)  # on the knobs of the run configuration's variant
+    rate_of: str | None = field(default=None, compare=False)  # config hash of the arm by whose choice it trains
     seed_offset: int = field(default=0, compare=False)  # its trials train with the protocol's seed plus this one
 
     @property

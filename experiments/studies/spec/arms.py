@@ -16,6 +16,7 @@ from experiments.config.schema import RunConfig
 from experiments.config.shown import shown
 from experiments.config.variant_change import carry_over, choose_variant
 from experiments.studies.spec.arm import Arm, describe, labelled
+from experiments.studies.spec.borrowed_rates import RATE_OF, with_rates
 from experiments.studies.spec.search_config import ARM_KEYS, rank_learner, search_errors
 from experiments.studies.spec.study_config import MOST_ARMS
 from lora_variants import VARIANTS
@@ -81,7 +82,7 @@ def expand(
                     broken[message].append(words)
     errors += [_of_points(message, points) for message, points in broken.items()]
     found, points = _collapsed(resolved, errors)
-    arms = labelled(found)
+    arms = with_rates(labelled(found), errors)
     labels = [arm.label for arm in arms]
     errors += [f"arms: two arms have the label {label!r}" for label in dict.fromkeys(labels) if labels.count(label) > 1]
     collapsed = {arm.label: tuple(points[arm.config_hash]) for arm in arms if len(points[arm.config_hash]) > 1}
@@ -158,7 +159,7 @@ def _arm(point: Mapping[str, Any], defaults: _StudyDefaults, variants: set[str])
     replaced = {} if variant is None else choose_variant(tree, variant)
     name = tree["variant"].get("name") if isinstance(tree.get("variant"), Mapping) else None
     common = {k: v for k, v in defaults.common.items() if k != "variant" and _applies(k, name, defaults.variants)}
-    apart = {"label", "variant", SEED_OFFSET, *ARM_KEYS}
+    apart = {"label", "variant", SEED_OFFSET, RATE_OF, *ARM_KEYS}
     own = {k: v for k, v in point.items() if k not in apart and _applies(k, name, variants)}
     given = {k: v for k, v in point.items() if k in ARM_KEYS}
     errors += search_errors(given, searched=defaults.search is not None)
@@ -173,11 +174,15 @@ def _arm(point: Mapping[str, Any], defaults: _StudyDefaults, variants: set[str])
     rank = getattr(config.variant, "rank", None)
     keys = {"variant": config.variant.name} | ({} if rank is None or search else {"rank": rank})
     keys |= {_canonical(tree, key): value for key, value in own.items()} | given
-    keys |= {key: value for key, value in point.items() if key == SEED_OFFSET}
+    keys |= {key: value for key, value in point.items() if key in (SEED_OFFSET, RATE_OF)}
+    if RATE_OF in point and defaults.search is not None:
+        raise ConfigError([f"{RATE_OF}: a study with a search has none; leave it out"])
+    borrowed = {RATE_OF: point[RATE_OF]} if RATE_OF in point else {}
     offset = {SEED_OFFSET: seed_offset} if seed_offset else {}
     source = _source(tree, search, learner, offset) if (learner := rank_learner(search)) else None
-    config_hash = _config_hash(config, tree, own, {**search, **offset})
-    return Arm(point.get("label", ""), config_hash, keys, config, search, source, tuple(notes), seed_offset)
+    config_hash = _config_hash(config, tree, own, {**search, **offset, **borrowed})
+    named = point.get("label", ""), config_hash, keys, config
+    return Arm(*named, search, source, tuple(notes), seed_offset=seed_offset)
 
 
 def _source(tree: Mapping[str, Any], search: Mapping[str, Any], learner: str, offset: Mapping[str, int]) -> Arm:

@@ -14,11 +14,17 @@ def comparisons(arms: Sequence[Arm], reference: Mapping[str, Any]) -> list[tuple
     """(arm, reference arm) of one family, in the order of the arms.
 
     An arm that `reference` does not select is compared with every one that it selects and that agrees with it on all
-    keys that both have, apart from those that `reference` names; with a reference by label in any case.
+    keys that both have, apart from those that `reference` names; with a reference by label in any case. What trained
+    on false labels is no method, and is compared with nothing that trained on true ones.
     """
     chosen = [arm for arm in arms if is_reference(arm, reference)]
     others = [arm for arm in arms if not is_reference(arm, reference)]
-    return [(arm, to) for arm in others for to in chosen if "label" in reference or _agree(arm, to, apart=reference)]
+    return [
+        (arm, to)
+        for arm in others
+        for to in chosen
+        if _labels(arm) == _labels(to) and ("label" in reference or _agree(arm, to, apart=reference))
+    ]
 
 
 def train_alike(arm: Arm, other: Arm, points: Sequence[Mapping[str, float]], *, at_own_rates: bool) -> bool:
@@ -67,11 +73,16 @@ def comparison_warnings(arms: Sequence[Arm], reference: Mapping[str, Any]) -> li
     if not others:
         return [f"nothing is compared: every arm has {describe(reference)}"]
     compared = {arm.config_hash for arm, _ in comparisons(arms, reference)}
+    all_false = all(_labels(arm) is not True for arm in arms)  # else these are the nulls of others
     return [
         f"{arm.label} is compared with nothing: no reference ({describe(reference)}) agrees with it on its other keys"
         for arm in others
-        if arm.config_hash not in compared
+        if arm.config_hash not in compared and (_labels(arm) is True or all_false)
     ]
+
+
+def _labels(arm: Arm) -> object:
+    return arm.config.training.labels
 
 
 def _value(arm: Arm, key: str) -> Any:

@@ -194,6 +194,12 @@ def _warnings(config: StudyConfig, arms: Sequence[Arm]) -> list[str]:
     seeds = len(protocol.evaluation.seeds)
     if seeds < SEEDS_FOR_VERDICTS:
         found.append(f"a verdict needs {SEEDS_FOR_VERDICTS} seeds; protocol.evaluation.seeds has {seeds}")
+    tuned_nulls = [arm.label for arm in arms if arm.config.training.labels is not True and arm.rate_of is None]
+    if tuned_nulls and len(tuned_nulls) < len(arms):
+        found.append(
+            f"{', '.join(tuned_nulls)}: tuned on false labels an arm finds the rate that does the least harm; as a "
+            "null of another arm it takes that one's rates: rate_of: {variant: full}"
+        )
     if overlapping := sharing_draws(arms, config.seeds):
         found.append(f"{overlapping} train with some of the same seeds: take seed_offsets further apart than the seeds")
     if search is not None and 1 < search.repeats < SEEDS_FOR_VERDICTS:

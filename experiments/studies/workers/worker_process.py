@@ -64,14 +64,14 @@ class PlainStudy:
 def _plain(arm: Arm) -> dict[str, Any]:
     tree = {"label": arm.label, "config_hash": arm.config_hash, "keys": dict(arm.keys), "tree": arm.config.tree()}
     source = None if arm.source is None else _plain(arm.source)
-    return tree | {"search": dict(arm.search), "source": source, "seed_offset": arm.seed_offset}
+    return tree | {"search": dict(arm.search), "source": source, "seed_offset": arm.seed_offset, "rate_of": arm.rate_of}
 
 
 def _arm(plain: dict[str, Any]) -> Arm:
     source = None if plain["source"] is None else _arm(plain["source"])
     config = resolve(plain["tree"])
     named = plain["label"], plain["config_hash"], plain["keys"]
-    return Arm(*named, config, plain["search"], source, seed_offset=plain["seed_offset"])
+    return Arm(*named, config, plain["search"], source, rate_of=plain["rate_of"], seed_offset=plain["seed_offset"])
 
 
 def open_queue(
