@@ -44,6 +44,7 @@ def summary_of(
             },
         },
         "comparisons": _families(study, judged),
+        **({} if study.config.hypothesis is None else {"hypothesis": _hypothesis(study)}),
         "excluded": [
             {"setting": each.setting, "arm": each.arm.label, "reason": each.excluded}
             for each in evaluated
@@ -51,6 +52,22 @@ def summary_of(
         ],
         "one_arm": {label: list(points) for label, points in study.collapsed.items()},
         "warnings": list(study.warnings),
+    }
+
+
+def _hypothesis(study: Study) -> dict[str, Any]:
+    """What `analysis/hypothesis.py` tests of these runs: the section of the study's file, and its arms by label."""
+    asked, roles = study.config.hypothesis, study.roles()
+    assert asked is not None
+    assert roles is not None  # load_study refuses a section that names none
+    return asked.model_dump(mode="json") | {
+        "score": asked.score or study.score_name,
+        "arms": {
+            "full": roles.full.label,
+            "capacity": {arm.label: arm.keys["rank"] for arm in roles.capacity},
+            "floor": None if roles.floor is None else roles.floor.label,
+            "null": [arm.label for arm in roles.nulls],
+        },
     }
 
 

@@ -25,6 +25,10 @@ from experiments.user_cache import NotHereError
 TOKEN = ".token"
 FROZEN = "frozen-"
 NAMED = 3  # arms of one error
+NO_FLOOR = (
+    "hypothesis.floor: base is W0 with a head that nobody trained; add the arm that trains the head alone, "
+    "{variant: head}, and name it: floor: {variant: head}"
+)
 
 
 @dataclass(frozen=True)
@@ -79,9 +83,10 @@ def warnings_of_arms(study: Study, context: TrainingContext) -> list[str]:
     """
     errors: dict[str, list[str]] = {}
     warnings: dict[str, list[str]] = {}
+    asked = study.config.hypothesis
     for arm in study.arms:
         try:
-            _, of_arm = context.plan(arm.config, read_start(arm.config.start))
+            variant, of_arm = context.plan(arm.config, read_start(arm.config.start))
         except NotHereError:
             raise
         except (ValueError, OSError) as error:
@@ -89,6 +94,8 @@ def warnings_of_arms(study: Study, context: TrainingContext) -> list[str]:
         else:
             for warning in of_arm:
                 warnings.setdefault(str(warning), []).append(arm.label)
+            if variant.heads and asked is not None and asked.floor == "base":
+                errors.setdefault(NO_FLOOR, []).append(arm.label)
     if errors:
         raise ConfigError([f"{_named(arms)}: {message}" for message, arms in errors.items()])
     return [f"{_named(arms)}: {warning}" for warning, arms in warnings.items()]

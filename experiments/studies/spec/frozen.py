@@ -6,6 +6,8 @@ from typing import Any
 from experiments.studies.spec.comparisons import is_reference
 from experiments.studies.spec.study import Study
 
+HYPOTHESIS = "hypothesis"
+
 
 def frozen(study: Study) -> dict[str, Any]:
     """What may not change once an evaluation has been seen, as plain values.
@@ -22,16 +24,24 @@ def frozen(study: Study) -> dict[str, Any]:
         arm.config_hash: {"label": arm.label, "centre": arm.centre, "reference": is_reference(arm, reference)}
         for arm in study.arms
     }
-    return {"score": score, "protocol": protocol, **search, "arms": arms}
+    asked = study.config.hypothesis
+    hypothesis = {} if asked is None else {HYPOTHESIS: asked.model_dump(mode="json")}
+    return {"score": score, "protocol": protocol, **search, **hypothesis, "arms": arms}
 
 
 def changes(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[str]:
     """In words, what of `before` is other in `after` (both of `frozen`); empty where only arms or rates came."""
-    settled = [key for key in before if key != "arms"]
+    settled = [key for key in before if key not in ("arms", HYPOTHESIS)]
     found = [
         f"{key}: was {_describe(old)}, is {_describe(new)}"
         for section in settled
         for key, old, new in _differences(before[section], after.get(section, {}), section)
+    ]
+    was, now_is = before.get(HYPOTHESIS, {}), after.get(HYPOTHESIS, {})
+    found += [
+        f"{HYPOTHESIS}.{key}: was {_describe(was.get(key))}, is {_describe(now_is.get(key))}"
+        for key in was | now_is
+        if was.get(key) != now_is.get(key) or (key in was) != (key in now_is)
     ]
     same_reference = before["protocol"].get("reference") == after["protocol"].get("reference")
     for config_hash, arm in before["arms"].items():
@@ -41,8 +51,10 @@ def changes(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[str]:
         elif now["centre"] != arm["centre"]:
             found.append(f"arm {arm['label']!r}: its learning rates were around {arm['centre']}, are {now['centre']}")
         elif same_reference and now["reference"] != arm.get("reference", now["reference"]):
-            was, now_is = ("a reference", "none") if arm["reference"] else ("no reference", "one")
-            found.append(f"arm {arm['label']!r} ({config_hash}) was {was}, and is {now_is} under the labels of now")
+            words = ("a reference", "none") if arm["reference"] else ("no reference", "one")
+            found.append(
+                f"arm {arm['label']!r} ({config_hash}) was {words[0]}, and is {words[1]} under the labels of now"
+            )
     return found
 
 

@@ -18,6 +18,7 @@ from experiments.studies.spec.comparisons import (
     reference_errors,
     train_alike,
 )
+from experiments.studies.spec.hypothesis_roles import Roles, roles_of
 from experiments.studies.spec.search_config import SearchConfig
 from experiments.studies.spec.seed_offsets import seed_offset_errors, sharing_draws
 from experiments.studies.spec.study_config import MOST_TRIALS, ProtocolConfig, StudyConfig, combinations
@@ -61,6 +62,10 @@ class Study:
         points = combinations(self.protocol.tuning.points.knobs) if tuned else [{}]
         return [pair for pair in self._pairs() if train_alike(*pair, points, at_own_rates=tuned)]
 
+    def roles(self) -> Roles | None:
+        """What its arms are to the low-rank test; None where the file says nothing of it."""
+        return None if self.config.hypothesis is None else roles_of(self.config.hypothesis, self.arms, [])
+
     def _pairs(self) -> list[tuple[Arm, Arm]]:
         return comparisons(self.arms, self.protocol.reference)
 
@@ -93,6 +98,8 @@ def load_study(path: Path, overrides: Sequence[str] = ()) -> Study:
         errors += reference_errors(expansion.arms, reference)
     if config is not None:
         errors += _tuned_twice(config, expansion.arms)
+        if config.hypothesis is not None and not expansion.errors:
+            roles_of(config.hypothesis, expansion.arms, errors)
         errors += seed_offset_errors(expansion.arms, config.seeds)
     if config is not None and (trials := len(expansion.arms) * _most_trials(config)) > MOST_TRIALS:
         errors.append(

@@ -10,6 +10,7 @@ from pydantic import AfterValidator, Field, field_validator, model_validator
 
 from experiments.config.schema import Rate, Section
 from experiments.config.shown import shown
+from experiments.studies.spec.hypothesis_config import HypothesisConfig
 from experiments.studies.spec.search_config import SearchConfig
 from lora_variants.interface.config import Seed as RunSeed
 
@@ -196,6 +197,9 @@ class StudyConfig(Section):
         None, description="stage 1 as a search of ranks under a budget: every arm names an `allocation`"
     )
     protocol: ProtocolConfig
+    hypothesis: HypothesisConfig | None = Field(
+        None, description="which arms test the low-rank hypothesis, and by what; null: none do"
+    )
 
     @property
     def seeds(self) -> frozenset[int]:

@@ -1,0 +1,152 @@
+"""The runs of a study that test the low-rank hypothesis, by what they are to it; what is missing is refused by name."""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from jaxtyping import Float
+
+from experiments.config.loading import resolve
+from experiments.config.schema import RunConfig
+from experiments.record.run_dir import RunDirectory
+from experiments.studies.protocol.trials import TUNED
+
+SETTINGS_APART = ", "  # of the column `settings`
+Runs = Mapping[int, Path]  # seed -> run directory
+
+
+class HypothesisError(ValueError):
+    """A study that cannot be tested as it is, with what is missing and the way out."""
+
+
+@dataclass(frozen=True)
+class StudyRuns:
+    """A finished study by the roles of its arms; every arm has a run at each seed."""
+
+    name: str
+    folder: Path
+    hypothesis: Mapping[str, Any]  # the section of the study's file, with the arms by label
+    frozen_sha256: str
+    base_sha256: str
+    higher_is_better: bool
+    seeds: tuple[int, ...]
+    full: Runs
+    capacity: Mapping[int, Runs]  # rank -> runs
+    floor: Runs | None  # None: W0 itself
+    nulls: Mapping[str, Runs]  # label of an arm on false labels -> runs
+    not_tuned: Mapping[str, str]  # label of an arm -> why
+
+    @property
+    def score(self) -> str:
+        return str(self.hypothesis["score"])
+
+    @property
+    def runs_dir(self) -> Path:
+        return self.folder.parent
+
+    def config(self) -> RunConfig:
+        """That of a run of full fine-tuning."""
+        return resolve(RunDirectory(self.full[self.seeds[0]]).config_tree())
+
+    def scores(self, runs: Runs) -> Float[np.ndarray, " seeds"]:
+        """Of the test split, in the order of the seeds. Raises: HypothesisError for a score that runs do not have."""
+        found = [RunDirectory(runs[seed]).result()["test"] for seed in self.seeds]
+        if self.score not in found[0]:
+            raise HypothesisError(
+                f"hypothesis.score: {self.score!r} is no score of {self.name}; it has {', '.join(found[0])}"
+            )
+        return np.array([test[self.score] for test in found], dtype=np.float64)
+
+
+def read_study(folder: Path) -> StudyRuns:
+    """The study in a folder that `study.py` left. Raises: HypothesisError, RecordError for a damaged run."""
+    summary = _summary(folder)
+    asked = summary["hypothesis"]
+    table = pd.read_parquet(folder / "study.parquet")
+    seeds = tuple(int(seed) for seed in summary["evaluation"]["seeds"])
+    if len(seeds) < 2:
+        raise HypothesisError(f"{folder}: one seed has no spread; a test needs two seeds, and a word needs five")
+    arms = asked["arms"]
+    runs = {label: _runs_of(label, table, folder, seeds) for label in _labels(arms)}
+    lower = asked["score"] == "loss"
+    return StudyRuns(
+        name=summary["study"],
+        folder=folder,
+        hypothesis=asked,
+        frozen_sha256=summary["frozen_sha256"],
+        base_sha256=_one_base([path for of_arm in runs.values() for path in of_arm.values()]),
+        higher_is_better=False if lower else bool(summary["score"]["higher_is_better"]),
+        seeds=seeds,
+        full=runs[arms["full"]],
+        capacity={rank: runs[label] for label, rank in sorted(arms["capacity"].items(), key=lambda each: each[1])},
+        floor=None if arms["floor"] is None else runs[arms["floor"]],
+        nulls={label: runs[label] for label in arms["null"]},
+        not_tuned={
+            arm["arm"]: arm["reason"]
+            for arm in summary["tuning"]["arms"]
+            if arm["state"] == "not tuned" and arm["arm"] in (arms["full"], arms["floor"], *arms["capacity"])
+        },
+    )
+
+
+def _summary(folder: Path) -> dict[str, Any]:
+    path = folder / "summary.json"
+    if not path.is_file():
+        raise HypothesisError(
+            f"{folder} has no summary.json: give the folder of a study that study.py has finished, runs/<study>"
+        )
+    summary: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    if "hypothesis" not in summary:
+        raise HypothesisError(
+            f"{folder}: the study's file has no section `hypothesis`, which says what is tested before the test split "
+            "is read; add it to a study of another name"
+        )
+    if not summary["complete"]:
+        raise HypothesisError(f"{folder}: the study is not over; the same study.py command goes on with it")
+    return summary
+
+
+def _labels(arms: Mapping[str, Any]) -> list[str]:
+    floor = [] if arms["floor"] is None else [arms["floor"]]
+    return [arms["full"], *arms["capacity"], *floor, *arms["null"]]
+
+
+def _runs_of(label: str, table: pd.DataFrame, folder: Path, seeds: Sequence[int]) -> dict[int, Path]:
+    """The run of each seed at the point that its tuning chose. Raises: HypothesisError where one is missing."""
+    tuned = table["settings"].str.split(SETTINGS_APART).map(lambda settings: TUNED in settings)
+    rows = table[(table["arm"] == label) & (table["stage"] == "evaluation") & tuned]
+    found: dict[int, Path] = {}
+    for row in rows.to_dict("records"):
+        if row["state"] == "failed":
+            raise HypothesisError(
+                f"{label}, seed {row['seed']} failed ({row['failure']}): the others are not a fair sample; "
+                "study.py --retry-failed tries again"
+            )
+        run = RunDirectory(folder / str(row["folder"]))
+        if not run.finished:
+            raise HypothesisError(
+                f"{label}, seed {row['seed']}: {run.path} is not here; study.py --collect FOLDER brings it"
+            )
+        run.check_files()
+        found[int(row["seed"])] = run.path
+    if lacking := [seed for seed in seeds if seed not in found]:
+        raise HypothesisError(f"{label} has no run at seed {', '.join(map(str, lacking))}; the same study.py goes on")
+    return found
+
+
+def _one_base(paths: Sequence[Path]) -> str:
+    """Raises: HypothesisError where runs adapted different base models."""
+    found: dict[str, Path] = {}
+    for path in paths:
+        found.setdefault(str(RunDirectory(path).environment()["base_sha256"]), path)
+    if len(found) > 1:
+        (one, first), (other, second) = list(found.items())[:2]
+        raise HypothesisError(
+            f"the runs adapted different base models: {first.name} {one[:12]}, {second.name} {other[:12]}; a gain is "
+            "measured from one W0: train them again over one"
+        )
+    return next(iter(found))

@@ -1,0 +1,55 @@
+"""Which arm of a study is what to the low-rank test."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from experiments.studies.spec.arm import Arm, describe
+from experiments.studies.spec.comparisons import is_reference
+from experiments.studies.spec.hypothesis_config import HypothesisConfig
+
+
+@dataclass(frozen=True)
+class Roles:
+    """The arms of a study, by what they are to the test."""
+
+    full: Arm
+    capacity: tuple[Arm, ...]
+    floor: Arm | None  # None: W0 itself
+    nulls: tuple[Arm, ...]
+
+
+def roles_of(config: HypothesisConfig, arms: Sequence[Arm], errors: list[str]) -> Roles | None:
+    """The arms that the section names; None, and errors, where they are missing or several."""
+    before = len(errors)
+    true = [arm for arm in arms if arm.config.training.labels is True]
+    judged = true or [arm for arm in arms if arm.rate_of is None]  # a study may be false labels throughout
+    full = _one("full", config.full, judged, errors)
+    floor = None if config.floor == "base" else _one("floor", config.floor, judged, errors)
+    capacity = [arm for arm in judged if is_reference(arm, config.capacity)]
+    nulls = [] if config.null is None else [arm for arm in arms if is_reference(arm, config.null)]
+    if not capacity:
+        errors.append(f"hypothesis.capacity: no arm has {describe(config.capacity)}; add adapters of several ranks")
+    ranks = [arm.keys.get("rank") for arm in capacity]
+    if any(not isinstance(rank, int) for rank in ranks) or len(set(ranks)) < len(ranks):
+        errors.append(
+            f"hypothesis.capacity: one adapter a rank, each with a number for all layers; {describe(config.capacity)} "
+            f"has {', '.join(arm.label for arm in capacity)}"
+        )
+    if config.null is not None and (not nulls or any(arm.config.training.labels is True for arm in nulls)):
+        found = ", ".join(arm.label for arm in nulls) or "no arm"
+        errors.append(f"hypothesis.null: arms with false training.labels; {describe(config.null)} selects {found}")
+    if len(errors) > before or full is None:
+        return None
+    return Roles(full, tuple(sorted(capacity, key=lambda arm: int(arm.keys["rank"]))), floor, tuple(nulls))
+
+
+def _one(name: str, keys: Mapping[str, Any], arms: Sequence[Arm], errors: list[str]) -> Arm | None:
+    found = [arm for arm in arms if is_reference(arm, keys)]
+    if len(found) == 1:
+        return found[0]
+    which = (
+        f"selects {', '.join(arm.label for arm in found)}: name one" if found else "selects no arm: add it to `arms`"
+    )
+    errors.append(f"hypothesis.{name}: {describe(dict(keys))} {which}")
+    return None
