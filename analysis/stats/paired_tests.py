@@ -86,7 +86,8 @@ def sign_flip_above(
     rows = np.asarray(differences, dtype=np.float64).reshape(-1, differences.shape[-1])
     total, rounding = rows.sum(axis=1), _rounding(rows)
     above = total > rounding
-    half = _share_of_flips(rows, np.abs(total) + np.where(above, -rounding, rounding), generator) / 2
+    beyond = np.nextafter(np.abs(total) + rounding, np.inf)
+    half = _share_of_flips(rows, np.where(above, np.abs(total) - rounding, beyond), generator) / 2
     return np.where(above, half, 1 - half).reshape(differences.shape[:-1])
 
 

@@ -132,7 +132,7 @@ def k0_of(rho0: float, p: int) -> int:
     """
     if not 0 < rho0 <= LARGEST_SHARE_OF_RANK:
         raise ValueError(
-            f"rho0, the share of the full rank that counts as low, lies above 0 and is at most {LARGEST_SHARE_OF_RANK}; "
+            f"rho0, the share of the full rank that counts as low, is above 0 and at most {LARGEST_SHARE_OF_RANK}; "
             f"it is {rho0}. Near the full rank a random or a shrunk update keeps the gain as well: no control can fail"
         )
     if p < 2:
