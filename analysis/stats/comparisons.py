@@ -21,12 +21,11 @@ from jaxtyping import Float, Shaped
 
 from analysis.stats.intervals import mean_interval
 from analysis.stats.multiplicity import holm
-from analysis.stats.paired_tests import equivalence, paired_t, sign_flip
+from analysis.stats.paired_tests import equivalence, paired_differences, paired_t, sign_flip
 from analysis.stats.power import minimum_detectable_difference, seeds_for_equivalence, seeds_needed
 
 Verdict = Literal["better", "worse", "equivalent", "undecided"]
 FEWEST_PAIRS = 5
-ROUNDING = 16 * float(np.finfo(np.float64).eps)  # of the largest score: what two ways to compute one mean differ by
 
 
 @dataclass(frozen=True, eq=False)
@@ -68,12 +67,8 @@ class PairedScores:
 
         Differences that are equal but for the rounding of the scores come out equal.
         """
-        arm, reference = np.asarray(self.arm, dtype=np.float64), np.asarray(self.reference, dtype=np.float64)
-        differences = arm - reference if self.higher_is_better else reference - arm
-        rounding = ROUNDING * np.max(np.abs([arm, reference]), initial=0.0)
-        if differences.size and np.ptp(differences) <= rounding:
-            differences[:] = differences[0] if abs(differences[0]) > rounding else 0.0
-        return differences
+        better, worse = (self.arm, self.reference) if self.higher_is_better else (self.reference, self.arm)
+        return paired_differences(better, worse)
 
 
 @dataclass(frozen=True)

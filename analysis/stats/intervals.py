@@ -1,4 +1,4 @@
-"""How well a handful of scores pins down their mean."""
+"""How well a handful of scores pins down their mean, or the ratio of two means."""
 
 from typing import NamedTuple
 
@@ -33,3 +33,32 @@ def mean_interval(values: Float[np.ndarray, " n"], confidence: float = 0.95) -> 
         return MeanInterval(mean, 0.0, n)
     half_width = stats.t.isf((1 - confidence) / 2, n - 1) * wide.std(ddof=1) / np.sqrt(n)
     return MeanInterval(mean, float(half_width), n)
+
+
+def fieller(
+    kept_gain: Float[np.ndarray, "*families seeds"], full_gain: Float[np.ndarray, "*families seeds"], *, alpha: float
+) -> tuple[Float[np.ndarray, "*families"], Float[np.ndarray, "*families"]]:
+    """(low, high): all ratios rho that a two-sided paired t-test of mean(kept_gain - rho full_gain) = 0 lets stand.
+
+    The roots of a rho² - 2 b rho + c <= 0 (Fieller, J. R. Statist. Soc. B 1954). Where the mean of `full_gain` differs
+    from 0 at level alpha, a > 0 and they are an interval. Otherwise they are unbounded: everything (-inf, inf), a half
+    line with one infinite end, or the complement of an interval. The last has **low > high**: every ratio up to `high`
+    and every ratio from `low` on.
+    """
+    if not 0 < alpha < 1:
+        raise ValueError(f"a level alpha lies between 0 and 1, both excluded; it is {alpha}")
+    n = full_gain.shape[-1]
+    means = kept_gain.mean(axis=-1), full_gain.mean(axis=-1)
+    spread = [each - each.mean(axis=-1, keepdims=True) for each in (kept_gain, full_gain)]
+    per_covariance = stats.t.isf(alpha / 2, n - 1) ** 2 / (n * (n - 1))
+    a = np.asarray(means[1] ** 2 - per_covariance * (spread[1] ** 2).sum(axis=-1))
+    b = means[0] * means[1] - per_covariance * (spread[0] * spread[1]).sum(axis=-1)
+    c = means[0] ** 2 - per_covariance * (spread[0] ** 2).sum(axis=-1)
+    inside = b**2 - a * c
+    root = np.sqrt(np.maximum(inside, 0.0))
+    with np.errstate(divide="ignore", invalid="ignore"):
+        low, high, end = (b - root) / a, (b + root) / a, c / (2 * b)
+    everything = ((a < 0) & (inside < 0)) | ((a == 0) & (b == 0))
+    low = np.where(everything | ((a == 0) & (b < 0)), -np.inf, np.where(a == 0, end, low))
+    high = np.where(everything | ((a == 0) & (b > 0)), np.inf, np.where(a == 0, end, high))
+    return low, high
