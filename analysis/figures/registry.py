@@ -12,6 +12,7 @@ from analysis.figures.importance import importance_figure
 from analysis.figures.learning_rate import learning_rate_figure
 from analysis.figures.pareto import front_figure
 from analysis.figures.rank_map import rank_map_figure
+from analysis.figures.retention import energy_figure, retention_figure
 from analysis.figures.scores import score_by_arm_figure, score_by_rank_figure
 from analysis.figures.style import save_figure
 
@@ -25,10 +26,12 @@ FIGURES: dict[str, Callable[[pd.DataFrame], Figure]] = {
     "rank_map": rank_map_figure,
     "rank_importance": importance_figure,
     "score_by_parameters": front_figure,
+    "retention": retention_figure,
+    "retention_by_energy": energy_figure,
 }
 WORDS = (
     *("setting", "line", "arm", "reference", "kind", "excluded", "verdict", "tuning", "score"),
-    *("layer", "over", "holds", "units", "knob", "evaluator"),
+    *("layer", "over", "holds", "units", "knob", "evaluator", "task"),
 )
 CLAIMS = ("higher_is_better", "added", "chosen")
 

@@ -1,0 +1,163 @@
+"""The low-rank test of one study: the gain first, then what truncated updates and small adapters keep of it."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Float
+
+from analysis.low_rank.study_runs import HypothesisError, StudyRuns
+from analysis.low_rank.truncated_scores import ENERGY, TruncatedScores, Update, grid_of, least_rank
+from analysis.stats.rank_hypothesis import Hypothesis, Judgement, Task, Verdict, capacity_ranks, judge, k0_of
+from analysis.stats.retention import (
+    FixedSequence,
+    Gain,
+    Retention,
+    fixed_sequence,
+    gain_test,
+    linear_form,
+    retention,
+    seeds_to_settle,
+)
+
+RHO0S = (0.05, 0.1, 0.25, 0.5)  # against which the verdict is printed
+ALONG = ("top", "random", "shrunk")  # kinds that are scored along the whole grid
+AT_K0 = ("removed", "weighted", "shared")
+ROUNDING = 1e-3  # of the gain: by so much a run's own score may differ when its whole ΔW is scored again
+
+NO_GAIN = Task(testable=False)
+Scores = Float[np.ndarray, " seeds"]
+
+
+class Kept(NamedTuple):
+    """What is left of an update, or an adapter, and the share of the gain that it keeps."""
+
+    kind: str  # of a truncation, or 'adapter'
+    k: int
+    found: Retention
+    energy: float | None  # share of ‖ΔW‖² of all matrices, mean over the seeds
+
+
+@dataclass(frozen=True)
+class Assessment:
+    """All that the scores of one study say; after a failed gate the gain alone."""
+
+    study: StudyRuns
+    p: int
+    k0: int
+    gain: Gain
+    testable: bool
+    full: Scores
+    floor: Scores
+    kept: tuple[Kept, ...] = ()
+    k95: FixedSequence | None = None
+    r95: FixedSequence | None = None
+    matrices: int = 0
+    task: Task = NO_GAIN
+    by_rho0: Mapping[float, Judgement] = field(default_factory=dict)
+    seeds_needed: Mapping[str, int | None] = field(default_factory=dict)  # hypothesis -> seeds that would settle it
+    missing: tuple[str, ...] = ()
+
+    def of(self, kind: str, k: int) -> Kept | None:
+        return next((each for each in self.kept if (each.kind, each.k) == (kind, k)), None)
+
+
+def assess(
+    study: StudyRuns, updates: Mapping[int, Update], truncated: TruncatedScores, on_score: Callable[[int, int], None]
+) -> Assessment:
+    """Raises: HypothesisError for an arm that is not tuned, and for updates that do not give their runs' scores."""
+    asked, p = study.hypothesis, least_rank(updates)
+    k0 = k0_of(asked["rho0"], p)
+    full = study.scores(study.full)
+    if study.floor is None:
+        truncated.need([("base", 0)], on_score)
+    floor = truncated.of("base", 0, study.score) if study.floor is None else study.scores(study.floor)
+    gain = gain_test(full, floor, higher_is_better=study.higher_is_better, alpha=asked["alpha"])
+    if not gain.p <= asked["alpha"]:
+        return Assessment(study, p, k0, gain, False, full, floor, matrices=len(truncated.shapes))
+    if study.not_tuned:
+        told = "; ".join(f"{label}: {why}" for label, why in study.not_tuned.items())
+        raise HypothesisError(f"{study.name}: arms that are not tuned ({told}); give them a wider grid")
+    ks = grid_of(p, [k0_of(rho0, p) for rho0 in (*RHO0S, asked["rho0"])])
+    truncated.need([*((kind, k) for kind in ALONG for k in ks), *((kind, k0) for kind in AT_K0)], on_score)
+    _refuse_other_scores(study, truncated, p, full, gain)
+    return _assessment(study, truncated, ks, p, k0, gain, full, floor)
+
+
+def _assessment(
+    study: StudyRuns,
+    truncated: TruncatedScores,
+    ks: Sequence[int],
+    p: int,
+    k0: int,
+    gain: Gain,
+    full: Scores,
+    floor: Scores,
+) -> Assessment:
+    asked = study.hypothesis
+    options = {"higher_is_better": study.higher_is_better, "required": asked["retention"]}
+
+    def kept(kind: str, k: int, scores: Scores, energy: float | None) -> Kept:
+        return Kept(kind, k, retention(scores, full, floor, **options, alpha=asked["alpha"]), energy)
+
+    wanted = [*((kind, k) for kind in ALONG for k in ks), *((kind, k0) for kind in AT_K0)]
+    cut = [
+        kept(kind, k, truncated.of(kind, k, study.score), float(truncated.of(kind, k, ENERGY).mean()))
+        for kind, k in wanted
+    ]
+    adapters = [kept("adapter", rank, study.scores(runs), None) for rank, runs in study.capacity.items()]
+    of_cut = {each.k: each.found for each in cut if each.kind == "top"}
+    of_rank = {each.k: each.found for each in adapters}
+    task, missing = _task(of_cut, of_rank, k0)
+    (judged,) = judge([task], alpha=asked["alpha"])
+    differences = {"H1": linear_form(truncated.of("top", k0, study.score), full, floor, **options)}
+    if (rank := _nearest(of_rank, k0)) is not None:
+        differences["H2"] = linear_form(study.scores(study.capacity[rank]), full, floor, **options)
+    return Assessment(
+        study, p, k0, gain, True, full, floor,
+        kept=(*cut, *adapters),
+        matrices=len(truncated.shapes),
+        k95=fixed_sequence({k: found.p_holds for k, found in of_cut.items()}, asked["alpha"]),
+        r95=fixed_sequence({rank: found.p_holds for rank, found in of_rank.items()}, asked["alpha"]),
+        task=task,
+        by_rho0={
+            rho0: judge([_task(of_cut, of_rank, k0_of(rho0, p))[0]], alpha=asked["alpha"])[0] for rho0 in RHO0S
+        },
+        seeds_needed={
+            name: seeds_to_settle(of_seeds, alpha=asked["alpha"] / 2) for name, of_seeds in differences.items()
+        } if judged.verdict is Verdict.INCONCLUSIVE else {},
+        missing=missing,
+    )  # fmt: skip
+
+
+def _task(of_cut: Mapping[int, Retention], of_rank: Mapping[int, Retention], k0: int) -> tuple[Task, tuple[str, ...]]:
+    supporting, contradicting = capacity_ranks(of_rank, k0)
+    missing = [
+        f"no adapter of rank {where} {k0}, so H2 can not {word}"
+        for rank, where, word in ((supporting, "up to", "hold"), (contradicting, "at or above", "fail"))
+        if rank is None
+    ]
+    capacity = Hypothesis(
+        None if supporting is None else of_rank[supporting], None if contradicting is None else of_rank[contradicting]
+    )
+    return Task(True, Hypothesis(of_cut[k0], of_cut[k0]), capacity), tuple(missing)
+
+
+def _nearest(ranks: Mapping[int, Retention], k0: int) -> int | None:
+    below, above = capacity_ranks(ranks, k0)
+    return above if below is None else below
+
+
+def _refuse_other_scores(study: StudyRuns, truncated: TruncatedScores, p: int, full: Scores, gain: Gain) -> None:
+    """The whole ΔW, scored again, is the run: otherwise the truncations are of something else."""
+    again = truncated.of("top", p, study.score)
+    widest = max(min(matrix) for matrix in truncated.shapes)
+    if widest > p:
+        return  # the top p is not the whole of every matrix
+    worst = int(np.argmax(np.abs(again - full)))
+    if abs(again[worst] - full[worst]) > ROUNDING * abs(gain.gain):
+        raise HypothesisError(
+            f"{study.name}, seed {study.seeds[worst]}: its whole ΔW over W0 scores {again[worst]:.6g}, the run "
+            f"{full[worst]:.6g}: the base or the data are not those that it was trained on"
+        )

@@ -1,0 +1,117 @@
+"""What the low-rank test says, for the terminal: one block a task, the verdict against rho0, and the family's."""
+
+import math
+from collections.abc import Sequence
+
+from analysis.low_rank.assessment import AT_K0, Assessment, Kept
+from analysis.stats.rank_hypothesis import Finding, Judgement, Verdict, family_verdict
+from analysis.stats.retention import FixedSequence
+
+CONTROLS = {
+    "random": "random {k}",
+    "removed": "top {k} removed",
+    "weighted": "nearest in outputs",
+    "shared": "shared over matrices",
+}
+
+
+def lines_of(task: Assessment, judged: Judgement) -> list[str]:
+    """The block of one task."""
+    study, asked = task.study, task.study.hypothesis
+    lines = [
+        f"{study.name}: {study.score}, test split, {len(study.seeds)} seeds; {task.matrices} matrices, p = {task.p}; "
+        f"k0 = {task.k0} (rho0 {asked['rho0']:g}); frozen {study.frozen_sha256[:8]}, W0 {study.base_sha256[:8]}",
+        _gate(task),
+    ]
+    if task.testable:
+        lines += [*_truncation(task, judged.truncation), *_capacity(task, judged.capacity)]
+    lines += [f"               {note}" for note in task.missing]
+    return [*lines, verdict_line(task, judged)]
+
+
+def verdict_line(task: Assessment, judged: Judgement) -> str:
+    """'low_rank: CONTRADICTED at rho0 0.1 · 0.05 CONTRADICTED, 0.25 PARTIAL, 0.5 SUPPORTED'."""
+    rho0 = task.study.hypothesis["rho0"]
+    text = f"{task.study.name}: {judged.verdict} at rho0 {rho0:g}, for this W0 and this budget of steps"
+    if task.by_rho0:
+        others = ", ".join(f"{share:g} {each.verdict}" for share, each in task.by_rho0.items())
+        text += f"\n               each by itself: {others}"
+    if task.seeds_needed and judged.verdict is Verdict.INCONCLUSIVE:
+        needed = ", ".join(f"{name} {'no number' if n is None else n}" for name, n in task.seeds_needed.items())
+        text += f"\n               seeds that would settle it: {needed}"
+    return text
+
+
+def family_line(tasks: Sequence[Assessment], judged: Sequence[Judgement]) -> str:
+    """The verdict of several studies together."""
+    verdict = family_verdict([each.verdict for each in judged])
+    named = ", ".join(f"{task.study.name} {each.verdict}" for task, each in zip(tasks, judged, strict=True))
+    return f"family of {len(tasks)}: {verdict} ({named}); Holm over {2 * len(tasks)} tests of either direction"
+
+
+def _gate(task: Assessment) -> str:
+    gain = task.gain
+    word = "testable" if task.testable else "no gain, so nothing else is tested"
+    return (
+        f"G0 gain        {task.floor.mean():.4g} -> {task.full.mean():.4g}: {gain.gain:.4g} "
+        f"[{gain.low:.4g}, {gain.high:.4g}], p = {gain.p:.2g}   {word}"
+    )
+
+
+def _truncation(task: Assessment, found: Finding) -> list[str]:
+    top, ks = task.of("top", task.k0), [each for each in task.kept if each.kind == "top"]
+    assert top is not None
+    required = task.study.hypothesis["retention"]
+    columns = [(str(each.k), _share(each.found.share)) for each in ks]
+    widths = [max(map(len, column)) for column in columns]
+    rows = [
+        f"               {name:<5}" + " ".join(column[i].rjust(w) for column, w in zip(columns, widths, strict=True))
+        for i, name in enumerate(("k", "keep"))
+    ]
+    controls = "; ".join(
+        f"{CONTROLS[kind].format(k=task.k0)} {_share(each.found.share)}"
+        for kind in ("random", *AT_K0)
+        if (each := task.of(kind, task.k0)) is not None
+    )
+    shrunk = task.of("shrunk", task.k0)
+    energy = "" if shrunk is None else f"; ΔW shrunk to their energy ({shrunk.energy:.0%}) {_share(shrunk.found.share)}"
+    least = _least(task.k95, required, "k")
+    return [
+        f"H1 truncation  top {task.k0} of ΔW keep {_interval(top)} of it; {least}   {found.word}",
+        *rows,
+        f"               at {task.k0}: {controls}{energy}",
+    ]
+
+
+def _capacity(task: Assessment, found: Finding) -> list[str]:
+    adapters = [each for each in task.kept if each.kind == "adapter"]
+    below = [each for each in adapters if each.k <= task.k0]
+    nearest = below[-1] if below else adapters[0]
+    shares = " ".join(f"{each.k}: {_share(each.found.share)}" for each in adapters)
+    least = _least(task.r95, task.study.hypothesis["retention"], "r")
+    return [
+        f"H2 capacity    adapter r = {nearest.k} reaches {_interval(nearest)}; {least}   {found.word}",
+        f"               r {shares}",
+    ]
+
+
+def _least(found: FixedSequence | None, required: float, name: str) -> str:
+    return (
+        f"{required:g} at no {name} tried"
+        if found is None or found.least is None
+        else f"{required:g} from {name} = {found.least} on"
+    )
+
+
+def _interval(kept: Kept) -> str:
+    low, high = kept.found.low, kept.found.high
+    ends = (
+        f"[{_share(low)}, {_share(high)}]"
+        if math.isfinite(low) and math.isfinite(high) and low <= high
+        else "[unbounded]"
+    )
+    return f"{_share(kept.found.share)} {ends}"
+
+
+def _share(value: float) -> str:
+    return f"{value:.2f}" if abs(value) < 100 else f"{value:.3g}"
