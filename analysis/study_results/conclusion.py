@@ -9,6 +9,7 @@ import pandas as pd
 
 from analysis.figures.registry import save_drawn
 from analysis.study_results.allocation_files import export_allocation
+from analysis.study_results.choices_at_ends import choices_at_ends
 from analysis.study_results.figure_tables import figure_tables
 from analysis.study_results.findings import findings, findings_table, findings_tree
 from analysis.study_results.results import ELSEWHERE, results_table, write_table
@@ -109,6 +110,7 @@ def _warnings(
     for progress in study_state.arms:
         if progress.tuning.state == "not tuned":
             found.append(f"{progress.arm.label} is not tuned: {progress.tuning.reason}")
+    found += choices_at_ends(study, study_state)
     found += _same_configurations(study)
     excluded = sum(each.excluded is not None for family in judged.values() for each in family)
     if excluded:

@@ -81,13 +81,30 @@ def _arms(study: Study, evaluated: Sequence[Evaluated], parameters: Mapping[str,
     told = (
         "- best point: minus the test score at one point for all seeds, the best on validation that every seed trained"
     )
+    beyond = [f"{each.arm.label} {count}" for each in evaluated if (count := _beyond_best(each))]
+    outside = f"; seeds that chose beyond those points: {', '.join(beyond)}" if beyond else ""
+    told += outside
+    reasons = ("without verdict",) if any(each.excluded for each in evaluated) else ()
     return TextTable(
         title=f"{study.name}: {score} {_at(study, setting)}, mean ± half of the 95 % t-interval over "
         f"{units_of(study)} ({better} is better)",
-        columns=("arm", *own, f"test {score}", "n", *gain, f"validation {score}", "parameters", "without verdict"),
-        rows=tuple(_arm_row(each, parameters, knobs, replicated=replicated) for each in evaluated),
+        columns=("arm", *own, f"test {score}", "n", *gain, f"validation {score}", "parameters", *reasons),
+        rows=tuple(
+            _arm_row(each, parameters, knobs, replicated=replicated)[: None if reasons else -1] for each in evaluated
+        ),
         words=frozenset({"arm", "without verdict"}),
         notes=(unit(study), *([told] if replicated else [])) if setting == TUNED else (),
+    )
+
+
+def _beyond_best(each: Evaluated) -> int:
+    """How many seeds chose one of the points by which their grid was extended, and others did not train it."""
+    replications = each.progress.tuning.replications
+    common = [point for point in replications[0].added if all(point in one.added for one in replications)]
+    return sum(
+        any(one.multiplier == point.multiplier and dict(one.values) == dict(point.values) for point in one.added)
+        and not any(one.multiplier == point.multiplier and dict(one.values) == dict(point.values) for point in common)
+        for one in replications
     )
 
 
