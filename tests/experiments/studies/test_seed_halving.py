@@ -80,7 +80,7 @@ def test_a_plan_has_five_halves_and_three_halves_a_seed() -> None:
 
 @pytest.mark.parametrize("keep", [0.4, 0.59])
 def test_fewer_than_three_of_five_are_refused(keep: float) -> None:
-    with pytest.raises(ValueError, match=r"keep\n.*greater than or equal to 0.6"):
+    with pytest.raises(ValueError, match=r"keep\n.*below 0.6: half way"):
         ProtocolConfig.model_validate({"margin": 1, "tuning": {"halving": {"keep": keep}}})
 
 
