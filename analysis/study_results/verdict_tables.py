@@ -60,7 +60,16 @@ def verdict_table(study: Study, family: Sequence[Judged]) -> TextTable:
     return TextTable(
         title=f"verdicts {_of(study, setting)} on {study.score_name} of the test split, {_at(study, setting)} "
         f"({better} is better)",
-        columns=("arm", "reference", "difference", "interval", "verdict", "MDE", "seeds to settle", "note"),
+        columns=(
+            "arm",
+            "reference",
+            "difference",
+            "interval",
+            "verdict",
+            "MDE",
+            f"{units_of(study)} to settle",
+            "note",
+        ),
         rows=tuple(map(_verdict_row, family)),
         words=frozenset({"arm", "reference", "verdict", "note"}),
         notes=(
@@ -75,7 +84,7 @@ def _arms(study: Study, evaluated: Sequence[Evaluated], parameters: Mapping[str,
     setting = evaluated[0].setting
     replicated = setting == TUNED and any(each.best_point for each in evaluated)
     knobs = tuple(study.protocol.tuning.points.knobs)
-    own = ("learning rate", "x centre", *knobs, "tuning trials") if setting == TUNED else ()
+    own = ("learning rate", "x centre", *knobs, "tuning runs") if setting == TUNED else ()
     gain = ("- best point",) if replicated else ()
     score, better = study.score_name, "higher" if study.higher_is_better else "lower"
     told = (
@@ -115,7 +124,8 @@ def _arm_row(
     multipliers = [one.multiplier for one in tuning.replications if one.multiplier is not None]
     chosen = [[one.values[knob] for one in tuning.replications if knob in one.values] for knob in knobs]
     cells = [describe_rates(values) or NOTHING for values in (tuning.chosen_rates, multipliers, *chosen)]
-    own = (*cells, str(len(tuning.trials))) if each.setting == TUNED else ()
+    runs = {(trial.learning_rate, str(dict(trial.knobs)), trial.seed) for trial in tuning.trials}
+    own = (*cells, str(len(runs))) if each.setting == TUNED else ()
     gain = (_signed(selection_gain(each)),) if replicated else ()
     count = parameters.get(each.arm.label)
     return (

@@ -77,6 +77,8 @@ def comparison_warnings(arms: Sequence[Arm], reference: Mapping[str, Any]) -> li
 def _value(arm: Arm, key: str) -> Any:
     if key == "label":
         return arm.label
+    if key == "seed_offset":
+        return arm.seed_offset
     return arm.keys.get(key, arm.keys.get(key.rpartition(".")[2], _ABSENT))
 
 
