@@ -153,7 +153,7 @@ def test_the_curves_of_learning_rates_show_what_was_chosen_added_and_failed(tabl
         runs = of_line[of_line["kind"] == "seed"]
         assert len(drawn_points(axes, ".")) == (~runs["added"]).sum()
         assert len(drawn_points(axes, "s")) == len(added) + runs["added"].sum()
-    assert len(drawn_points(panels["rslora"], "s")) == 2
+    assert len(drawn_points(panels["rslora"], "s")) == 2 + 2 * 2  # two rates beyond the grid: means, and a run a seed
     assert len(drawn_points(panels["lora"], "x")) == 1
 
 
