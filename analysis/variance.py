@@ -48,7 +48,7 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     )  # fmt: skip
     parser.add_argument("--test", action="store_true", help="read the test split too; every read goes into a ledger")
     parser.add_argument("--pack", type=_positive, default=8, metavar="K", help="runs that train together (default: 8)")
-    parser.add_argument("--wandb", default="disabled", metavar="MODE", help="online, offline or disabled (the default)")
+    parser.add_argument("--wandb", metavar="MODE", help="online, offline, disabled or auto (default: disabled)")
     parser.add_argument(
         "--runs-dir", type=Path, default=Path("runs"), help="where run directories go (default: ./runs)"
     )
@@ -88,7 +88,9 @@ def _report_shares(asked: argparse.Namespace, display: "Display") -> None:
     from experiments.packed_runs import execute_in_packs
     from experiments.plan import show_plan
 
-    config = load(asked.config, variant=asked.variant, overrides=[*asked.overrides, f"wandb.mode={asked.wandb}"])
+    wandb = [] if asked.wandb is None else [f"wandb.mode={asked.wandb}"]
+    overrides = ["wandb.mode=disabled", *asked.overrides, *wandb]
+    config = load(asked.config, variant=asked.variant, overrides=overrides)
     levels = read_levels(asked.vary, config)
     if asked.plan:
         show_plan(config, display, runs_dir=asked.runs_dir)

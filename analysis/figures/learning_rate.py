@@ -21,7 +21,7 @@ from analysis.figures.style import WIDTH_INCHES, figure_style
 
 ACROSS = 3
 PANEL_INCHES = 1.75
-FEW_DECADES = 30
+FEW_DECADES = 100
 UNRANKED = (0.1, 0.1, 0.1)
 Colour = tuple[float, float, float]
 
@@ -71,7 +71,17 @@ def _draw(axes: Axes, of_line: pd.DataFrame, hues: dict[float, Colour]) -> None:
         colour = hues.get(of_arm["rank"].iloc[0], UNRANKED)
         runs, failed = of_arm[of_arm["kind"] == "seed"], of_arm[of_arm["kind"] == "failed"]
         means = of_arm[of_arm["kind"] == "mean"].sort_values("learning_rate")
-        axes.plot(runs["learning_rate"], runs["value"], ".", color=colour, markersize=3, alpha=0.4, markeredgewidth=0)
+        for added, marker, size in ((False, ".", 3), (True, "s", 2)):
+            some = runs[runs["added"] == added]
+            axes.plot(
+                some["learning_rate"],
+                some["value"],
+                marker,
+                color=colour,
+                markersize=size,
+                alpha=0.4,
+                markeredgewidth=0,
+            )
         axes.plot(means["learning_rate"], means["value"], color=colour)
         for added, marker in ((False, "o"), (True, "s")):
             part = means[means["added"] == added]

@@ -47,7 +47,9 @@ def variance_components(
     generator = np.random.default_rng(0)
     drawn = _variances(sums / generator.chisquare(freedom, size=(DRAWS, 3)), wide.shape)
     tail = (1 - confidence) / 2
-    low, high = np.quantile(drawn / drawn.sum(axis=1, keepdims=True), [tail, 1 - tail], axis=0).clip(0, 1)
+    with np.errstate(divide="ignore"):  # a sum of 0 has a share of all in the rest, of none in the others
+        drawn_shares = (drawn / drawn.sum(axis=1, keepdims=True)).clip(0, 1)
+    low, high = np.quantile(drawn_shares, [tail, 1 - tail], axis=0)
     shares = estimates / estimates.sum()
     rows, columns, rest = (Component(*map(float, of)) for of in zip(estimates, shares, low, high, strict=True))
     return rows, columns, rest

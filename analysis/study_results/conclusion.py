@@ -9,6 +9,7 @@ import pandas as pd
 
 from analysis.figures.registry import save_drawn
 from analysis.study_results.allocation_files import export_allocation
+from analysis.study_results.choices_at_ends import choices_at_ends
 from analysis.study_results.figure_tables import figure_tables
 from analysis.study_results.findings import findings, findings_table, findings_tree
 from analysis.study_results.results import ELSEWHERE, results_table, write_table
@@ -82,13 +83,18 @@ def conclusion_of(study: Study, study_state: StudyState, runs_dir: Path) -> Conc
 
 def _same_configurations(study: Study) -> list[str]:
     """The pairs that are not tested, at the points that tuning chose or only where a rate is fixed."""
-    tuned = study.same()
-    fixed = (
-        [pair for pair in study.same(tuned=False) if pair not in tuned] if study.protocol.fixed_learning_rates else []
-    )
+    if not study.protocol.fixed_learning_rates:
+        settings = {"": study.same()}
+    else:
+        tuned, fixed = study.same(), study.same(tuned=False)
+        settings = {
+            "": [pair for pair in tuned if pair in fixed],
+            " at the points that tuning chose": [pair for pair in tuned if pair not in fixed],
+            " at a fixed learning rate": [pair for pair in fixed if pair not in tuned],
+        }
     return [
         f"{arm.label} and {reference.label} are the same configuration{where}: not tested, nor counted in the family"
-        for pairs, where in ((tuned, ""), (fixed, " at a fixed learning rate"))
+        for where, pairs in settings.items()
         for arm, reference in pairs
     ]
 
@@ -109,6 +115,7 @@ def _warnings(
     for progress in study_state.arms:
         if progress.tuning.state == "not tuned":
             found.append(f"{progress.arm.label} is not tuned: {progress.tuning.reason}")
+    found += choices_at_ends(study, study_state)
     found += _same_configurations(study)
     excluded = sum(each.excluded is not None for family in judged.values() for each in family)
     if excluded:

@@ -54,11 +54,23 @@ def results_table(study: Study, study_state: StudyState, runs_dir: Path) -> pd.D
         for progress in study_state.arms
         for trial in _in_order(progress)
     ]
+    _count_work_once(rows)
     table = pd.DataFrame(rows, columns=[*ARM, *keys.values(), *OUTCOME, *CIRCUMSTANCES])
     kinds = {column: _kind([arm.keys[key] for arm in study.arms if key in arm.keys]) for key, column in keys.items()}
     for column in (column for column, kind in kinds.items() if kind == "string"):
         table[column] = [None if _missing(value) else _describe_value(value) for value in table[column]]
     return table.astype(ARM | kinds | OUTCOME | CIRCUMSTANCES)
+
+
+def _count_work_once(rows: Sequence[dict[str, Any]]) -> None:
+    """Several trials may be one run, trained in parts or read: each row keeps what its trial added to those before."""
+    claimed: dict[tuple[object, str], float] = {}
+    for row in rows:
+        for name in ("steps_executed", "seconds"):
+            if row.get("folder") is not None and row.get(name) is not None:
+                whole = row[name]
+                row[name] = max(0, whole - claimed.get((row["folder"], name), 0))
+                claimed[row["folder"], name] = max(whole, claimed.get((row["folder"], name), 0))
 
 
 def write_table(table: pd.DataFrame, path: Path) -> None:
@@ -132,7 +144,6 @@ def _outcome(trial: PlannedTrial, study_state: StudyState, folder: Path) -> dict
         return ended | of_queue | {"note": ELSEWHERE}
     result = run_dir.result()
     found = _of_run(result, test=trial.stage == "evaluation")
-    found |= {"seconds": 0.0, "steps_executed": 0} if trial.run_of is not None else {}  # the tuning has trained it
     differ = [name for name, value in of_queue.items() if found[name] != value]
     told = [f"result.json has {name} {found[name]}, the queue {of_queue[name]}" for name in differ]
     tuned = study_state.entries.get(trial.run_of or "")

@@ -88,7 +88,7 @@ def _tunings(study: Study, study_state: StudyState) -> dict[str, Any]:
 def _families(study: Study, judged: Mapping[str, Sequence[Judged]]) -> dict[str, Any]:
     protocol = study.protocol
     return {
-        "on": "test scores of the evaluation, paired by seed",
+        "on": f"test scores of the evaluation, paired by {units_of(study)}",
         "verdicts": holds_for(study),
         "difference": "arm - reference",
         "interval": f"t-interval of the difference, confidence {1 - protocol.alpha:g}, each by itself",

@@ -60,7 +60,16 @@ def verdict_table(study: Study, family: Sequence[Judged]) -> TextTable:
     return TextTable(
         title=f"verdicts {_of(study, setting)} on {study.score_name} of the test split, {_at(study, setting)} "
         f"({better} is better)",
-        columns=("arm", "reference", "difference", "interval", "verdict", "MDE", "seeds to settle", "note"),
+        columns=(
+            "arm",
+            "reference",
+            "difference",
+            "interval",
+            "verdict",
+            "MDE",
+            f"{units_of(study)} to settle",
+            "note",
+        ),
         rows=tuple(map(_verdict_row, family)),
         words=frozenset({"arm", "reference", "verdict", "note"}),
         notes=(
@@ -75,19 +84,36 @@ def _arms(study: Study, evaluated: Sequence[Evaluated], parameters: Mapping[str,
     setting = evaluated[0].setting
     replicated = setting == TUNED and any(each.best_point for each in evaluated)
     knobs = tuple(study.protocol.tuning.points.knobs)
-    own = ("learning rate", "x centre", *knobs, "tuning trials") if setting == TUNED else ()
+    own = ("learning rate", "x centre", *knobs, "tuning runs") if setting == TUNED else ()
     gain = ("- best point",) if replicated else ()
     score, better = study.score_name, "higher" if study.higher_is_better else "lower"
     told = (
         "- best point: minus the test score at one point for all seeds, the best on validation that every seed trained"
     )
+    beyond = [f"{each.arm.label} {count}" for each in evaluated if (count := _beyond_best(each))]
+    outside = f"; seeds that chose beyond those points: {', '.join(beyond)}" if beyond else ""
+    told += outside
+    reasons = ("without verdict",) if any(each.excluded for each in evaluated) else ()
     return TextTable(
         title=f"{study.name}: {score} {_at(study, setting)}, mean ± half of the 95 % t-interval over "
         f"{units_of(study)} ({better} is better)",
-        columns=("arm", *own, f"test {score}", "n", *gain, f"validation {score}", "parameters", "without verdict"),
-        rows=tuple(_arm_row(each, parameters, knobs, replicated=replicated) for each in evaluated),
+        columns=("arm", *own, f"test {score}", "n", *gain, f"validation {score}", "parameters", *reasons),
+        rows=tuple(
+            _arm_row(each, parameters, knobs, replicated=replicated)[: None if reasons else -1] for each in evaluated
+        ),
         words=frozenset({"arm", "without verdict"}),
         notes=(unit(study), *([told] if replicated else [])) if setting == TUNED else (),
+    )
+
+
+def _beyond_best(each: Evaluated) -> int:
+    """How many seeds chose one of the points by which their grid was extended, and others did not train it."""
+    replications = each.progress.tuning.replications
+    common = [point for point in replications[0].added if all(point in one.added for one in replications)]
+    return sum(
+        any(one.multiplier == point.multiplier and dict(one.values) == dict(point.values) for point in one.added)
+        and not any(one.multiplier == point.multiplier and dict(one.values) == dict(point.values) for point in common)
+        for one in replications
     )
 
 
@@ -98,7 +124,8 @@ def _arm_row(
     multipliers = [one.multiplier for one in tuning.replications if one.multiplier is not None]
     chosen = [[one.values[knob] for one in tuning.replications if knob in one.values] for knob in knobs]
     cells = [describe_rates(values) or NOTHING for values in (tuning.chosen_rates, multipliers, *chosen)]
-    own = (*cells, str(len(tuning.trials))) if each.setting == TUNED else ()
+    runs = {(trial.learning_rate, str(dict(trial.knobs)), trial.seed) for trial in tuning.trials}
+    own = (*cells, str(len(runs))) if each.setting == TUNED else ()
     gain = (_signed(selection_gain(each)),) if replicated else ()
     count = parameters.get(each.arm.label)
     return (

@@ -15,6 +15,7 @@ import numpy as np
 import pandas as pd
 
 from analysis.stats.comparisons import Comparison, PairedScores, compare
+from experiments.studies.protocol.estimand import units_of
 from experiments.studies.protocol.progress import StudyState
 from experiments.studies.protocol.protocol import settings_of
 from experiments.studies.protocol.search_stage import repeats_of
@@ -127,7 +128,15 @@ def _evaluated(
         validation=_of_units({seed: float(of_seed[seed]["score"]) for seed in done}, units),
         failed=failed,
         pending=pending,
-        excluded=_reason(progress, setting, failed=len(failed), pending=len(pending), seeds=len(seeds), n=len(units)),
+        excluded=_reason(
+            progress,
+            setting,
+            failed=len(failed),
+            pending=len(pending),
+            seeds=len(seeds),
+            n=len(units),
+            units=units_of(study),
+        ),
         best_point={seed: float(row["test_score"]) for seed, row in best.items() if row["state"] == "done"},
     )
 
@@ -146,14 +155,16 @@ def _of_units(scores: Mapping[int, float], units: Sequence[tuple[int, ...]]) -> 
     return {unit[0]: scores[unit[0]] if len(unit) == 1 else fmean(scores[seed] for seed in unit) for unit in whole}
 
 
-def _reason(progress: ArmProgress, setting: str, *, failed: int, pending: int, seeds: int, n: int) -> str | None:
+def _reason(
+    progress: ArmProgress, setting: str, *, failed: int, pending: int, seeds: int, n: int, units: str
+) -> str | None:
     if setting == TUNED and progress.tuning.state != "tuned":
         return {"open": "its tuning is not over", "not tuned": "not tuned"}[progress.tuning.state]
     if failed:
         return f"{failed} of {seeds} evaluation runs failed"
     if pending:
         return f"{pending} of {seeds} evaluation runs pending"
-    return f"a verdict needs {SEEDS_FOR_VERDICTS} seeds, there are {n}" if n < SEEDS_FOR_VERDICTS else None
+    return f"a verdict needs {SEEDS_FOR_VERDICTS} {units}, there are {n}" if n < SEEDS_FOR_VERDICTS else None
 
 
 def _excluded(arm: Evaluated, reference: Evaluated) -> str | None:

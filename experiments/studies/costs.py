@@ -66,7 +66,6 @@ def _cost(arms: Sequence[Arm], counts: dict[str, Count], packing: Packing, rows:
         full, rest = divmod(trials, size)
         return sum(_of_pack(n, speeds, rows, arm, test=test) * times for n, times in ((size, full), (rest, 1)) if n)
 
-    planned = sum(counts[a.config_hash].tuning - counts[a.config_hash].tuning_runs for a in arms)
     tuning = sum(counts[a.config_hash].tuning_runs for a in arms)
     tuning += sum(counts[a.config_hash].extension for a in arms if counts[a.config_hash].extended_for_sure)
     evaluation = sum(counts[a.config_hash].evaluation for a in arms)
@@ -75,7 +74,7 @@ def _cost(arms: Sequence[Arm], counts: dict[str, Count], packing: Packing, rows:
     return GroupCost(
         label=arm.label if len(arms) == 1 else f"{arm.label} ... {arms[-1].label}",
         arms=len(arms),
-        trials=planned + tuning + evaluation,
+        trials=tuning + evaluation,
         pack=size,
         step_seconds=_nearest(speeds, size),
         is_estimated=packing.is_estimated(arm),

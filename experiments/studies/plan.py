@@ -100,7 +100,18 @@ def _show_arms(study: Study, packing: Packing | None, view: StudyView) -> None:
     columns = list(dict.fromkeys(column for row in rows for column in row))
     cells = [[row.get(column, "-") for column in columns] for row in rows]
     view.plan(columns, cells, title=f"study {study.name}: {len(rows)} arms; {_legend(study)}")
+    view.display.say(_grid(study))
     view.display.say(f"{unit(study)}; verdicts are {holds_for(study)}, and hold {holds_over(study)}")
+
+
+def _grid(study: Study) -> str:
+    """What arms are tuned over: 'grid: learning rates x 0.5, 1, 2 of an arm's own (rate), alpha_per_rank 2, 8'."""
+    if study.config.search is not None:
+        return f"{study.config.search.trials} trials of a search, at most, tune an arm"
+    points = study.protocol.tuning.points
+    rates = ", ".join(f"{rate:g}" for rate in sorted(points.learning_rate_multipliers))
+    knobs = [f"{name} {', '.join(f'{value:g}' for value in values)}" for name, values in points.knobs.items()]
+    return "; ".join([f"grid: learning rates x {rates} of an arm's own (rate)", *knobs])
 
 
 def _legend(study: Study) -> str:
@@ -108,10 +119,11 @@ def _legend(study: Study) -> str:
     if study.config.search is not None:
         return "trials of tuning and evaluation"
     more = "more: where best rates are at an end"
+    halved = ", in whole runs: a halved one counts for its part" if study.protocol.tuning.halving is not None else ""
     if study.protocol.tuning.shared:
         return f"trials of tuning and evaluation; {more}"
     taken = "; taken: at the rates of another arm" if any(arm.rate_of is not None for arm in study.arms) else ""
-    return f"trials of tuning; reads: of the test split, at most; {more}{taken}"
+    return f"trials of tuning{halved}; reads: of the test split, at most; {more}{taken}"
 
 
 def _show_costs(study: Study, packing: Packing, view: StudyView) -> None:
@@ -160,7 +172,7 @@ def _row(study: Study, arm: Arm, packing: Packing | None) -> dict[str, str]:
     if arm.rate_of is not None:
         chooser = next(other.label for other in study.arms if other.config_hash == arm.rate_of)
         return row | {"rate": f"of {chooser}", "taken": str(count.evaluation)}
-    row |= {"points": str(count.points), "tuning": str(count.tuning)}
+    row |= {"points": str(count.points), "tuning": str(count.tuning_runs)}
     if study.protocol.tuning.shared:
         row["evaluation"] = str(count.evaluation)
     else:
@@ -193,8 +205,10 @@ def _describe(
     longest = seconds + sum(cost.seconds_of_extension for cost in costs) / at_once
     trials = sum(cost.trials for cost in costs)
     more = sum(count.extension for count in counts.values() if not count.extended_for_sure)
+    reads = sum(count.reads for count in counts.values())
     text = f"{trials} trained trials of a base of {base:,} parameters"
     text += f" (up to {more} more where a best rate is at an end of its grid)" if more else ""
+    text += f" and up to {reads} reads of the test split, which the study counts as trials too" if reads else ""
     halved = study.config.search is not None and study.config.search.halving is not None
     text += f"; {'at most' if halved else 'about'} {duration(seconds)} with {workers} worker{'s' * (workers > 1)}"
     text += f" on {_cores()} free cores"

@@ -16,7 +16,7 @@ from typing import Literal
 
 from experiments.studies.protocol.grid import Point, centre_of
 from experiments.studies.protocol.grid_trials import grid_trials
-from experiments.studies.protocol.seed_halving import Rung, kept_at, rung_trials
+from experiments.studies.protocol.seed_halving import AtRung, Rung, at_rung, rung_trials
 from experiments.studies.protocol.trials import PlannedTrial, Replication, Side, TrialResult
 from experiments.studies.spec.arm import Arm
 from experiments.studies.spec.study_config import rounded
@@ -55,27 +55,29 @@ def replication_of(
     """Tuning on `seeds`, for the evaluation seeds that it `serves`, as far as the results go.
 
     `ratios`: those of points below the grid and above it.
-    With a `rung`, the points that are not among the best there were seen, and are not chosen.
+    With a `rung`, the points that are not among the best there were seen, and are not chosen; one that failed there
+    has failed.
     """
-    served, kept, before = tuple(serves), tuple(grid), tuple[PlannedTrial, ...]()
+    served, before = tuple(serves), tuple[PlannedTrial, ...]()
+    there: AtRung | None = AtRung(tuple(grid), {}, alike=True)
     if rung is not None:
         before = rung_trials(arm, grid, seeds, rung)
-        found = kept_at(arm, grid, seeds, rung, results)
-        if found is None:
-            return Replication(served, "open", before, "trials up to the rung are pending")
-        kept = found
+        there = at_rung(arm, grid, seeds, rung, results)
+    if there is None:
+        return Replication(served, "open", before, "trials up to the rung are pending")
     rest = 1 - before[0].part if before else 1.0
-    trials = (*before, *grid_trials(arm, kept, seeds, part=rest))
-    tried = tried_points(arm, kept, seeds, results)
+    trials = (*before, *grid_trials(arm, there.kept, seeds, part=rest))
+    tried = tried_points(arm, there.kept, seeds, results)
     if tried is None:
         return Replication(served, "open", trials, "trials of the grid are pending")
-    tried += [PointResult(point, point.rate(arm), (), (), None) for point in grid if point not in kept]
-    if _without_effect(tried):
+    lost = [point for point in grid if point not in there.kept]
+    tried += [PointResult(point, point.rate(arm), (), (), there.failed.get(point)) for point in lost]
+    if there.alike and _without_effect(tried):
         reason = "the learning rate has no effect: all scores and losses are equal"
         return _chosen(arm, served, "tuned", trials, centre_of(grid), reason)
     best = best_of(tried, higher_is_better=higher_is_better)
     if best is None:
-        failure = next((each.failure for each in tried if each.failure), "not finite at the rung")
+        failure = next(each.failure for each in tried if each.failure)
         return Replication(served, "not tuned", trials, f"every point failed: {failure}")
     side = _end(tried, best)
     if side is None:

@@ -215,18 +215,22 @@ def _evaluated(arm: Arm, protocol: ProtocolConfig, setting: str, point: Point, s
 
 
 def _at_fixed_rates(arm: Arm, protocol: ProtocolConfig, tuning: Tuning) -> Iterator[PlannedTrial]:
-    """One that is a point of the grid is read of the run that tuning trains, once tuning has said what else it is."""
-    replicated = not protocol.tuning.shared
-    grid = points_of(arm, protocol.tuning.points) if arm.rate_of is None else ()
-    points = {point.rate(arm): point for point in grid if not point.values}
+    """One that is a point of the grid waits until tuning is over, and is read of the run that tuning trained.
+
+    A halved grid trains no run of it for sure: it is trained on, and before it would be in the way of the rung.
+    """
+    tuned = arm.rate_of is None and not protocol.tuning.shared
+    grid, own = points_of(arm, protocol.tuning.points) if tuned else (), arm.config.variant
+    points = {point.rate(arm): point for point in grid if own.model_copy(update=arm.at(point.values)) == own}
     for rate in map(rounded, protocol.fixed_learning_rates):
+        if rate in points and tuning.state == "open":
+            continue
         for seed in protocol.evaluation.seeds:
-            if replicated and rate in points:
-                if tuning.state != "open":
-                    yield _evaluated(arm, protocol, _fixed(rate), points[rate], seed)
-                continue
-            key = f"{arm.config_hash}-evaluation-lr{rate:.6g}-s{seed}"
-            yield PlannedTrial(key, arm, "evaluation", (_fixed(rate),), seed, rate, None)
+            if rate in points and protocol.tuning.halving is None:
+                yield _evaluated(arm, protocol, _fixed(rate), points[rate], seed)
+            else:
+                key = f"{arm.config_hash}-evaluation-lr{rate:.6g}-s{seed}"
+                yield PlannedTrial(key, arm, "evaluation", (_fixed(rate),), seed, rate, None)
 
 
 def _fixed(rate: float) -> str:

@@ -212,13 +212,15 @@ def _chosen(
     proposed: Mapping[int, Proposal],
 ) -> Replication:
     chosen = proposed[winner.number]
-    how = f"the best of {contenders} contenders" if winner.scores else "the best of the search, on one seed"
-    means = f", with a mean score of {fmean(winner.scores):.6g} over {len(winner.scores)} seeds of the race"
+    how = "the best of the search, on one seed"
+    if winner.scores:
+        mean = f"a mean score of {fmean(winner.scores):.6g} over {len(winner.scores)} seeds of the race"
+        how = f"the best of {contenders} contenders, with {mean}"
     return Replication(
         repeat.serves,
         "tuned",
         trials,
-        f"trial {winner.number} is {how}{means if winner.scores else ''}",
+        f"trial {winner.number} is {how}",
         chosen.learning_rate,
         chosen.learning_rate / arm.centre,
         knobs=chosen.knobs,

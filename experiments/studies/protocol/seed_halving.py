@@ -47,24 +47,36 @@ def rung_trials(arm: Arm, grid: Sequence[Point], seeds: Sequence[int], rung: Run
     )
 
 
-def kept_at(
-    arm: Arm, grid: Sequence[Point], seeds: Sequence[int], rung: Rung, results: Mapping[str, TrialResult]
-) -> tuple[Point, ...] | None:
-    """The points that train on, in the grid's order; None while a trial has not reached the rung.
+@dataclass(frozen=True)
+class AtRung:
+    """What became of a seed's points at the rung: those that train on, and why others have no score there."""
 
-    All of them where a run did not stop there: it had been trained before, or trains nothing.
+    kept: tuple[Point, ...]  # in the grid's order
+    failed: Mapping[Point, str]
+    alike: bool  # whether all that have a score have the same one
+
+
+def at_rung(
+    arm: Arm, grid: Sequence[Point], seeds: Sequence[int], rung: Rung, results: Mapping[str, TrialResult]
+) -> AtRung | None:
+    """None while a trial has not reached the rung.
+
+    All points train on where a run did not stop there: it had been trained before, or trains nothing.
     """
     reached: dict[Point, float] = {}
+    failed: dict[Point, str] = {}
     for point in grid:
         keys = [trial.key for trial in rung_trials(arm, [point], seeds, rung)]
         if any(key not in results for key in keys):
             return None
         ended = [results[key] for key in keys]
         if any(not result.failed and rung.step not in result.reached and result.score is not None for result in ended):
-            return tuple(grid)
+            return AtRung(tuple(grid), {}, alike=True)
         scores = [result.reached.get(rung.step, math.nan) for result in ended if not result.failed]
         mean = sum(scores) / len(scores) if len(scores) == len(ended) else math.nan
-        reached[point] = mean if rung.higher_is_better else -mean
-    finite = [point for point in grid if math.isfinite(reached[point])]
-    best = sorted(finite, key=lambda point: -reached[point])[: math.ceil(rung.keep * len(grid))]
-    return tuple(point for point in grid if point in best)
+        if math.isfinite(mean):
+            reached[point] = mean if rung.higher_is_better else -mean
+        else:
+            failed[point] = next((result.reason for result in ended if result.reason), "not finite at the rung")
+    best = sorted(reached, key=lambda point: -reached[point])[: math.ceil(rung.keep * len(grid))]
+    return AtRung(tuple(point for point in grid if point in best), failed, alike=len({*reached.values()}) == 1)

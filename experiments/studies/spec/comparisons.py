@@ -88,6 +88,8 @@ def _labels(arm: Arm) -> object:
 def _value(arm: Arm, key: str) -> Any:
     if key == "label":
         return arm.label
+    if key == "seed_offset":
+        return arm.seed_offset
     return arm.keys.get(key, arm.keys.get(key.rpartition(".")[2], _ABSENT))
 
 

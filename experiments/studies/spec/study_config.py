@@ -86,13 +86,26 @@ def combinations(knobs: Mapping[str, Sequence[float]]) -> list[dict[str, float]]
     return [dict(zip(knobs, values, strict=True)) for values in product(*knobs.values())]
 
 
+LEAST_KEPT = 0.6
+
+
 class HalvedGridConfig(Section):
     """Halving inside a seed: its points train to a rung, and the best of them on validation train on."""
 
     keep: float = Field(
-        0.6, ge=0.6, lt=1, description="part of the points that train on; below 0.6 low rates win, which lead half way"
+        0.6, gt=0, lt=1, description="part of the points that train on; below 0.6 low rates win, which lead half way"
     )
     after: float = Field(0.5, gt=0, lt=1, description="part of its steps after which a point is scored on validation")
+
+    @field_validator("keep")
+    @classmethod
+    def _most(cls, keep: float) -> float:
+        if keep < LEAST_KEPT:
+            raise ValueError(
+                f"{keep:g} is below {LEAST_KEPT:g}: half way through a falling schedule low rates lead, so that fewer "
+                "points bend the choice to them; keep more"
+            )
+        return keep
 
 
 class TuningConfig(Section):
@@ -127,6 +140,11 @@ class TuningConfig(Section):
     def _one_grid(self) -> Self:
         if self.learning_rate_multipliers is not None and self.grid.learning_rate_multipliers != MULTIPLIERS:
             raise ValueError("give learning_rate_multipliers in grid or beside it, not both")
+        if self.halving is not None and math.ceil(self.halving.keep * self.points.size - 1e-9) == self.points.size:
+            raise ValueError(
+                f"halving.keep {self.halving.keep:g} keeps all {self.points.size} points of the grid, which saves "
+                "nothing: leave halving out, or try more points"
+            )
         return self
 
     @property
@@ -180,6 +198,24 @@ class ProtocolConfig(Section):
         return _each_once(rates)
 
 
+def _refuse_old_forms(tuning: TuningConfig) -> None:
+    """Raise ValueError for keys that only a tuning has that all seeds share, with both where both are there."""
+    found = []
+    if tuning.seeds is not None:
+        found.append(
+            "protocol.tuning.seeds: every evaluation seed is tuned by its own runs, so tuning has no seeds; leave them "
+            "out, or say `tuning: {shared: true, ...}` for one tuning for all (its verdicts are of points, not of "
+            "methods)"
+        )
+    if tuning.learning_rate_multipliers is not None:
+        found.append(
+            "protocol.tuning.learning_rate_multipliers: the points are a grid now: write "
+            "`tuning: {grid: {learning_rate_multipliers: [...]}}`"
+        )
+    if found:
+        raise ValueError("; and ".join(found))
+
+
 class StudyConfig(Section):
     """Everything that a study depends on, apart from the run configuration that its arms vary."""
 
@@ -212,17 +248,7 @@ class StudyConfig(Section):
     def _one_way_to_tune(self) -> Self:
         tuning = self.protocol.tuning
         if self.search is None and not tuning.shared:
-            if tuning.seeds is not None:
-                raise ValueError(
-                    "protocol.tuning.seeds: every evaluation seed is tuned by its own runs, so tuning has no seeds; "
-                    "leave them out, or say `tuning: {shared: true, ...}` for one tuning for all (its verdicts are of "
-                    "points, not of methods)"
-                )
-            if tuning.learning_rate_multipliers is not None:
-                raise ValueError(
-                    "protocol.tuning.learning_rate_multipliers: the points are a grid now: write "
-                    "`tuning: {grid: {learning_rate_multipliers: [...]}}`"
-                )
+            _refuse_old_forms(tuning)
         if tuning.halving is not None and (tuning.shared or self.search is not None):
             raise ValueError(
                 "protocol.tuning.halving: is inside each seed; a tuning that seeds share has none, leave it out"

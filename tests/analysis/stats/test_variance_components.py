@@ -1,5 +1,7 @@
 """Variance components of a crossed design: exact on known sums of squares, unbiased, and intervals that cover."""
 
+import warnings
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -97,3 +99,10 @@ def test_the_same_scores_give_the_same_intervals() -> None:
 def test_a_design_that_says_nothing_is_refused(scores: Float[np.ndarray, "..."], told: str) -> None:
     with pytest.raises(ValueError, match=told):
         variance_components(scores)
+
+
+def test_two_by_two_scores_that_tie_have_intervals_without_nan_and_no_warning() -> None:
+    with warnings.catch_warnings(action="error"):
+        rows, columns, rest = variance_components(np.array([[0.0, 1.0], [1.0, 0.0]]))
+    assert (rows.share, columns.share, rest.share) == (0, 0, 1)
+    assert all(0 <= each.low <= each.high <= 1 for each in (rows, columns, rest))

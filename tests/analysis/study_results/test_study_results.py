@@ -16,6 +16,7 @@ from synthetic_studies import Ending, Outcome, planted_study, study_of, study_st
 from analysis.stats.comparisons import PairedScores, compare
 from analysis.study_results.conclusion import Conclusion, conclude, conclusion_of
 from analysis.study_results.results import CIRCUMSTANCES, results_table
+from experiments.config.yaml_files import read_tree, yaml_text
 from experiments.record.run_dir import RunDirectory
 from experiments.studies.protocol.progress import StudyState
 from experiments.studies.protocol.trials import PlannedTrial
@@ -268,6 +269,24 @@ def test_arms_that_differ_in_their_own_rates_alone_are_tested_tuned_and_not_at_a
     assert conclusion.summary["comparisons"]["same_configuration"] == {
         "tuned": [], "fixed 0.001": [["lora_plus r=2", "lora r=2"]]
     }  # fmt: skip
+
+
+def test_arms_that_the_grid_alone_makes_equal_are_tested_at_a_fixed_rate_and_the_warning_says_where_not(
+    tmp_path: Path,
+) -> None:
+    base = yaml_text(
+        read_tree(CONFIGS / "bytes.yaml") | {"variant": {"name": "lora", "rank": 16, "alpha_per_rank": 8.0}}
+    )
+    (tmp_path / "base.yaml").write_text(base)
+    grid = {"learning_rate_multipliers": [0.5, 1, 2], "alpha_per_rank": [2, 8]}
+    study = study_of(
+        tmp_path, config="base.yaml", arms=[{"variant": ["lora", "rslora"], "rank": 16}],
+        protocol={"tuning": {"grid": grid}, "fixed_learning_rates": [1e-3], "reference": {"variant": "lora"}},
+    )  # fmt: skip
+    conclusion = concluded(tmp_path, study)
+    assert list(conclusion.summary["comparisons"]["families"]) == ["fixed 0.001"]
+    same = "rslora r=16 and lora r=16 are the same configuration at the points that tuning chose"
+    assert any(same in warning for warning in conclusion.warnings)
 
 
 def test_a_rate_that_is_fixed_and_chosen_counts_in_both_settings(tmp_path: Path) -> None:

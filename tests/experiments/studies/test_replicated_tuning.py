@@ -99,6 +99,13 @@ def test_an_arm_without_a_knob_has_finer_rates_over_the_same_range() -> None:
     assert all(not point.values for point in full)
 
 
+@pytest.mark.parametrize(("best", "beyond"), [(256, [9, 27]), (2**-8, [0.05, 0.1])])
+def test_a_grid_goes_on_by_the_ratio_of_its_last_two_on_that_side(best: float, beyond: list[float]) -> None:
+    asked = protocol(learning_rate_multipliers=[0.2, 0.4, 1, 3])
+    for replication in finished(valley(dict.fromkeys(SEEDS, best)), asked).tuning.replications:
+        assert sorted(point.multiplier for point in replication.added) == pytest.approx(beyond)
+
+
 @pytest.mark.parametrize(("best", "beyond"), [(64, [8, 16]), (2**-8, [0.0625, 0.125])])
 def test_an_arm_with_finer_rates_is_extended_as_far_as_the_others(best: float, beyond: list[float]) -> None:
     asked = protocol(alpha_per_rank=[2, 8, 32])

@@ -1,6 +1,7 @@
 """A search from file to verdicts: equal trials, one budget, the same proposals whatever packs and stops it met."""
 
 import json
+import math
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -267,6 +268,27 @@ def test_whole_searches_are_repeated_on_seeds_of_their_own_and_are_the_units_of_
     [arm] = [each for each in concluded.summary["evaluation"]["settings"]["tuned"] if each["arm"] == "grouped"]
     runs = {t.seed: state.entries[t.key].facts["test"] for t in state.arms[2].evaluations("tuned")}
     assert arm["test_scores"] == {str(seed): (runs[seed] + runs[seed + 1]) / 2 for seed in range(0, 10, 2)}
+
+
+@pytest.mark.parametrize("repeats", [1, 2])
+def test_a_search_without_a_race_takes_the_best_on_its_one_seed(tmp_path: Path, repeats: int) -> None:
+    search = TREE["search"] | {"trials": 3, "batch": 3, "contenders": 2, "repeats": repeats}
+    protocol = TREE["protocol"] | {"tuning": {"seeds": [100, 101][:repeats]}, "evaluation": {"seeds": [0, 1, 2, 3]}}
+    arms = [{"allocation": ["uniform", "random"]}]
+    worker = worker_on(tmp_path, pack=4, search=search, protocol=protocol, arms=arms)
+    worker.work()
+    state = study_state_of(worker)
+    assert state.complete
+    for progress in state.arms:
+        for each in progress.tuning.replications:
+            of_search = [t for t in each.trials if t.stage == "search"]
+            best = min(of_search, key=lambda trial: state.entries[trial.key].score or math.inf)
+            assert each.reason == f"trial {each.number} is the best of the search, on one seed"
+            assert each.chosen == best.learning_rate
+    units = "seeds" if repeats == 1 else "searches"
+    concluded = conclude(worker.study, state, tmp_path)
+    assert f"a verdict needs 5 {units}, there are {4 if repeats == 1 else 2}" in "\n".join(concluded.lines())
+    assert concluded.summary["comparisons"]["on"].endswith(f"paired by {units}")
 
 
 def test_one_search_gives_verdicts_of_its_allocations(tmp_path: Path) -> None:

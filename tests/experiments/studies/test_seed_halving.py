@@ -7,6 +7,7 @@ import pytest
 from in_process_study import TREE, interrupt_every, outcome, starts_until_over, worker_on
 from project_paths import CONFIGS
 
+from analysis.study_results.results import results_table
 from experiments.config.loading import load
 from experiments.record.run_dir import RunDirectory
 from experiments.studies.protocol.progress import snapshot
@@ -23,11 +24,15 @@ HALVED = ProtocolConfig.model_validate(
 )
 
 
-def finished(early: dict[float, float], late: dict[float, float], asked: ProtocolConfig = HALVED) -> ArmProgress:
+def finished(
+    early: dict[float, float], late: dict[float, float], asked: ProtocolConfig = HALVED, failed: tuple[float, ...] = ()
+) -> ArmProgress:
     """When all has ended, with these scores at the rung and at the end, by multiplier; lower is better."""
     results: dict[str, TrialResult] = {}
 
     def end(trial: PlannedTrial) -> TrialResult:
+        if trial.multiplier in failed:
+            return TrialResult(failed=True, reason="diverged")
         if trial.stage == "rung":
             (step,) = trial.thresholds
             return TrialResult(failed=False, reached={step: early.get(trial.multiplier or 0, 9.0)})
@@ -78,9 +83,42 @@ def test_a_plan_has_five_halves_and_three_halves_a_seed() -> None:
     assert sum(trial.part for trial in progress.tuning.trials) == pytest.approx(4.0 * len(SEEDS))
 
 
+def test_a_point_that_failed_at_the_rung_has_failed_and_is_never_chosen() -> None:
+    progress = finished({0.5: 1}, {0.5: 1, 0.25: 2}, failed=(1, 2, 4))
+    assert {each.multiplier for each in progress.tuning.replications} == {0.5}
+    assert all("failed: 0.005 (diverged)" in each.reason for each in progress.tuning.replications)
+    alone = finished({1: 1}, {1: 1}, failed=(0.25, 0.5, 2, 4, 0.125, 0.0625))
+    assert all(each.side == "lower" and "no effect" not in each.reason for each in alone.tuning.replications)
+
+
+def test_a_lower_rate_that_failed_at_the_rung_bounds_nothing() -> None:
+    early = {0.5: 1, 1: 2, 2: 3, 4: 4}
+    progress = finished(early, {**early, 0.125: 9, 0.0625: 9}, failed=(0.25,))
+    for replication in progress.tuning.replications:
+        assert replication.side == "lower"
+        assert [point.multiplier for point in replication.added] == [0.125, 0.0625]
+
+
+def test_points_that_are_alike_at_the_end_had_an_effect_where_others_fell_behind_at_the_rung() -> None:
+    progress = finished({0.25: 5, 0.5: 1, 1: 2, 2: 3, 4: 6}, {0.5: 1, 1: 1, 2: 1})
+    assert all("no effect" not in each.reason for each in progress.tuning.replications)
+    same = dict.fromkeys((0.25, 0.5, 1, 2, 4), 3.0)
+    assert all("no effect" in each.reason for each in finished(same, same).tuning.replications)
+
+
+def test_where_runs_were_trained_before_they_did_not_stop_at_the_rung_and_all_points_compete() -> None:
+    before = TrialResult(failed=False, score=1.0, loss=1.0)
+    results: dict[str, TrialResult] = {}
+    while not (progress := progress_of(ARM, HALVED, results, higher_is_better=False)).complete:
+        for trial in progress.wanted:
+            off = abs(math.log2((trial.multiplier or 0) / 0.25))
+            results.setdefault(trial.key, before if trial.stage == "rung" else TrialResult(False, off, off))
+    assert {each.multiplier for each in progress.tuning.replications if each.side} == {0.25}
+
+
 @pytest.mark.parametrize("keep", [0.4, 0.59])
 def test_fewer_than_three_of_five_are_refused(keep: float) -> None:
-    with pytest.raises(ValueError, match=r"keep\n.*greater than or equal to 0.6"):
+    with pytest.raises(ValueError, match=r"keep\n.*below 0.6: half way"):
         ProtocolConfig.model_validate({"margin": 1, "tuning": {"halving": {"keep": keep}}})
 
 
@@ -131,3 +169,28 @@ def test_packs_and_interruptions_change_nothing(tmp_path: Path, alone: Worker, m
     starts, worker = starts_until_over(lambda: studied(tmp_path, pack=4))
     assert starts > 2
     assert outcome(worker) == outcome(alone)
+
+
+def claimed_in_order(worker: Worker, order: int) -> None:
+    """Have the worker take what waits in the queue's order, or in reverse."""
+    claim = worker.queue.claim
+    worker.queue.claim = lambda choose: claim(lambda waiting: choose(waiting[::order]))  # type: ignore[method-assign]
+
+
+def test_a_fixed_rate_whose_run_is_a_point_of_a_halved_grid_waits_for_the_choices(tmp_path: Path) -> None:
+    grid = {"learning_rate_multipliers": [0.5, 1, 2], "alpha_per_rank": [2, 4]}
+    protocol = PROTOCOL | {"tuning": {"grid": grid, "halving": {"keep": 0.6}}, "fixed_learning_rates": [0.01]}
+    tables = []
+    for order in (1, -1):
+        worker = worker_on(tmp_path / str(order), pack=1, protocol=protocol, arms=[{"variant": "lora", "rank": 2}])
+        claimed_in_order(worker, order)
+        worker.work()
+        state = snapshot(worker.study, worker.queue)
+        table = results_table(worker.study, state, worker.runs_dir)
+        tables.append(table.drop(columns=["seconds", "note", "resumed"]))
+        runs = {RunDirectory(path.parent).result()["steps_executed"] for path in worker.runs_dir.rglob("result.json")}
+        assert runs == {20}
+        whole = len(list(worker.runs_dir.rglob("result.json")))
+        halves = [path for path in worker.runs_dir.rglob("pruned.txt") if not (path.parent / "result.json").exists()]
+        assert table["steps_executed"].sum() == 20 * whole + 10 * len(halves)  # every step counts once
+    assert tables[0].equals(tables[1])

@@ -95,6 +95,14 @@ def test_offsets_that_lie_closer_than_the_seeds_are_warned_of(tmp_path: Path, of
     assert any("take seed_offsets further apart" in warning for warning in warnings) == warned
 
 
+def test_an_arm_without_an_offset_has_that_of_0_to_a_reference(tmp_path: Path) -> None:
+    arms = [{"variant": "lora", "rank": 1}, {"variant": "lora", "rank": 1, "seed_offset": 1000}]
+    found = study_in(tmp_path, arms=arms, protocol=PROTOCOL)
+    assert [(arm.label, to.label) for arm, to in found.comparisons()] == [
+        ("lora r=1 seed_offset=1000", found.arms[0].label)
+    ]
+
+
 @pytest.mark.parametrize("offset", [-1, 1.5, True, "1"])
 def test_what_is_no_offset_is_refused(tmp_path: Path, offset: object) -> None:
     (told,) = errors(tmp_path, arms=[{"variant": "lora", "rank": 1, "seed_offset": offset}])

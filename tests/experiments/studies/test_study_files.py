@@ -405,6 +405,10 @@ def test_what_is_one_configuration_is_found_over_the_whole_grid(
         ({"seeds": [100]}, "every evaluation seed is tuned by its own runs"),
         ({"learning_rate_multipliers": [1, 2]}, "tuning: {grid: {learning_rate_multipliers"),
         ({"shared": True, "halving": {"keep": 0.6}}, "a tuning that seeds share has none"),
+        ({"halving": {"keep": 0.5}}, "half way through a falling schedule low rates lead"),
+        ({"halving": {"keep": 0.6}, "grid": {"learning_rate_multipliers": [1, 2]}}, "keeps all 2 points of the grid"),
+        ({"seeds": [100], "learning_rate_multipliers": [1, 2]}, "has no seeds"),
+        ({"seeds": [100], "learning_rate_multipliers": [1, 2]}, "the points are a grid now"),
         (
             {"shared": True, "grid": {"learning_rate_multipliers": [1, 3]}, "learning_rate_multipliers": [1, 2]},
             "not both",
