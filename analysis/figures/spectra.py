@@ -22,12 +22,13 @@ LAYERS_ANNOTATED = 16  # more rows than this leave no room for a number in a cel
 LINES_UNCROWDED = 48
 LABEL_LETTERS = 24
 GREY = (0.5, 0.5, 0.5)
+RANDOM_LINE: dict[str, Any] = {"color": "#d55e00", "linewidth": 1.4, "dashes": (4, 2)}  # no hue of the layers
 
 
 def spectra_figure(summary: pd.DataFrame, values: pd.DataFrame) -> Figure:
     """One row a run: left sigma_i / sigma_1 of every matrix, coloured by layer; right the effective rank by place.
 
-    `summary` and `values` are the tables of `spectrum_tables.SpectrumTables`. The effective rank is the
+    A dashed line is what a Gaussian matrix of a shape, or random factors of a shape and rank, would give. `summary` and `values` are the tables of `spectrum_tables.SpectrumTables`. The effective rank is the
     exponential of the entropy of sigma²; its colours run from 0 to the largest rank the run allows. The strip
     between the two is the key to the colours of the lines.
     """
@@ -42,7 +43,9 @@ def spectra_figure(summary: pd.DataFrame, values: pd.DataFrame) -> Figure:
         for row, (run, ranks) in enumerate(maps.items()):
             lines, strip, cells = (figure.add_subplot(grid[row, column]) for column in range(3))
             palette = _depth_palette(list(ranks.index))
-            _draw_spectra(lines, _relative_values(summary, values, run), list(ranks.columns), palette)
+            relative = _relative_values(summary, values, run)
+            _draw_random(lines, relative)
+            _draw_spectra(lines, relative, list(ranks.columns), palette)
             lines.set_title(run, loc="left")
             _draw_depth_key(strip, palette)
             _draw_rank_map(cells, ranks, _largest_rank(summary[summary["run"] == run]))
@@ -64,7 +67,8 @@ def _largest_rank(summary: pd.DataFrame) -> int:
 
 
 def _relative_values(summary: pd.DataFrame, values: pd.DataFrame, run: str) -> pd.DataFrame:
-    places = summary.loc[summary["run"] == run, ["matrix", "layer", "kind", "sigma_1"]]
+    columns = ["matrix", "layer", "kind", "d_out", "d_in", "r", "sigma_1"]
+    places = summary.loc[summary["run"] == run, columns]
     joined = values[values["run"] == run].merge(places.astype({"layer": str}), on="matrix")
     joined["relative"] = joined["sigma"] / joined["sigma_1"].where(joined["sigma_1"] > 0)
     return joined[joined["relative"] >= FLOOR]
@@ -93,12 +97,26 @@ def _draw_spectra(
     axes.set_ylim(min(axes.get_ylim()[0], 0.09), 1.3)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     sns.despine(ax=axes)
-    if kinds == [WHOLE]:
-        return
     handles = [
-        Line2D([], [], color="0.25", dashes=dash or (None, None), label=_cut(kind)) for kind, dash in dashes.items()
+        Line2D([], [], color="0.25", dashes=dash or (None, None), label=_cut(kind))
+        for kind, dash in dashes.items()
+        if kinds != [WHOLE]
     ]
+    handles += [Line2D([], [], label=label, **RANDOM_LINE) for label in _random_labels(relative)]
     axes.legend(handles=handles, frameon=False, loc="lower left", handlelength=2.6, borderaxespad=0.2)
+
+
+def _draw_random(axes: Axes, relative: pd.DataFrame) -> None:
+    """A line for every shape and rank: it is the same for all matrices of those."""
+    for _, group in relative.groupby(["d_out", "d_in", "r"], dropna=False, sort=False):
+        line = group[group["matrix"] == group["matrix"].iloc[0]].sort_values("index")
+        axes.plot(line["index"], line["sigma_random"] / line["sigma_random"].iloc[0], zorder=3, **RANDOM_LINE)
+
+
+def _random_labels(relative: pd.DataFrame) -> list[str]:
+    dense = relative["r"].isna()
+    labels = {"Gaussian, same shape": dense, "random factors, same shape, r": ~dense}
+    return [label for label, held in labels.items() if held.any()]
 
 
 def _draw_depth_key(axes: Axes, palette: dict[str, tuple[float, float, float]]) -> None:

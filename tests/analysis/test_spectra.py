@@ -413,13 +413,13 @@ def test_the_figure_drawn_again_from_its_csv_has_the_same_bytes(tmp_path: Path) 
     assert dict(mpl.rcParams) == settings
 
 
-def test_the_figure_has_a_line_a_matrix_and_a_cell_a_matrix(tmp_path: Path) -> None:
+def test_the_figure_has_a_line_and_a_cell_a_matrix_and_a_line_a_shape_without_structure(tmp_path: Path) -> None:
     from analysis.figures.spectra import spectra_figure
 
     tables = spectrum_tables([dense_run(tmp_path / "full")])
     lines, depth, cells = spectra_figure(tables.summary, tables.values).axes
     drawn = [line for line in lines.get_lines() if len(line.get_xdata())]
-    assert len(drawn) == 4
+    assert len(drawn) == 5
     assert (lines.get_xlabel(), lines.get_yscale(), depth.get_ylabel()) == ("index $i$", "log", "layer")
     shown = sorted(float(text.get_text()) for text in cells.texts)
     assert shown == sorted(round(rank, 1) for rank in tables.summary["entropy_rank_energy"])
@@ -455,7 +455,7 @@ def test_the_command_works_from_any_folder_and_fits_a_pipe_of_80_columns(tmp_pat
     header = next(line for line in lines if line.startswith("matrix")).split()
     assert header == ["matrix", "shape", "r", "‖ΔW‖_F", "σ1", "stable", "PR", "eff", "erank", "r90", "r99"]
     assert [line.split()[:3] for line in lines if "9x7" in line] == [
-        [name, "9x7", "-"] for name in ("2.query", "2.value", "10.query", "10.value")
+        [name, "9x7", "-"] for name in ("2.query", "2.value", "10.query", "10.value", "Gaussian")
     ]
     written = sorted(path.name for path in (tmp_path / "new" / "drawn").iterdir())
     assert written == ["spectra.csv", "spectra.pdf", "spectra.png", "spectra_values.csv"]

@@ -63,7 +63,7 @@ def test_the_share_and_the_edge_are_those_of_the_rounding(dtype: str, scale: flo
 
 
 def test_a_rank_that_reaches_below_the_largest_value_of_the_rounding_is_named() -> None:
-    """The rounding has .5 % of the energy, the directions of a flat tail 1.2 %: each is below the rounding's largest."""
+    """The rounding has .5 % of the energy, the directions of a flat tail 1.2 %: each is below its largest."""
     weights = np.full((256, 256), 1.3)
     sigma = np.sqrt([0.988, *[0.012 / 200] * 200]) * 256 * 2.0**-7 / sqrt(12 * 0.005)
     found = rounding_noise(sigma, weights, "bfloat16")
