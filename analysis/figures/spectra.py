@@ -28,7 +28,8 @@ RANDOM_LINE: dict[str, Any] = {"color": "#d55e00", "linewidth": 1.4, "dashes": (
 def spectra_figure(summary: pd.DataFrame, values: pd.DataFrame) -> Figure:
     """One row a run: left sigma_i / sigma_1 of every matrix, coloured by layer; right the effective rank by place.
 
-    A dashed line is what a Gaussian matrix of a shape, or random factors of a shape and rank, would give. `summary` and `values` are the tables of `spectrum_tables.SpectrumTables`. The effective rank is the
+    A dashed line is what a Gaussian matrix of that shape, or random factors of that shape and rank, have. `summary`
+    and `values` are the tables of `spectrum_tables.SpectrumTables`. The effective rank is the
     exponential of the entropy of sigma²; its colours run from 0 to the largest rank the run allows. The strip
     between the two is the key to the colours of the lines.
     """
@@ -109,13 +110,13 @@ def _draw_spectra(
 def _draw_random(axes: Axes, relative: pd.DataFrame) -> None:
     """A line for every shape and rank: it is the same for all matrices of those."""
     for _, group in relative.groupby(["d_out", "d_in", "r"], dropna=False, sort=False):
-        line = group[group["matrix"] == group["matrix"].iloc[0]].sort_values("index")
+        line = group[group["matrix"] == group["matrix"].mode()[0]].sort_values("index")  # the longest above FLOOR
         axes.plot(line["index"], line["sigma_random"] / line["sigma_random"].iloc[0], zorder=3, **RANDOM_LINE)
 
 
 def _random_labels(relative: pd.DataFrame) -> list[str]:
     dense = relative["r"].isna()
-    labels = {"Gaussian, same shape": dense, "random factors, same shape, r": ~dense}
+    labels = {"Gaussian, same shape": dense, "random factors, same shape and r": ~dense}
     return [label for label, held in labels.items() if held.any()]
 
 
