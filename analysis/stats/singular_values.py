@@ -1,7 +1,7 @@
 """Singular values of an update ΔW, from its factors where it has any, and the ranks read off them."""
 
 from collections.abc import Callable
-from typing import TypeVar
+from typing import Literal, TypeVar
 
 import numpy as np
 import scipy
@@ -108,7 +108,7 @@ def summary(sigma: Float[np.ndarray, " k"], shape: tuple[int, int]) -> dict[str,
     }
 
 
-def by_first_driver(decompose: Callable[[str], T]) -> T:
+def by_first_driver(decompose: Callable[[Literal["gesdd", "gesvd"]], T]) -> T:
     """What `decompose` makes with LAPACK's gesdd, or with gesvd where that fails.
 
     Divide and conquer can fail to converge where QR iteration does not.

@@ -95,7 +95,7 @@ def global_budget(svds: Mapping[str, Svd], total: int) -> dict[str, int]:
     owners = np.repeat(np.arange(len(names)), [len(svds[name].sigma) for name in names])
     values = np.concatenate([svds[name].sigma for name in names]) if names else np.zeros(0)
     largest = np.argsort(-values, kind="stable")[: _directions(total)]
-    counts = np.bincount(owners[largest], minlength=len(names)) if names else []
+    counts = np.bincount(owners[largest], minlength=len(names))
     found = dict(zip(names, map(int, counts), strict=True))
     return {name: found[name] for name in svds}
 

@@ -399,6 +399,20 @@ def test_the_tables_hold_every_singular_value_of_every_matrix(tmp_path: Path) ->
             np.testing.assert_allclose(values["sigma"], np.linalg.svd(stored[matrix], compute_uv=False), rtol=1e-5)
 
 
+def test_an_adapter_is_read_against_random_factors_of_its_rank_and_a_dense_update_against_a_gaussian(
+    tmp_path: Path,
+) -> None:
+    large, small = np.eye(9, 7, dtype=np.float32) * 1e3, np.eye(9, 7, dtype=np.float32) * 1e-3
+    runs = [dense_run(tmp_path / "full", large=large, small=small), adapter(tmp_path / "lora")]
+    rows = spectrum_tables(runs).summary.set_index("matrix")
+    assert rows.loc["blocks.0.query", "hard_rank_random"] == 2
+    assert rows.loc["large", "hard_rank_random"] == 7
+    assert 1 < rows.loc["blocks.0.query", "stable_rank_random"] < 2 < rows.loc["large", "stable_rank_random"] < 4
+    ratios = [f"{name}_ratio" for name in ("stable_rank", "entropy_rank_sigma", "r90", "r99", "sigma_1")]
+    np.testing.assert_allclose(*(rows.loc[name, ratios].to_list() for name in ("large", "small")), rtol=1e-6)
+    assert (rows["stable_rank_ratio"] * rows["stable_rank_random"]).to_list() == pytest.approx(rows["stable_rank"])
+
+
 def test_the_figure_drawn_again_from_its_csv_has_the_same_bytes(tmp_path: Path) -> None:
     import matplotlib as mpl
 
