@@ -50,7 +50,7 @@ def difference_notes(pair: ModelPair, summary: pd.DataFrame) -> Iterator[str]:
         counts = {name: int(rows["rounding_counted"].str.contains(name).sum()) for name in SHARES}
         counted = [f"{name} of {count}" for name, count in counts.items() if count]
         if counted:
-            worst = rows.loc[rows["rounding_share"].idxmax()]
+            worst = rows.nlargest(1, "rounding_share").to_dict("records")[0]
             yield (
                 f"WARNING: stored in {dtype}: {', '.join(counted)} of {len(rows)} matrices count rounding, which is up "
                 f"to {worst['rounding_share']:.1%} of ‖ΔW‖_F² ({worst['name']}): compare models kept in float32"

@@ -4,9 +4,11 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
+import scipy
 from jaxtyping import Float
 from rich.console import Console
 from rich.table import Table
@@ -143,15 +145,15 @@ def print_tables(tables: SpectrumTables, console: Console) -> None:
         )
 
 
-def _random(rank: object) -> str:
+def _random(rank: Any) -> str:
     return "gaussian" if pd.isna(rank) else "factors"
 
 
-def _sizes(row: Mapping[str, object]) -> tuple[str, str]:
+def _sizes(row: Mapping[Any, Any]) -> tuple[str, str]:
     return f"{row['d_out']}x{row['d_in']}", "-" if pd.isna(row["r"]) else str(row["r"])
 
 
-def _with_ratio(row: Mapping[str, float], measure: str) -> str:
+def _with_ratio(row: Mapping[Any, Any], measure: str) -> str:
     value, ratio = row[measure], row[f"{measure}_ratio"]
     shown = str(value) if measure in ("r90", "r99") else _rank(value)
     return shown if np.isnan(ratio) else f"{shown}\n{ratio:.2f}x"
@@ -181,5 +183,5 @@ def _measures(spectrum: Spectrum) -> dict[str, float]:
 
 def _values(spectrum: Spectrum) -> pd.DataFrame:
     sigma = spectrum.sigma
-    random = reference_sigma(spectrum.shape, spectrum.rank) * np.linalg.norm(sigma)
+    random = reference_sigma(spectrum.shape, spectrum.rank) * scipy.linalg.norm(sigma)
     return pd.DataFrame({"index": range(1, len(sigma) + 1), "sigma": sigma, "sigma_random": random})

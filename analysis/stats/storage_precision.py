@@ -42,10 +42,10 @@ def rounding_noise(
     digits, least = FORMATS[dtype]
     _, exponents = np.frexp(np.asarray(weights))  # |W| in [1/2, 1) · 2^exponent; of 0 the exponent says nothing
     last_place = np.where(weights == 0, 0.0, np.ldexp(1.0, np.maximum(exponents - 1, least) - digits))
-    rms = float(sqrt(np.mean(last_place**2) / 12))
+    rms = float(scipy.linalg.norm(last_place)) / sqrt(12 * last_place.size)
     edge = rms * (sqrt(weights.shape[0]) + sqrt(weights.shape[1]))
-    whole = float(scipy.linalg.norm(sigma)) ** 2
-    share = rms**2 * weights.size / whole if whole > 0 else 0.0
+    whole = float(scipy.linalg.norm(sigma))
+    share = (rms / whole) ** 2 * last_place.size if whole > 0 else 0.0
     ranks = {name: energy_rank(sigma, part) for name, part in SHARES.items()}
     blurred = [name for name, r in ranks.items() if r and (share > 1 - SHARES[name] or sigma[r - 1] <= edge)]
     return RoundingNoise(share, edge, tuple(blurred))
