@@ -21,6 +21,7 @@ DASHES: tuple[Any, ...] = ("", (4, 1.5), (1, 1), (5, 1, 1, 1), (3, 1, 1, 1, 1, 1
 LAYERS_ANNOTATED = 16  # more rows than this leave no room for a number in a cell
 LINES_UNCROWDED = 48
 LABEL_LETTERS = 24
+UPRIGHT_FROM = 6  # letters of a name below the map that have no room side by side
 GREY = (0.5, 0.5, 0.5)
 RANDOM_LINE: dict[str, Any] = {"color": "#d55e00", "linewidth": 1.4, "dashes": (4, 2)}  # no hue of the layers
 
@@ -35,7 +36,7 @@ def spectra_figure(summary: pd.DataFrame, values: pd.DataFrame) -> Figure:
     """
     runs = list(dict.fromkeys(summary["run"]))
     maps = {run: _rank_map(summary[summary["run"] == run]) for run in runs}
-    heights = [float(np.clip(0.15 * len(ranks) + 0.7, 2.3, 4.5)) for ranks in maps.values()]
+    heights = [_height(ranks) for ranks in maps.values()]
     columns = max(ranks.shape[1] for ranks in maps.values())
     with mpl.rc_context(figure_style()):
         figure = Figure(figsize=(WIDTH_INCHES, sum(heights)), layout="constrained")
@@ -51,6 +52,13 @@ def spectra_figure(summary: pd.DataFrame, values: pd.DataFrame) -> Figure:
             _draw_depth_key(strip, palette)
             _draw_rank_map(cells, ranks, _largest_rank(summary[summary["run"] == run]))
     return figure
+
+
+def _height(ranks: pd.DataFrame) -> float:
+    """Inches for the rows of the map, the key to the kinds of lines, and names that stand upright below the map."""
+    rows, key = float(np.clip(0.15 * len(ranks) + 0.7, 2.3, 4.5)), 0.17 * (ranks.shape[1] + 1) + 0.8
+    longest = max(len(_cut(kind)) for kind in ranks.columns)
+    return max(rows, key) + (0.06 * longest if longest > UPRIGHT_FROM else 0.0)
 
 
 def _rank_map(summary: pd.DataFrame) -> pd.DataFrame:
@@ -104,7 +112,9 @@ def _draw_spectra(
         if kinds != [WHOLE]
     ]
     handles += [Line2D([], [], label=label, **RANDOM_LINE) for label in _random_labels(relative)]
-    axes.legend(handles=handles, frameon=False, loc="lower left", handlelength=2.6, borderaxespad=0.2)
+    axes.legend(
+        handles=handles, framealpha=0.7, edgecolor="none", loc="lower left", handlelength=2.6, borderaxespad=0.2
+    )
 
 
 def _draw_random(axes: Axes, relative: pd.DataFrame) -> None:
@@ -116,7 +126,7 @@ def _draw_random(axes: Axes, relative: pd.DataFrame) -> None:
 
 def _random_labels(relative: pd.DataFrame) -> list[str]:
     dense = relative["r"].isna()
-    labels = {"Gaussian, same shape": dense, "random factors, same shape and r": ~dense}
+    labels = {"Gaussian": dense, "random factors": ~dense}
     return [label for label, held in labels.items() if held.any()]
 
 
@@ -144,4 +154,4 @@ def _draw_rank_map(axes: Axes, ranks: pd.DataFrame, largest: int) -> None:
     axes.invert_yaxis()
     axes.set(xlabel="", ylabel="")
     axes.set_title("effective rank", loc="left")
-    axes.tick_params(axis="x", rotation=90 if max(map(len, ranks.columns)) > 6 else 0, length=0)
+    axes.tick_params(axis="x", rotation=90 if max(map(len, ranks.columns)) > UPRIGHT_FROM else 0, length=0)

@@ -439,6 +439,22 @@ def test_the_figure_has_a_line_and_a_cell_a_matrix_and_a_line_a_shape_without_st
     assert shown == sorted(round(rank, 1) for rank in tables.summary["entropy_rank_energy"])
 
 
+def test_the_key_to_many_kinds_of_long_names_stays_within_the_axes(tmp_path: Path) -> None:
+    from analysis.figures.spectra import spectra_figure
+
+    kinds = {
+        f"h.{layer}.a_matrix_of_kind_{kind}": np.eye(9, 7, dtype=np.float32) for layer in (0, 1) for kind in "abcdefg"
+    }
+    tables = spectrum_tables([dense_run(tmp_path / "full", **kinds)])
+    figure = spectra_figure(tables.summary, tables.values)
+    figure.savefig(tmp_path / "drawn.png")  # lays it out
+    lines = figure.axes[0]
+    key = lines.get_legend()
+    assert key is not None
+    assert [text.get_text() for text in key.get_texts()][-1] == "Gaussian"
+    assert lines.get_window_extent().ymax > key.get_window_extent().ymax
+
+
 def test_an_adapter_that_was_never_trained_is_tabled_and_drawn(tmp_path: Path) -> None:
     run = adapter(tmp_path / "lora")
     weights = load_file(run / "adapter_model.safetensors")
