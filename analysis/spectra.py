@@ -1,4 +1,4 @@
-"""Prints and draws the singular value spectrum of every ΔW that runs, PEFT adapters or loralib checkpoints hold."""
+"""Prints and draws the spectra of updates ΔW: of runs, adapters and checkpoints, or between two models."""
 
 import os
 import signal
@@ -12,6 +12,12 @@ import io
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from analysis.spectra_tables import SpectrumTables
 
 if not __package__:  # run as a script: this folder is first on the path, the repository is not on it
     here = Path(__file__).resolve().parent
@@ -27,10 +33,18 @@ def parser() -> argparse.ArgumentParser:
     )
     described.add_argument(
         "runs",
-        nargs="+",
+        nargs="*",
         type=Path,
         metavar="RUN",
         help="folder of a run, folder of a PEFT adapter (LoRA, AdaLoRA), loralib checkpoint (.bin, .pt, .pth, .ckpt)",
+    )
+    model = "folder with model.safetensors or its parts and their index, or a .safetensors file"
+    described.add_argument(
+        "--before", type=Path, metavar="MODEL", help=f"instead of runs: the base of a fine-tuning; {model}"
+    )
+    described.add_argument("--after", type=Path, metavar="MODEL", help="what became of the base; all 2-D weights count")
+    described.add_argument(
+        "--targets", nargs="+", default=(), metavar="PATTERN", help="with --after: these weights alone, as '*.query'"
     )
     described.add_argument(
         "--out", type=Path, default=Path("figures"), metavar="FOLDER", help="where to write (default: figures)"
@@ -45,21 +59,45 @@ def report_spectra(runs: Sequence[Path], out: Path) -> list[Path]:
     what cannot be read, RecordError for a run whose files are not what it wrote, OSError for a folder that cannot be
     written, FileExistsError for one with other spectra.
     """
-    from rich.console import Console
-
-    from analysis.figures.spectra import spectra_figure
-    from analysis.figures.style import save_figure
     from analysis.spectra_tables import print_tables, spectrum_tables
-    from experiments.record.atomic_files import write_atomically
     from experiments.record.finished_runs import note_unchecked
 
     tables = spectrum_tables(runs)
-    console = Console(highlight=False, markup=False)
+    console = terminal()
     for note in filter(None, map(note_unchecked, dict.fromkeys(runs))):
         console.print(note)
     print_tables(tables, console)
-    if tables.summary.empty:
-        return []
+    return [] if tables.summary.empty else write_spectra(tables, out, console)
+
+
+def report_difference(before: Path, after: Path, targets: Sequence[str], out: Path) -> list[Path]:
+    """Does for the difference of two models what `report_spectra` does for runs, and raises what it raises."""
+    from analysis.model_differences import difference_notes, difference_tables
+    from analysis.spectra_tables import print_tables
+    from experiments.record.stored_models import pair_models
+
+    pair = pair_models(before, after, targets)
+    tables = difference_tables(pair, after)
+    console = terminal()
+    print_tables(tables, console)
+    for note in difference_notes(pair, tables.summary):
+        console.print(note)
+    return write_spectra(tables, out, console)
+
+
+def terminal() -> "Console":
+    """Where the tables are printed, as they are."""
+    from rich.console import Console
+
+    return Console(highlight=False, markup=False)
+
+
+def write_spectra(tables: "SpectrumTables", out: Path, console: "Console") -> list[Path]:
+    """Writes both tables and the figure, and prints where; returns their paths."""
+    from analysis.figures.spectra import spectra_figure
+    from analysis.figures.style import save_figure
+    from experiments.record.atomic_files import write_atomically
+
     texts = {
         out / "spectra.csv": tables.summary.to_csv(index=False),
         out / "spectra_values.csv": tables.values.to_csv(index=False),
@@ -90,12 +128,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Exit code: 0, or 2 with a message on stderr where the input or the output folder is wrong."""
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="replace")  # a pipe may not have the letter σ
-    given = parser().parse_args(arguments)
+    described = parser()
+    given = described.parse_args(arguments)
+    differs = given.before is not None or given.after is not None
+    if differs == bool(given.runs):
+        described.error("give runs, or two models with --before and --after; not both, and not neither")
+    if (differs and None in (given.before, given.after)) or (given.targets and not differs):
+        described.error("--before and --after go together, and --targets with them: give both models")
     from experiments.record.adapter_formats import RunStoreError
     from experiments.record.errors import RecordError
 
     try:
-        report_spectra(given.runs, given.out)
+        if differs:
+            report_difference(given.before, given.after, given.targets, given.out)
+        else:
+            report_spectra(given.runs, given.out)
     except (RunStoreError, RecordError, OSError) as error:
         print(f"spectra.py: error: {error}", file=sys.stderr)
         return 2

@@ -21,19 +21,22 @@ DASHES: tuple[Any, ...] = ("", (4, 1.5), (1, 1), (5, 1, 1, 1), (3, 1, 1, 1, 1, 1
 LAYERS_ANNOTATED = 16  # more rows than this leave no room for a number in a cell
 LINES_UNCROWDED = 48
 LABEL_LETTERS = 24
+UPRIGHT_FROM = 6  # letters of a name below the map that have no room side by side
 GREY = (0.5, 0.5, 0.5)
+RANDOM_LINE: dict[str, Any] = {"color": "#d55e00", "linewidth": 1.4, "dashes": (4, 2)}  # no hue of the layers
 
 
 def spectra_figure(summary: pd.DataFrame, values: pd.DataFrame) -> Figure:
     """One row a run: left sigma_i / sigma_1 of every matrix, coloured by layer; right the effective rank by place.
 
-    `summary` and `values` are the tables of `spectrum_tables.SpectrumTables`. The effective rank is the
+    A dashed line is what a Gaussian matrix of that shape, or random factors of that shape and rank, have. `summary`
+    and `values` are the tables of `spectrum_tables.SpectrumTables`. The effective rank is the
     exponential of the entropy of sigma²; its colours run from 0 to the largest rank the run allows. The strip
     between the two is the key to the colours of the lines.
     """
     runs = list(dict.fromkeys(summary["run"]))
     maps = {run: _rank_map(summary[summary["run"] == run]) for run in runs}
-    heights = [float(np.clip(0.15 * len(ranks) + 0.7, 2.3, 4.5)) for ranks in maps.values()]
+    heights = [_height(ranks) for ranks in maps.values()]
     columns = max(ranks.shape[1] for ranks in maps.values())
     with mpl.rc_context(figure_style()):
         figure = Figure(figsize=(WIDTH_INCHES, sum(heights)), layout="constrained")
@@ -42,11 +45,20 @@ def spectra_figure(summary: pd.DataFrame, values: pd.DataFrame) -> Figure:
         for row, (run, ranks) in enumerate(maps.items()):
             lines, strip, cells = (figure.add_subplot(grid[row, column]) for column in range(3))
             palette = _depth_palette(list(ranks.index))
-            _draw_spectra(lines, _relative_values(summary, values, run), list(ranks.columns), palette)
+            relative = _relative_values(summary, values, run)
+            _draw_random(lines, relative)
+            _draw_spectra(lines, relative, list(ranks.columns), palette)
             lines.set_title(run, loc="left")
             _draw_depth_key(strip, palette)
             _draw_rank_map(cells, ranks, _largest_rank(summary[summary["run"] == run]))
     return figure
+
+
+def _height(ranks: pd.DataFrame) -> float:
+    """Inches for the rows of the map, the key to the kinds of lines, and names that stand upright below the map."""
+    rows, key = float(np.clip(0.15 * len(ranks) + 0.7, 2.3, 4.5)), 0.17 * (ranks.shape[1] + 1) + 0.8
+    longest = max(len(_cut(kind)) for kind in ranks.columns)
+    return max(rows, key) + (0.06 * longest if longest > UPRIGHT_FROM else 0.0)
 
 
 def _rank_map(summary: pd.DataFrame) -> pd.DataFrame:
@@ -64,7 +76,8 @@ def _largest_rank(summary: pd.DataFrame) -> int:
 
 
 def _relative_values(summary: pd.DataFrame, values: pd.DataFrame, run: str) -> pd.DataFrame:
-    places = summary.loc[summary["run"] == run, ["matrix", "layer", "kind", "sigma_1"]]
+    columns = ["matrix", "layer", "kind", "d_out", "d_in", "r", "sigma_1"]
+    places = summary.loc[summary["run"] == run, columns]
     joined = values[values["run"] == run].merge(places.astype({"layer": str}), on="matrix")
     joined["relative"] = joined["sigma"] / joined["sigma_1"].where(joined["sigma_1"] > 0)
     return joined[joined["relative"] >= FLOOR]
@@ -93,12 +106,28 @@ def _draw_spectra(
     axes.set_ylim(min(axes.get_ylim()[0], 0.09), 1.3)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     sns.despine(ax=axes)
-    if kinds == [WHOLE]:
-        return
     handles = [
-        Line2D([], [], color="0.25", dashes=dash or (None, None), label=_cut(kind)) for kind, dash in dashes.items()
+        Line2D([], [], color="0.25", dashes=dash or (None, None), label=_cut(kind))
+        for kind, dash in dashes.items()
+        if kinds != [WHOLE]
     ]
-    axes.legend(handles=handles, frameon=False, loc="lower left", handlelength=2.6, borderaxespad=0.2)
+    handles += [Line2D([], [], label=label, **RANDOM_LINE) for label in _random_labels(relative)]
+    axes.legend(
+        handles=handles, framealpha=0.7, edgecolor="none", loc="lower left", handlelength=2.6, borderaxespad=0.2
+    )
+
+
+def _draw_random(axes: Axes, relative: pd.DataFrame) -> None:
+    """A line for every shape and rank: it is the same for all matrices of those."""
+    for _, group in relative.groupby(["d_out", "d_in", "r"], dropna=False, sort=False):
+        line = group[group["matrix"] == group["matrix"].mode()[0]].sort_values("index")  # the longest above FLOOR
+        axes.plot(line["index"], line["sigma_random"] / line["sigma_random"].iloc[0], zorder=3, **RANDOM_LINE)
+
+
+def _random_labels(relative: pd.DataFrame) -> list[str]:
+    dense = relative["r"].isna()
+    labels = {"Gaussian": dense, "random factors": ~dense}
+    return [label for label, held in labels.items() if held.any()]
 
 
 def _draw_depth_key(axes: Axes, palette: dict[str, tuple[float, float, float]]) -> None:
@@ -125,4 +154,4 @@ def _draw_rank_map(axes: Axes, ranks: pd.DataFrame, largest: int) -> None:
     axes.invert_yaxis()
     axes.set(xlabel="", ylabel="")
     axes.set_title("effective rank", loc="left")
-    axes.tick_params(axis="x", rotation=90 if max(map(len, ranks.columns)) > 6 else 0, length=0)
+    axes.tick_params(axis="x", rotation=90 if max(map(len, ranks.columns)) > UPRIGHT_FROM else 0, length=0)

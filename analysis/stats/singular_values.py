@@ -1,10 +1,14 @@
 """Singular values of an update ΔW, from its factors where it has any, and the ranks read off them."""
 
+from collections.abc import Callable
+from typing import Literal, TypeVar
+
 import numpy as np
 import scipy
 from jaxtyping import Float
 
 EPSILON = float(np.finfo(np.float64).eps)
+T = TypeVar("T")
 
 
 def singular_values_of_factors(
@@ -16,8 +20,8 @@ def singular_values_of_factors(
     O((d_out + d_in) r² + r³), and unlike the eigenvalues of (leftᵀ left)(right rightᵀ) it does not square the
     condition number. Raises ValueError for entries that are not finite.
     """
-    (r_left,) = scipy.linalg.qr(_finite(left, "left factor"), mode="r", check_finite=False)
-    (r_right,) = scipy.linalg.qr(_finite(right, "right factor").T, mode="r", check_finite=False)
+    (r_left,) = scipy.linalg.qr(finite(left, "left factor"), mode="r", check_finite=False)
+    (r_right,) = scipy.linalg.qr(finite(right, "right factor").T, mode="r", check_finite=False)
     rank = left.shape[1]
     return singular_values(r_left[:rank] @ r_right[:rank].T)
 
@@ -27,11 +31,10 @@ def singular_values(delta: Float[np.ndarray, "d_out d_in"]) -> Float[np.ndarray,
 
     Raises ValueError for entries that are not finite.
     """
-    dense = _finite(delta, "ΔW")
-    try:
-        sigma = scipy.linalg.svd(dense, compute_uv=False, lapack_driver="gesdd", check_finite=False)
-    except scipy.linalg.LinAlgError:  # divide and conquer can fail to converge where QR iteration does not
-        sigma = scipy.linalg.svd(dense, compute_uv=False, lapack_driver="gesvd", check_finite=False)
+    dense = finite(delta, "ΔW")
+    sigma = by_first_driver(
+        lambda driver: scipy.linalg.svd(dense, compute_uv=False, lapack_driver=driver, check_finite=False)
+    )
     return np.asarray(sigma, dtype=np.float64)
 
 
@@ -105,7 +108,19 @@ def summary(sigma: Float[np.ndarray, " k"], shape: tuple[int, int]) -> dict[str,
     }
 
 
-def _finite(matrix: Float[np.ndarray, "m n"], what: str) -> Float[np.ndarray, "m n"]:
+def by_first_driver(decompose: Callable[[Literal["gesdd", "gesvd"]], T]) -> T:
+    """What `decompose` makes with LAPACK's gesdd, or with gesvd where that fails.
+
+    Divide and conquer can fail to converge where QR iteration does not.
+    """
+    try:
+        return decompose("gesdd")
+    except scipy.linalg.LinAlgError:
+        return decompose("gesvd")
+
+
+def finite(matrix: Float[np.ndarray, "m n"], what: str) -> Float[np.ndarray, "m n"]:
+    """The matrix in float64. Raises ValueError that names the first entry that is not finite."""
     wide = np.asarray(matrix, dtype=np.float64)
     broken = np.argwhere(~np.isfinite(wide))
     if len(broken):

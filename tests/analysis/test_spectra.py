@@ -399,6 +399,20 @@ def test_the_tables_hold_every_singular_value_of_every_matrix(tmp_path: Path) ->
             np.testing.assert_allclose(values["sigma"], np.linalg.svd(stored[matrix], compute_uv=False), rtol=1e-5)
 
 
+def test_an_adapter_is_read_against_random_factors_of_its_rank_and_a_dense_update_against_a_gaussian(
+    tmp_path: Path,
+) -> None:
+    large, small = np.eye(9, 7, dtype=np.float32) * 1e3, np.eye(9, 7, dtype=np.float32) * 1e-3
+    runs = [dense_run(tmp_path / "full", large=large, small=small), adapter(tmp_path / "lora")]
+    rows = spectrum_tables(runs).summary.set_index("matrix")
+    assert rows.loc["blocks.0.query", "hard_rank_random"] == 2
+    assert rows.loc["large", "hard_rank_random"] == 7
+    assert 1 < rows.loc["blocks.0.query", "stable_rank_random"] < 2 < rows.loc["large", "stable_rank_random"] < 4
+    ratios = [f"{name}_ratio" for name in ("stable_rank", "entropy_rank_sigma", "r90", "r99", "sigma_1")]
+    np.testing.assert_allclose(*(rows.loc[name, ratios].to_list() for name in ("large", "small")), rtol=1e-6)
+    assert (rows["stable_rank_ratio"] * rows["stable_rank_random"]).to_list() == pytest.approx(rows["stable_rank"])
+
+
 def test_the_figure_drawn_again_from_its_csv_has_the_same_bytes(tmp_path: Path) -> None:
     import matplotlib as mpl
 
@@ -413,16 +427,32 @@ def test_the_figure_drawn_again_from_its_csv_has_the_same_bytes(tmp_path: Path) 
     assert dict(mpl.rcParams) == settings
 
 
-def test_the_figure_has_a_line_a_matrix_and_a_cell_a_matrix(tmp_path: Path) -> None:
+def test_the_figure_has_a_line_and_a_cell_a_matrix_and_a_line_a_shape_without_structure(tmp_path: Path) -> None:
     from analysis.figures.spectra import spectra_figure
 
     tables = spectrum_tables([dense_run(tmp_path / "full")])
     lines, depth, cells = spectra_figure(tables.summary, tables.values).axes
     drawn = [line for line in lines.get_lines() if len(line.get_xdata())]
-    assert len(drawn) == 4
+    assert len(drawn) == 5
     assert (lines.get_xlabel(), lines.get_yscale(), depth.get_ylabel()) == ("index $i$", "log", "layer")
     shown = sorted(float(text.get_text()) for text in cells.texts)
     assert shown == sorted(round(rank, 1) for rank in tables.summary["entropy_rank_energy"])
+
+
+def test_the_key_to_many_kinds_of_long_names_stays_within_the_axes(tmp_path: Path) -> None:
+    from analysis.figures.spectra import spectra_figure
+
+    kinds = {
+        f"h.{layer}.a_matrix_of_kind_{kind}": np.eye(9, 7, dtype=np.float32) for layer in (0, 1) for kind in "abcdefg"
+    }
+    tables = spectrum_tables([dense_run(tmp_path / "full", **kinds)])
+    figure = spectra_figure(tables.summary, tables.values)
+    figure.savefig(tmp_path / "drawn.png")  # lays it out
+    lines = figure.axes[0]
+    key = lines.get_legend()
+    assert key is not None
+    assert [text.get_text() for text in key.get_texts()][-1] == "Gaussian"
+    assert lines.get_window_extent().ymax > key.get_window_extent().ymax
 
 
 def test_an_adapter_that_was_never_trained_is_tabled_and_drawn(tmp_path: Path) -> None:
@@ -455,7 +485,7 @@ def test_the_command_works_from_any_folder_and_fits_a_pipe_of_80_columns(tmp_pat
     header = next(line for line in lines if line.startswith("matrix")).split()
     assert header == ["matrix", "shape", "r", "‖ΔW‖_F", "σ1", "stable", "PR", "eff", "erank", "r90", "r99"]
     assert [line.split()[:3] for line in lines if "9x7" in line] == [
-        [name, "9x7", "-"] for name in ("2.query", "2.value", "10.query", "10.value")
+        [name, "9x7", "-"] for name in ("2.query", "2.value", "10.query", "10.value", "Gaussian")
     ]
     written = sorted(path.name for path in (tmp_path / "new" / "drawn").iterdir())
     assert written == ["spectra.csv", "spectra.pdf", "spectra.png", "spectra_values.csv"]
