@@ -1,14 +1,9 @@
 """Directions of ΔW that recur across seeds, tested with the run as the unit.
 
-A matrix is one observation here, not d_out · d_in of them: nothing is assumed of how its entries depend on each other,
-only that the runs of different seeds are independent. The entries of an update are not (a gradient Σ δ xᵀ inherits the
-correlations of x), and tests that treat them so (Tracy-Widom, Marchenko-Pastur edges, parallel analysis, entrywise sign
-flips) find "signal" in pure noise: docs/low_rank.md has the rates.
-
-What recurs is not thereby learned from the task: runs on false labels agree with each other too. Of the three only
-`contrast_test` sets true against false labels.
-
-The same updates give the same figures: every random draw is from one fixed seed.
+Nothing is assumed of how the entries of a matrix depend on each other, only that the runs of different seeds are
+independent. Tests with the entry as the unit (Tracy-Widom, Marchenko-Pastur, parallel analysis, entrywise sign flips)
+find "signal" in pure noise: docs/low_rank.md. What recurs need not come from the task: runs on false labels agree with
+each other too, and only `contrast_test` sets the two against each other.
 """
 
 from dataclasses import dataclass
@@ -20,14 +15,14 @@ import scipy
 from jaxtyping import Float
 from scipy import stats
 
-from analysis.stats.singular_values import hard_rank
+from analysis.stats.singular_values import hard_rank, singular_vectors
 
 SPLITS = 25  # odd: the median of the ranks is one of them
 RELABELLINGS = 2048  # all 2^11 flips of 12 seeds; where there are more, as many random ones
 FEWEST_RELABELLINGS = 20  # below, no p reaches .05
 AT_ONCE = 2**22  # float64: 32 MiB
 ROUNDING = 1e-12  # of the sum of all norms: what two orders of the same sum may differ by, so that a tie is reached
-FIXED_SEED = 0
+FIXED_SEED = 0  # of all random draws: the same updates give the same figures
 
 
 @dataclass(frozen=True)
@@ -61,23 +56,21 @@ def split_seed_rank(
     constants, so the t-test has its level whatever the dependence within a matrix, and the fixed sequence keeps it for
     all k together (Maurer, Hothorn & Lehmacher 1995). Where all x_s are equal, p is that of the sign flips.
     k_rep is the median over random splits; their p values are not pooled.
-
     `energies` are c_k = s_k · u_kᵀ M_B v_k, s_k the singular values of M_A and M_B the mean of the other half, in the
     mean over the splits. Σ c_k = ⟨M_A, M_B⟩ estimates ‖E ΔW‖² without the noise that Σ s_k² adds, and r90 is the
     least k with Σ_{i<=k} c_i >= .9 Σ c. `cosine` is the mean of ⟨M_A, M_B⟩ / (‖M_A‖ ‖M_B‖).
-
-    Raises ValueError for fewer than two seeds or entries that are not finite; under four seeds no half has a t-test.
+    Under four seeds no half has a t-test: all is None. Raises ValueError for one seed or entries that are not finite.
     """
     stack = _checked(deltas)
     seeds = len(stack)
     if seeds < 4:
-        reason = f"split seeds need two in each half; there are {seeds} seeds: train at least 4, better 8"
-        return ReproducibleRank(None, None, None, None, reason)
-    generator = np.random.default_rng(FIXED_SEED)
-    parts = [_one_split(stack[generator.permutation(seeds)], alpha) for _ in range(splits)]
-    energies = np.mean([energy for _, energy, _ in parts], axis=0)
-    k_rep = int(np.median([rank for rank, _, _ in parts]))
-    cosine = float(np.mean([cosine for _, _, cosine in parts]))
+        return ReproducibleRank(
+            None, None, None, None, f"a half needs two of {seeds} seeds: train at least 4, better 8"
+        )
+    draw = np.random.default_rng(FIXED_SEED).permutation
+    parts = (_one_split(stack[draw(seeds)], alpha) for _ in range(splits))
+    ranks, all_energies, cosines = zip(*parts, strict=True)
+    k_rep, energies, cosine = int(np.median(ranks)), np.mean(all_energies, axis=0), float(np.mean(cosines))
     if energies.sum() <= 0:
         return ReproducibleRank(k_rep, None, cosine, energies, "the halves of the seeds share no energy: no r90")
     r90 = int(np.argmax(np.cumsum(energies) >= 0.9 * energies.sum())) + 1
@@ -90,7 +83,7 @@ def sign_flip_test(deltas: Float[np.ndarray, "seeds d_out d_in"]) -> WholeSeedTe
     Exact where ΔW_s and -ΔW_s are equally likely, whatever the dependence within a matrix. A flip and its mirror have
     the same sigma_1, so S seeds have 2^(S-1) flips: all are taken up to 12 seeds, 2,047 random ones and the observed
     above (Phipson & Smyth, Stat. Appl. Genet. Mol. Biol. 2010). Under six seeds no p reaches .05: p is None.
-    Raises ValueError for fewer than two seeds or entries that are not finite.
+    Raises ValueError as `split_seed_rank` does.
     """
     stack = _checked(deltas)
     seeds = len(stack)
@@ -113,10 +106,10 @@ def contrast_test(
 ) -> WholeSeedTest:
     """p of "labels do not matter to ΔW": the statistic is sigma_1 of mean ΔW(true labels) - mean ΔW(false labels).
 
-    Where both have the same seeds, the labels are swapped within seeds: the sign flips of the differences by seed,
-    which need no symmetry, for the two runs of a seed are exchangeable. Else runs are relabelled, all C(S + S', S)
-    ways or, above 2,048, 2,047 random ones and the observed. A drift that all runs share cancels. A small p says that
-    runs on true labels differ from runs on false ones, not that the difference has a low rank.
+    Seeds that both have are paired, and the others left out: labels are swapped within seeds, which are the sign flips
+    of the differences (no symmetry is needed: the two runs of a seed are exchangeable). Where they share no two seeds,
+    runs are relabelled, all C(S + S', S) ways or, above 2,048, 2,047 random ones and the observed. A drift that all
+    runs share cancels. A small p says that runs on true and on false labels differ, not by how many directions.
     Raises ValueError as `sign_flip_test` does, and for different shapes or a list of seeds that does not fit.
     """
     ours, theirs = _checked(true), _checked(false)
@@ -125,23 +118,19 @@ def contrast_test(
     for stack, seeds in ((ours, true_seeds), (theirs, false_seeds)):
         if len(stack) != len(seeds) or len(set(seeds)) != len(seeds):
             raise ValueError(f"each update needs a seed of its own; there are {len(stack)} updates and seeds {seeds}")
-    if set(true_seeds) == set(false_seeds):
-        return sign_flip_test(ours - theirs[[false_seeds.index(seed) for seed in true_seeds]])
+    shared = [seed for seed in true_seeds if seed in false_seeds]
+    if len(shared) > 1:
+        return sign_flip_test(ours[[*map(true_seeds.index, shared)]] - theirs[[*map(false_seeds.index, shared)]])
     weights = _group_relabellings(len(ours), len(theirs))
     if len(weights) < FEWEST_RELABELLINGS:
         return _too_few(len(weights), f"relabelling {len(ours)} and {len(theirs)} runs", "train at least 4 of each")
     return WholeSeedTest(_share_that_reaches_the_first(np.concatenate([ours, theirs]), weights), len(weights))
 
 
-def _one_split(
-    stack: Float[np.ndarray, "seeds d_out d_in"], alpha: float
-) -> tuple[int, Float[np.ndarray, " p"], float]:
+def _one_split(stack: Float[np.ndarray, "seeds m n"], alpha: float) -> tuple[int, Float[np.ndarray, " p"], float]:
     """k_rep, the energies and the cosine, with the directions from the first half of the seeds."""
     first, second = stack[: len(stack) // 2].mean(axis=0), stack[len(stack) // 2 :]
-    try:
-        u, s, vt = scipy.linalg.svd(first, full_matrices=False, check_finite=False)
-    except scipy.linalg.LinAlgError:  # divide and conquer can fail to converge where QR iteration does not
-        u, s, vt = scipy.linalg.svd(first, full_matrices=False, check_finite=False, lapack_driver="gesvd")
+    u, s, vt = singular_vectors(first)
     x = np.stack([np.einsum("ik,ik->k", u, delta @ vt.T) for delta in second])  # (seeds, p)
     rejected = _one_sided_p(x) <= alpha
     k_rep = min(int(np.argmin([*rejected, False])), hard_rank(s, first.shape))  # beyond it x is rounding
@@ -152,15 +141,14 @@ def _one_split(
 
 def _one_sided_p(x: Float[np.ndarray, "seeds p"]) -> Float[np.ndarray, " p"]:
     equal = np.ptp(x, axis=0) == 0
-    error = np.where(equal, 1.0, x.std(axis=0, ddof=1) / np.sqrt(len(x)))
-    p = stats.t.sf(x.mean(axis=0) / error, len(x) - 1)
-    return np.where(equal, np.where(x[0] > 0, 2.0 ** -len(x), 1.0), p)
+    error = np.where(equal, 1.0, stats.sem(x, axis=0))
+    when_equal = np.where(x[0] > 0, 2.0 ** -len(x), 1.0)
+    return np.where(equal, when_equal, stats.t.sf(x.mean(axis=0) / error, len(x) - 1))
 
 
 def _group_relabellings(ours: int, theirs: int) -> Float[np.ndarray, "relabellings runs"]:
     """Weights of each run in the difference of the two means, the observed first; a mirror image is left out."""
-    runs = ours + theirs
-    halved = ours == theirs  # then a group and its complement have the same sigma_1: run 0 stays in the first
+    runs, halved = ours + theirs, ours == theirs  # a group and its complement have the same sigma_1
     if comb(runs, ours) // (2 if halved else 1) <= RELABELLINGS:
         groups = np.array([group for group in combinations(range(runs), ours) if not halved or group[0] == 0])
     else:
@@ -182,27 +170,23 @@ def _share_that_reaches_the_first(
     scale = np.linalg.norm(stack, axis=(1, 2)).sum()
     if scale == 0:
         return 1.0
-    wide = stack / scale if stack.shape[1] >= stack.shape[2] else stack.transpose(0, 2, 1) / scale
+    wide = (stack if stack.shape[1] >= stack.shape[2] else stack.transpose(0, 2, 1)) / scale
     ones, others = np.triu_indices(len(wide))
-    products = np.stack([wide[s].T @ wide[t] for s, t in zip(ones, others, strict=True)])
-    products = (products + products.transpose(0, 2, 1)) * np.where(ones == others, 0.5, 1.0)[:, None, None]
-    size = wide.shape[2]
-    unit = weights / np.abs(weights).max()
+    products = np.stack([wide[s].T @ wide[t] / (1 + (s == t)) for s, t in zip(ones, others, strict=True)])
+    products += products.transpose(0, 2, 1).copy()
+    size, unit = wide.shape[2], weights / np.abs(weights).max()
     coefficients = unit[:, ones] * unit[:, others]
-    observed = np.tensordot(coefficients[0], products, axes=1)
-    bound = np.linalg.eigvalsh(observed)[-1] - ROUNDING
+    bound = np.linalg.eigvalsh(np.tensordot(coefficients[0], products, axes=1))[-1] - ROUNDING
     reached = 1  # the observed one
     rows = max(1, AT_ONCE // size**2)
     for start in range(1, len(coefficients), rows):
         for gram in np.tensordot(coefficients[start : start + rows], products, axes=1):
-            gram[np.diag_indices(size)] -= bound
-            reached += scipy.linalg.lapack.dpotrf(-gram.T, overwrite_a=1)[1] > 0
+            reached += scipy.linalg.lapack.dpotrf(bound * np.eye(size) - gram)[1] > 0
     return reached / len(weights)
 
 
-def _too_few(relabellings: int, what: str, remedy: str) -> WholeSeedTest:
-    reason = f"{what} number {relabellings}, so that no p is below 1/{relabellings}, which is above .05: {remedy}"
-    return WholeSeedTest(None, relabellings, reason)
+def _too_few(count: int, what: str, remedy: str) -> WholeSeedTest:
+    return WholeSeedTest(None, count, f"{what} number {count}: no p is below 1/{count}, which is above .05: {remedy}")
 
 
 def _checked(deltas: Float[np.ndarray, "seeds d_out d_in"]) -> Float[np.ndarray, "seeds d_out d_in"]:
@@ -212,8 +196,6 @@ def _checked(deltas: Float[np.ndarray, "seeds d_out d_in"]) -> Float[np.ndarray,
     broken = np.argwhere(~np.isfinite(wide))
     if len(broken):
         seed, row, column = (int(index) for index in broken[0])
-        raise ValueError(
-            f"what recurs needs finite entries; entry ({row}, {column}) of update number {seed} is "
-            f"{wide[seed, row, column]}, one of {len(broken)}: leave that run out"
-        )
+        what = f"entry ({row}, {column}) of update number {seed} is {wide[seed, row, column]}, one of {len(broken)}"
+        raise ValueError(f"what recurs needs finite entries; {what}: leave that run out")
     return wide

@@ -40,6 +40,15 @@ def test_the_sign_flip_p_is_that_of_all_flips_by_brute_force(shape: tuple[int, i
     assert sign_flip_test(stack).relabellings == 64
 
 
+@pytest.mark.parametrize("scale", [1.0, 1e-9, 1e6])
+def test_a_flip_that_changes_nothing_is_a_tie_at_any_scale(scale: float) -> None:
+    for seed in range(5):
+        stack = np.random.default_rng(seed).standard_normal((7, 4, 3))
+        stack[[2, 4]] = 0
+        every = np.array(list(product((1.0, -1.0), repeat=7)))
+        assert sign_flip_test(scale * stack).p == share_that_reaches(stack, every, np.ones(7))
+
+
 @pytest.mark.parametrize(("ours", "theirs"), [(4, 4), (3, 5), (5, 4)])
 def test_the_contrast_p_of_other_seeds_is_that_of_all_relabellings_by_brute_force(ours: int, theirs: int) -> None:
     stack = np.random.default_rng(1).standard_normal((ours + theirs, 4, 3))
@@ -63,6 +72,8 @@ def test_a_contrast_of_the_same_seeds_pairs_them_whatever_their_order() -> None:
     paired = contrast_test(true, false[order], true_seeds=list(range(6)), false_seeds=order)
     assert paired == sign_flip_test(true - false)
     assert paired.p == 1 / 32
+    more = np.concatenate([rng.standard_normal((2, 4, 3)), true])
+    assert contrast_test(more, false[order], true_seeds=[8, 7, *range(6)], false_seeds=order) == paired
     unpaired = contrast_test(true, false, true_seeds=list(range(6)), false_seeds=list(range(6, 12)))
     assert unpaired.p is not None
     assert unpaired.p > 0.5
@@ -148,7 +159,7 @@ def test_energies_across_halves_sum_to_the_energy_of_what_recurs() -> None:
     assert np.linalg.norm(stack.mean(axis=0)) ** 2 > 1.2 * truth
 
 
-@pytest.mark.parametrize("scale", [1.0, 1e-7, 1e6])
+@pytest.mark.parametrize("scale", [1.0, 1e-9, 1e6])
 def test_rotations_on_either_side_and_the_scale_change_nothing(scale: float) -> None:
     rng = np.random.default_rng(22)
     stack = planted(rng, 3)
@@ -164,9 +175,20 @@ def test_rotations_on_either_side_and_the_scale_change_nothing(scale: float) -> 
 
 
 def test_updates_without_noise_have_the_rank_of_their_arithmetic() -> None:
+    """Powers of two, so that what rounding left beyond the three directions recurs to the last bit."""
     rng = np.random.default_rng(23)
     signal = orthonormal(rng, 32, 3) @ orthonormal(rng, 24, 3).T
-    assert split_seed_rank(signal * rng.uniform(1, 2, size=(8, 1, 1)), alpha=ALPHA).k_rep == 3
+    assert split_seed_rank(signal * 2.0 ** (np.arange(8) % 2)[:, None, None], alpha=ALPHA).k_rep == 3
+
+
+@pytest.mark.parametrize(("seeds", "k_rep"), [(8, 0), (10, 2)])
+def test_equal_updates_are_as_sure_as_the_flips_of_their_signs(seeds: int, k_rep: int) -> None:
+    """2^-4 is above .05 and 2^-5 below: t would have no scale."""
+    same = np.tile(np.diag([2.0, 1.0, 0.0]), (seeds, 1, 1))
+    assert split_seed_rank(same, alpha=ALPHA).k_rep == k_rep
+    halves = same.copy()
+    halves[np.random.default_rng(0).permutation(seeds)[seeds // 2 :]] = 0
+    assert split_seed_rank(halves, alpha=ALPHA, splits=1).k_rep == 0
 
 
 def test_updates_of_zero_recur_in_nothing_and_reject_nothing() -> None:
@@ -191,7 +213,7 @@ def test_too_few_seeds_give_no_figure_and_the_reason() -> None:
     assert split_seed_rank(stack[:4], alpha=ALPHA).k_rep is not None
     three = split_seed_rank(stack[:3], alpha=ALPHA)
     assert (three.k_rep, three.r90, three.cosine, three.energies) == (None, None, None, None)
-    assert "there are 3 seeds" in three.reason
+    assert "a half needs two of 3 seeds" in three.reason
 
 
 def test_what_is_no_stack_of_finite_matrices_is_refused() -> None:
