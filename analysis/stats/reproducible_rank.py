@@ -55,14 +55,14 @@ def split_seed_rank(
     of k, and stops at the first k that is not rejected: k_rep counts those before it. Given M_A the directions are
     constants, so the t-test has its level whatever the dependence within a matrix, and the fixed sequence keeps it for
     all k together (Maurer, Hothorn & Lehmacher 1995). Where all x_s are equal, p is that of the sign flips.
-    k_rep is the median over random splits; their p values are not pooled.
+    k_rep is the median over random splits; their p values are not pooled. In strongly correlated noise it may exceed
+    the rank of E ΔW by one or two: directions of M_A that noise has bent still lean towards what recurs.
     `energies` are c_k = s_k · u_kᵀ M_B v_k, s_k the singular values of M_A and M_B the mean of the other half, in the
     mean over the splits. Σ c_k = ⟨M_A, M_B⟩ estimates ‖E ΔW‖² without the noise that Σ s_k² adds, and r90 is the
     least k with Σ_{i<=k} c_i >= .9 Σ c. `cosine` is the mean of ⟨M_A, M_B⟩ / (‖M_A‖ ‖M_B‖).
     Under four seeds no half has a t-test: all is None. Raises ValueError for one seed or entries that are not finite.
     """
-    stack = _checked(deltas)
-    seeds = len(stack)
+    stack, seeds = _checked(deltas), len(deltas)
     if seeds < 4:
         return ReproducibleRank(
             None, None, None, None, f"a half needs two of {seeds} seeds: train at least 4, better 8"
@@ -85,16 +85,13 @@ def sign_flip_test(deltas: Float[np.ndarray, "seeds d_out d_in"]) -> WholeSeedTe
     above (Phipson & Smyth, Stat. Appl. Genet. Mol. Biol. 2010). Under six seeds no p reaches .05: p is None.
     Raises ValueError as `split_seed_rank` does.
     """
-    stack = _checked(deltas)
-    seeds = len(stack)
-    if 2 ** (seeds - 1) < FEWEST_RELABELLINGS:
-        return _too_few(2 ** (seeds - 1), f"the sign flips of {seeds} seeds", "train at least 6")
+    stack, seeds = _checked(deltas), len(deltas)
     if 2 ** (seeds - 1) <= RELABELLINGS:
         signs = np.array([(1.0, *rest) for rest in product((1.0, -1.0), repeat=seeds - 1)])
     else:
         drawn = np.random.default_rng(FIXED_SEED).choice([1.0, -1.0], size=(RELABELLINGS - 1, seeds))
         signs = np.concatenate([np.ones((1, seeds)), drawn])
-    return WholeSeedTest(_share_that_reaches_the_first(stack, signs), len(signs))
+    return _tested(stack, signs, "train at least 6 seeds")
 
 
 def contrast_test(
@@ -121,10 +118,8 @@ def contrast_test(
     shared = [seed for seed in true_seeds if seed in false_seeds]
     if len(shared) > 1:
         return sign_flip_test(ours[[*map(true_seeds.index, shared)]] - theirs[[*map(false_seeds.index, shared)]])
-    weights = _group_relabellings(len(ours), len(theirs))
-    if len(weights) < FEWEST_RELABELLINGS:
-        return _too_few(len(weights), f"relabelling {len(ours)} and {len(theirs)} runs", "train at least 4 of each")
-    return WholeSeedTest(_share_that_reaches_the_first(np.concatenate([ours, theirs]), weights), len(weights))
+    runs, weights = np.concatenate([ours, theirs]), _group_relabellings(len(ours), len(theirs))
+    return _tested(runs, weights, "train at least 4 runs of each, or the same seeds")
 
 
 def _one_split(stack: Float[np.ndarray, "seeds m n"], alpha: float) -> tuple[int, Float[np.ndarray, " p"], float]:
@@ -146,7 +141,7 @@ def _one_sided_p(x: Float[np.ndarray, "seeds p"]) -> Float[np.ndarray, " p"]:
     return np.where(equal, when_equal, stats.t.sf(x.mean(axis=0) / error, len(x) - 1))
 
 
-def _group_relabellings(ours: int, theirs: int) -> Float[np.ndarray, "relabellings runs"]:
+def _group_relabellings(ours: int, theirs: int) -> Float[np.ndarray, "ways runs"]:
     """Weights of each run in the difference of the two means, the observed first; a mirror image is left out."""
     runs, halved = ours + theirs, ours == theirs  # a group and its complement have the same sigma_1
     if comb(runs, ours) // (2 if halved else 1) <= RELABELLINGS:
@@ -159,9 +154,17 @@ def _group_relabellings(ours: int, theirs: int) -> Float[np.ndarray, "relabellin
     return weights
 
 
-def _share_that_reaches_the_first(
-    stack: Float[np.ndarray, "runs d_out d_in"], weights: Float[np.ndarray, "relabellings runs"]
-) -> float:
+def _tested(
+    stack: Float[np.ndarray, "runs m n"], weights: Float[np.ndarray, "ways runs"], remedy: str
+) -> WholeSeedTest:
+    ways = len(weights)
+    if ways < FEWEST_RELABELLINGS:
+        reason = f"seeds can be relabelled in {ways} ways, so that no p is below 1/{ways}, which is above .05: {remedy}"
+        return WholeSeedTest(None, ways, reason)
+    return WholeSeedTest(_share_reaching_the_first(stack, weights), ways)
+
+
+def _share_reaching_the_first(stack: Float[np.ndarray, "runs m n"], weights: Float[np.ndarray, "ways runs"]) -> float:
     """The share of the rows c of `weights` whose sigma_1(Σ c_s M_s) is at least that of row 0.
 
     sigma_1² is the largest eigenvalue of Σ c_s c_t M_sᵀ M_t, so the products M_sᵀ M_t are formed once. Whether it
@@ -183,10 +186,6 @@ def _share_that_reaches_the_first(
         for gram in np.tensordot(coefficients[start : start + rows], products, axes=1):
             reached += scipy.linalg.lapack.dpotrf(bound * np.eye(size) - gram)[1] > 0
     return reached / len(weights)
-
-
-def _too_few(count: int, what: str, remedy: str) -> WholeSeedTest:
-    return WholeSeedTest(None, count, f"{what} number {count}: no p is below 1/{count}, which is above .05: {remedy}")
 
 
 def _checked(deltas: Float[np.ndarray, "seeds d_out d_in"]) -> Float[np.ndarray, "seeds d_out d_in"]:

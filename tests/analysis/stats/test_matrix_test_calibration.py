@@ -119,9 +119,9 @@ def assert_levels(rates: dict[str, float], trials: int) -> None:
 
 @pytest.mark.parametrize("law", LAWS)
 def test_tests_of_whole_seeds_keep_their_level(law: Law) -> None:
-    rates = type_one_errors(law, trials=60, shape=(SEEDS, 12, 10), unpaired_seeds=4)
+    rates = type_one_errors(law, trials=40, shape=(SEEDS, 12, 10), unpaired_seeds=4)
     print(law.__name__, rates)
-    assert_levels(rates, 60)
+    assert_levels(rates, 40)
 
 
 @pytest.mark.slow
@@ -217,11 +217,11 @@ def assert_documented_failures(law: Law, rates: dict[str, float], trials: int) -
     if law is gaussian:  # so they are done right here
         assert rates["Tracy-Widom"] <= at_most(ALPHA, trials)
         assert rates["parallel analysis"] <= at_most(ALPHA, trials)
-    if law in (row_scaled, row_and_column_scaled, column_correlated):
-        assert min(by_quantile) >= 0.95
-    if law is column_correlated:
+    else:
+        assert min(by_quantile) >= (0.8 if law is heavy else 0.95)
+    if law in (column_correlated, low_rank_by_seed):
         assert rates["FlipPA"] >= 0.95
-    elif law is not low_rank_by_seed:
+    else:
         assert rates["FlipPA"] <= at_most(ALPHA, trials)
 
 
