@@ -38,6 +38,20 @@ def singular_values(delta: Float[np.ndarray, "d_out d_in"]) -> Float[np.ndarray,
     return np.asarray(sigma, dtype=np.float64)
 
 
+def singular_vectors(
+    delta: Float[np.ndarray, "d_out d_in"],
+) -> tuple[Float[np.ndarray, "d_out k"], Float[np.ndarray, " k"], Float[np.ndarray, "k d_in"]]:
+    """U, sigma and Vᵀ of a dense ΔW = U diag(sigma) Vᵀ in float64, k = min(d_out, d_in).
+
+    Raises ValueError for entries that are not finite.
+    """
+    dense = _finite(delta, "ΔW")
+    try:
+        return scipy.linalg.svd(dense, full_matrices=False, lapack_driver="gesdd", check_finite=False)
+    except scipy.linalg.LinAlgError:  # as above
+        return scipy.linalg.svd(dense, full_matrices=False, lapack_driver="gesvd", check_finite=False)
+
+
 def hard_rank(sigma: Float[np.ndarray, " k"], shape: tuple[int, int]) -> int:
     """#{i: sigma_i > sigma_1 · max(d_out, d_in) · eps}: the rank float64 can vouch for.
 

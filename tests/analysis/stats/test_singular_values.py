@@ -7,6 +7,7 @@ from itertools import pairwise
 
 import numpy as np
 import pytest
+import scipy
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from project_paths import ROOT
@@ -20,6 +21,7 @@ from analysis.stats.singular_values import (
     participation_ratio,
     singular_values,
     singular_values_of_factors,
+    singular_vectors,
     stable_rank,
     summary,
 )
@@ -230,3 +232,24 @@ def test_the_pure_functions_import_neither_torch_nor_anything_of_ours() -> None:
     assert "torch" not in loaded
     ours = {name for name in loaded if name.split(".")[0] in ("analysis", "experiments", "lora_variants")}
     assert ours == {"analysis", "analysis.stats", "analysis.stats.singular_values"}
+
+
+@pytest.mark.parametrize("shape", [(6, 4), (4, 6)])
+def test_singular_vectors_give_the_update_back_also_where_divide_and_conquer_fails(
+    shape: tuple[int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    delta = np.random.default_rng(0).standard_normal(shape)
+    exact = scipy.linalg.svd
+
+    def failing(matrix: np.ndarray, *, lapack_driver: str, **options: bool) -> object:
+        if lapack_driver == "gesdd":
+            raise scipy.linalg.LinAlgError("SVD did not converge")
+        return exact(matrix, lapack_driver=lapack_driver, **options)
+
+    for svd in (exact, failing):
+        monkeypatch.setattr(scipy.linalg, "svd", svd)
+        u, sigma, vt = singular_vectors(delta)
+        assert u * sigma @ vt == pytest.approx(delta)
+        assert sigma == pytest.approx(singular_values(delta))
+        assert u.T @ u == pytest.approx(np.eye(4), abs=1e-12)
+        assert vt @ vt.T == pytest.approx(np.eye(4), abs=1e-12)
