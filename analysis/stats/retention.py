@@ -77,9 +77,16 @@ def retention(
     if gains[1].mean() == 0:
         raise ValueError("a share of a mean gain of 0 is not defined; test the gain first, and nothing where it fails")
     low, high = fieller(*gains, alpha=alpha)
-    flips = [sign_flip_above(each, np.random.default_rng(0)) for each in (d, -d)]
-    tests = [float(p) for p in (paired_t_above(d), paired_t_above(-d), *flips)]
-    return Retention(float(gains[0].mean() / gains[1].mean()), float(low), float(high), *tests, n=d.size)
+    return Retention(
+        share=float(gains[0].mean() / gains[1].mean()),
+        low=float(low),
+        high=float(high),
+        p_holds=float(paired_t_above(d)),
+        p_fails=float(paired_t_above(-d)),
+        p_flip_holds=float(sign_flip_above(d, np.random.default_rng(0))),
+        p_flip_fails=float(sign_flip_above(-d, np.random.default_rng(0))),
+        n=d.size,
+    )
 
 
 def linear_form(

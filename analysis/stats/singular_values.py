@@ -45,11 +45,11 @@ def singular_vectors(
 
     Raises ValueError for entries that are not finite.
     """
-    dense = _finite(delta, "ΔW")
-    try:
-        return scipy.linalg.svd(dense, full_matrices=False, lapack_driver="gesdd", check_finite=False)
-    except scipy.linalg.LinAlgError:  # as above
-        return scipy.linalg.svd(dense, full_matrices=False, lapack_driver="gesvd", check_finite=False)
+    dense = finite(delta, "ΔW")
+    u, sigma, vt = by_first_driver(
+        lambda driver: scipy.linalg.svd(dense, full_matrices=False, lapack_driver=driver, check_finite=False)
+    )
+    return u, sigma, vt
 
 
 def hard_rank(sigma: Float[np.ndarray, " k"], shape: tuple[int, int]) -> int:

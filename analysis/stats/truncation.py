@@ -11,7 +11,7 @@ import numpy as np
 import scipy
 from jaxtyping import Float
 
-from analysis.stats.singular_values import EPSILON, by_first_driver, finite
+from analysis.stats.singular_values import EPSILON, finite, singular_vectors
 
 FLOAT32_ROUNDING = 1e-6  # second moments are averaged in float32: so far, relative to the largest, they may be off
 
@@ -27,11 +27,7 @@ class Svd:
 
 def decompose(delta: Float[np.ndarray, "d_out d_in"]) -> Svd:
     """The singular value decomposition of ΔW in float64."""
-    dense = finite(delta, "ΔW")
-    u, sigma, vt = by_first_driver(
-        lambda driver: scipy.linalg.svd(dense, full_matrices=False, lapack_driver=driver, check_finite=False)
-    )
-    return Svd(np.asarray(u), np.asarray(sigma), np.asarray(vt))
+    return Svd(*singular_vectors(delta))
 
 
 def top(svd: Svd, k: int) -> Float[np.ndarray, "d_out d_in"]:

@@ -232,3 +232,14 @@ def test_skewed_and_collapsing_scores_are_wrong_as_often_as_documented(
     law: Law, n: int, band: tuple[float, float]
 ) -> None:
     check_documented_error(law, n, band, SLOW)
+
+
+def test_equal_coarse_scores_are_no_proof() -> None:
+    """Two values, all alike in one test of 16: with a p of 0 for these, families of six tests would often be wrong."""
+    families = FAST // 2
+    d = np.random.default_rng(7).choice([-0.01, 0.01], size=(families, 6, 5))
+    all_alike = ((np.ptp(d, axis=-1) == 0) & (d[..., 0] > 0)).any(axis=-1).mean()
+    wrong = (holm(paired_t_above(d)) <= ALPHA).any(axis=-1).mean()
+    print(f"coarse, n=5, 6 tests: any holds {wrong:.4f}, with all forms equal and above 0 {all_alike:.4f}")
+    assert all_alike > 3 * ALPHA
+    assert wrong <= ALPHA + error(ALPHA, families)
