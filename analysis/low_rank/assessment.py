@@ -7,6 +7,7 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Float
 
+from analysis.low_rank.descriptions import Matrix
 from analysis.low_rank.study_runs import HypothesisError, StudyRuns
 from analysis.low_rank.truncated_scores import ENERGY, TruncatedScores, Update, grid_of, least_rank
 from analysis.stats.rank_hypothesis import Hypothesis, Judgement, Task, Verdict, capacity_ranks, judge, k0_of
@@ -58,6 +59,7 @@ class Assessment:
     by_rho0: Mapping[float, Judgement] = field(default_factory=dict)
     seeds_needed: Mapping[str, int | None] = field(default_factory=dict)  # hypothesis -> seeds that would settle it
     missing: tuple[str, ...] = ()
+    described: tuple[Matrix, ...] = ()  # H3 and H4: of every adapted matrix
 
     def of(self, kind: str, k: int) -> Kept | None:
         return next((each for each in self.kept if (each.kind, each.k) == (kind, k)), None)

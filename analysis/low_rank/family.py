@@ -1,11 +1,12 @@
 """Several studies that are judged together: each assessed by itself, and the words of all adjusted for one another."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from analysis.figures.registry import save_drawn
 from analysis.low_rank.assessment import Assessment, assess
+from analysis.low_rank.descriptions import describe_matrices
 from analysis.low_rank.record import drawn_table, tree_of
 from analysis.low_rank.report import family_line, lines_of
 from analysis.low_rank.study_runs import HypothesisError, StudyRuns, read_study
@@ -60,9 +61,16 @@ def _assessed(study: StudyRuns, display: Display) -> Assessment:
     def on_score(done: int, total: int) -> None:
         display.report(f"{study.name}: updates scored", done, total)
 
-    updates = updates_of(study, load)
+    def on_matrix(done: int, total: int) -> None:
+        display.report(f"{study.name}: matrices described", done, total)
+
+    updates = updates_of(study.full, study, load)
+    nulls = next((updates_of(runs, study, load) for runs in study.nulls.values()), None)
     with display.live():
-        return assess(study, updates, TruncatedScores(study, updates, load), on_score)
+        found = assess(study, updates, TruncatedScores(study, updates, load), on_score)
+        if not found.testable:
+            return found
+        return replace(found, described=tuple(describe_matrices(updates, nulls, study, on_matrix)))
 
 
 def _base_of(study: StudyRuns, display: Display) -> TrainingContext:

@@ -73,6 +73,20 @@ def _task(task: Assessment, judged: Judgement) -> dict[str, Any]:
         "r95": None if task.r95 is None else task.r95._asdict(),
         "h1": _finding(judged.truncation),
         "h2": _finding(judged.capacity),
+        "spectra": [
+            {
+                "matrix": each.name,
+                "r90": each.r90,
+                "gaussian_r90": each.gaussian_r90,
+                "false_labels_r90": each.false_labels_r90,
+                "p": each.p,
+            }
+            for each in task.described
+        ],
+        "reproducible": [
+            {"matrix": each.name, "k_rep": each.k_rep, "p_flip": each.p_flip, "p_contrast": each.p_contrast}
+            for each in task.described
+        ],
         "verdict_by_rho0": {f"{rho0:g}": str(each.verdict) for rho0, each in task.by_rho0.items()},
         "seeds_to_settle": dict(task.seeds_needed),
         "missing": list(task.missing),

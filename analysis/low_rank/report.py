@@ -2,11 +2,14 @@
 
 import math
 from collections.abc import Sequence
+from statistics import fmean
 
 from analysis.low_rank.assessment import AT_K0, Assessment, Kept
+from analysis.low_rank.descriptions import Matrix
 from analysis.stats.rank_hypothesis import Finding, Judgement, Verdict, family_verdict
 from analysis.stats.retention import FixedSequence
 
+NONE = "none"
 CONTROLS = {
     "random": "random {k}",
     "removed": "top {k} removed",
@@ -24,7 +27,7 @@ def lines_of(task: Assessment, judged: Judgement) -> list[str]:
         _gate(task),
     ]
     if task.testable:
-        lines += [*_truncation(task, judged.truncation), *_capacity(task, judged.capacity)]
+        lines += [*_truncation(task, judged.truncation), *_capacity(task, judged.capacity), *_described(task)]
     lines += [f"               {note}" for note in task.missing]
     return [*lines, verdict_line(task, judged)]
 
@@ -93,6 +96,39 @@ def _capacity(task: Assessment, found: Finding) -> list[str]:
         f"H2 capacity    adapter r = {nearest.k} reaches {_interval(nearest)}; {least}   {found.word}",
         f"               r {shares}",
     ]
+
+
+def _described(task: Assessment) -> list[str]:
+    """H3 and H4, by kind of matrix: they describe and decide nothing."""
+    kinds: dict[str, list[Matrix]] = {}
+    for matrix in task.described:
+        kinds.setdefault(matrix.kind, []).append(matrix)
+    recurring = ", ".join(f"{kind} {_range([m.k_rep for m in of])}" for kind, of in kinds.items())
+    flips = _range([m.p_flip for m in task.described], ".2g")
+    contrasts = _range([m.p_contrast for m in task.described], ".2g")
+    against = f"; p against false labels {contrasts}" if contrasts != NONE else ""
+    rows = [
+        f"{kind} {fmean(m.r90 for m in of):.1f} ({fmean(m.gaussian_r90 for m in of):.1f}{_of_false_labels(of)})"
+        for kind, of in kinds.items()
+    ]
+    told = "Gaussian, false labels" if any(m.false_labels_r90 is not None for m in task.described) else "Gaussian"
+    return [
+        f"H3 recurring   directions that recur in other seeds: {recurring}; p of sign flips {flips}{against}",
+        f"H4 spectra     r90 ({told}): {', '.join(rows)}",
+    ]
+
+
+def _of_false_labels(matrices: Sequence[Matrix]) -> str:
+    known = [m.false_labels_r90 for m in matrices if m.false_labels_r90 is not None]
+    return f", {fmean(known):.1f}" if known else ""
+
+
+def _range(values: Sequence[float | None], form: str = "g") -> str:
+    known = sorted(value for value in values if value is not None)
+    if not known:
+        return NONE
+    ends = dict.fromkeys(f"{value:{form}}" for value in (known[0], known[-1]))
+    return "-".join(ends)
 
 
 def _least(found: FixedSequence | None, required: float, name: str) -> str:

@@ -18,7 +18,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from analysis.low_rank.study_runs import HypothesisError, StudyRuns
+from analysis.low_rank.study_runs import HypothesisError, Runs, StudyRuns
 from analysis.stats.truncation import (
     Svd,
     activation_weighted_top,
@@ -161,8 +161,8 @@ class TruncatedScores:
         write_table(self.table, self.path)
 
 
-def updates_of(study: StudyRuns, load: Callable[[], TrainingContext]) -> dict[int, Update]:
-    """The update of full fine-tuning at each seed."""
+def updates_of(runs: Runs, study: StudyRuns, load: Callable[[], TrainingContext]) -> dict[int, Update]:
+    """The update of each seed's run."""
     known: dict[str, Any] = {}
 
     def moments() -> Mapping[str, Tensor]:
@@ -170,7 +170,7 @@ def updates_of(study: StudyRuns, load: Callable[[], TrainingContext]) -> dict[in
             known.update(input_moments(load(), study.config()))
         return known
 
-    return {seed: Update(path, moments) for seed, path in study.full.items()}
+    return {seed: Update(path, moments) for seed, path in runs.items()}
 
 
 def grid_of(p: int, more: Sequence[int] = ()) -> list[int]:
