@@ -84,7 +84,7 @@ def read_study(folder: Path) -> StudyRuns:
         full=runs[arms["full"]],
         capacity={rank: runs[label] for label, rank in sorted(arms["capacity"].items(), key=lambda each: each[1])},
         floor=None if arms["floor"] is None else runs[arms["floor"]],
-        nulls={label: runs[label] for label in arms["null"]},
+        nulls={label: runs[label] for label in arms["false_labels"]},
         not_tuned={
             arm["arm"]: arm["reason"]
             for arm in summary["tuning"]["arms"]
@@ -112,7 +112,7 @@ def _summary(folder: Path) -> dict[str, Any]:
 
 def _labels(arms: Mapping[str, Any]) -> list[str]:
     floor = [] if arms["floor"] is None else [arms["floor"]]
-    return [arms["full"], *arms["capacity"], *floor, *arms["null"]]
+    return [arms["full"], *arms["capacity"], *floor, *arms["false_labels"]]
 
 
 def _runs_of(label: str, table: pd.DataFrame, folder: Path, seeds: Sequence[int]) -> dict[int, Path]:

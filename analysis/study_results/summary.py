@@ -66,7 +66,7 @@ def _hypothesis(study: Study) -> dict[str, Any]:
             "full": roles.full.label,
             "capacity": {arm.label: arm.keys["rank"] for arm in roles.capacity},
             "floor": None if roles.floor is None else roles.floor.label,
-            "null": [arm.label for arm in roles.nulls],
+            "false_labels": [arm.label for arm in roles.nulls],
         },
     }
 

@@ -24,7 +24,7 @@ class HypothesisConfig(Section):
         "base",
         description="where the gain counts from: base (W0 itself), or keys of the arm that trains the head alone",
     )
-    null: dict[str, Any] | None = Field(
+    false_labels: dict[str, Any] | None = Field(
         None, min_length=1, description="keys of the arm that trained on false labels, for spectra and directions"
     )
     score: str | None = Field(

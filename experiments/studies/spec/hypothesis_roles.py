@@ -27,7 +27,7 @@ def roles_of(config: HypothesisConfig, arms: Sequence[Arm], errors: list[str]) -
     full = _one("full", config.full, judged, errors)
     floor = None if config.floor == "base" else _one("floor", config.floor, judged, errors)
     capacity = [arm for arm in judged if is_reference(arm, config.capacity)]
-    nulls = [] if config.null is None else [arm for arm in arms if is_reference(arm, config.null)]
+    nulls = [] if config.false_labels is None else [arm for arm in arms if is_reference(arm, config.false_labels)]
     if not capacity:
         errors.append(f"hypothesis.capacity: no arm has {describe(config.capacity)}; add adapters of several ranks")
     ranks = [arm.keys.get("rank") for arm in capacity]
@@ -36,9 +36,9 @@ def roles_of(config: HypothesisConfig, arms: Sequence[Arm], errors: list[str]) -
             f"hypothesis.capacity: one adapter a rank, each with a number for all layers; {describe(config.capacity)} "
             f"has {', '.join(arm.label for arm in capacity)}"
         )
-    if config.null is not None and (not nulls or any(arm.config.training.labels is True for arm in nulls)):
+    if config.false_labels is not None and (not nulls or any(arm.config.training.labels is True for arm in nulls)):
         found = ", ".join(arm.label for arm in nulls) or "no arm"
-        errors.append(f"hypothesis.null: arms with false training.labels; {describe(config.null)} selects {found}")
+        errors.append(f"hypothesis.false_labels: arms with false training.labels; {describe(config.false_labels)} selects {found}")
     if len(errors) > before or full is None:
         return None
     return Roles(full, tuple(sorted(capacity, key=lambda arm: int(arm.keys["rank"]))), floor, tuple(nulls))

@@ -232,7 +232,7 @@ def test_an_update_with_nan_is_refused_by_run_and_matrix(copy: Path, capsys: pyt
         ({"full": {"variant": "full_all"}}, "hypothesis.full: variant=full_all selects no arm"),
         ({"capacity": {"variant": "rslora"}}, "hypothesis.capacity: no arm has variant=rslora"),
         ({"floor": {"variant": "head"}}, "hypothesis.floor: variant=head selects no arm"),
-        ({"null": {"variant": "lora"}}, "hypothesis.null: arms with false training.labels"),
+        ({"false_labels": {"variant": "lora"}}, "hypothesis.false_labels: arms with false training.labels"),
         ({"rho": 0.1}, "hypothesis.rho: unknown key"),
     ],
 )
