@@ -59,6 +59,7 @@ class Assessment:
     by_rho0: Mapping[float, Judgement] = field(default_factory=dict)
     seeds_needed: Mapping[str, int | None] = field(default_factory=dict)  # hypothesis -> seeds that would settle it
     missing: tuple[str, ...] = ()
+    from_own_head: Retention | None = None  # of the top k0, were the floor W0 under the run's own head
     described: tuple[Matrix, ...] = ()  # H3 and H4: of every adapted matrix
 
     def of(self, kind: str, k: int) -> Kept | None:
@@ -72,8 +73,7 @@ def assess(
     asked, p = study.hypothesis, least_rank(updates)
     k0 = k0_of(asked["rho0"], p)
     full = study.scores(study.full)
-    if study.floor is None:
-        truncated.need([("base", 0)], on_score)
+    truncated.need([("base", 0)], on_score)
     floor = truncated.of("base", 0, study.score) if study.floor is None else study.scores(study.floor)
     gain = gain_test(full, floor, higher_is_better=study.higher_is_better, alpha=asked["alpha"])
     if not gain.p <= asked["alpha"]:
@@ -108,6 +108,8 @@ def _assessment(
         kept(kind, k, truncated.of(kind, k, study.score), float(truncated.of(kind, k, ENERGY).mean()))
         for kind, k in wanted
     ]
+    if study.floor is not None:  # the run's own head over W0: where the curve of a task with a head begins
+        cut.append(kept("base", 0, truncated.of("base", 0, study.score), 0.0))
     adapters = [kept("adapter", rank, study.scores(runs), None) for rank, runs in study.capacity.items()]
     of_cut = {each.k: each.found for each in cut if each.kind == "top"}
     of_rank = {each.k: each.found for each in adapters}
@@ -130,6 +132,18 @@ def _assessment(
             name: seeds_to_settle(of_seeds, alpha=asked["alpha"] / 2) for name, of_seeds in differences.items()
         } if judged.verdict is Verdict.INCONCLUSIVE else {},
         missing=missing,
+        from_own_head=_from_own_head(study, truncated, k0, full),
+    )  # fmt: skip
+
+
+def _from_own_head(study: StudyRuns, truncated: TruncatedScores, k0: int, full: Scores) -> Retention | None:
+    """How much the top k0 keep of a looser gain, which leaves out what the head alone does; it decides nothing."""
+    own, asked = truncated.of("base", 0, study.score), study.hypothesis
+    if study.floor is None or own.mean() == full.mean():
+        return None
+    return retention(
+        truncated.of("top", k0, study.score), full, own,
+        higher_is_better=study.higher_is_better, required=asked["retention"], alpha=asked["alpha"],
     )  # fmt: skip
 
 

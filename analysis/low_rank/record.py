@@ -8,6 +8,7 @@ import pandas as pd
 
 from analysis.low_rank.assessment import Assessment, Kept
 from analysis.stats.rank_hypothesis import Finding, Judgement, family_verdict
+from experiments.record.ledger import lines_of_study
 
 DRAWN = ("top", "adapter", "random", "shrunk")
 
@@ -90,6 +91,8 @@ def _task(task: Assessment, judged: Judgement) -> dict[str, Any]:
         "verdict_by_rho0": {f"{rho0:g}": str(each.verdict) for rho0, each in task.by_rho0.items()},
         "seeds_to_settle": dict(task.seeds_needed),
         "missing": list(task.missing),
+        "from_own_head": None if task.from_own_head is None else task.from_own_head.share,
+        "test_reads": len(lines_of_study(study.runs_dir, study.name)),
     }
 
 

@@ -79,10 +79,18 @@ def _truncation(task: Assessment, found: Finding) -> list[str]:
     shrunk = task.of("shrunk", task.k0)
     energy = "" if shrunk is None else f"; ΔW shrunk to their energy ({shrunk.energy:.0%}) {_share(shrunk.found.share)}"
     least = _least(task.k95, required, "k")
+    own, loose, head = task.of("base", 0), task.from_own_head, list[str]()
+    if own is not None and loose is not None:
+        keeps = f"{_share(loose.share)} [{_share(loose.low)}, {_share(loose.high)}]"
+        head.append(
+            f"               W0 under the run's own head: {_share(own.found.share)}; with that as floor top {task.k0} "
+            f"would keep {keeps}"
+        )
     return [
         f"H1 truncation  top {task.k0} of ΔW keep {_interval(top)} of it; {least}   {found.word}",
         *rows,
         f"               at {task.k0}: {controls}{energy}",
+        *head,
     ]
 
 

@@ -88,7 +88,9 @@ def read_study(folder: Path) -> StudyRuns:
         not_tuned={
             arm["arm"]: arm["reason"]
             for arm in summary["tuning"]["arms"]
-            if arm["state"] == "not tuned" and arm["arm"] in (arms["full"], arms["floor"], *arms["capacity"])
+            if arm["state"] == "not tuned"
+            and "rate_of" not in arm["keys"]
+            and arm["arm"] in (arms["full"], arms["floor"], *arms["capacity"])
         },
     )
 

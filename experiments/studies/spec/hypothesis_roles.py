@@ -38,7 +38,9 @@ def roles_of(config: HypothesisConfig, arms: Sequence[Arm], errors: list[str]) -
         )
     if config.false_labels is not None and (not nulls or any(arm.config.training.labels is True for arm in nulls)):
         found = ", ".join(arm.label for arm in nulls) or "no arm"
-        errors.append(f"hypothesis.false_labels: arms with false training.labels; {describe(config.false_labels)} selects {found}")
+        errors.append(
+            f"hypothesis.false_labels: arms with false training.labels; {describe(config.false_labels)} selects {found}"
+        )
     if len(errors) > before or full is None:
         return None
     return Roles(full, tuple(sorted(capacity, key=lambda arm: int(arm.keys["rank"]))), floor, tuple(nulls))

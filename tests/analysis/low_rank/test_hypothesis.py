@@ -10,6 +10,7 @@ import pandas as pd
 import pytest
 import yaml
 from planted_hypothesis import SEEDS, SIDE, finished_study
+from project_paths import CONFIGS
 from safetensors.torch import load_file, save_file
 
 from analysis.figures.registry import FIGURES, read_drawn, save_drawn
@@ -19,7 +20,10 @@ from analysis.low_rank.record import tree_of
 from experiments.config.errors import ConfigError
 from experiments.record.ledger import LEDGER
 from experiments.record.run_dir import RunDirectory
+from experiments.studies.consistency import shared_context, warnings_of_arms
+from experiments.studies.spec.frozen import changes, frozen
 from experiments.studies.spec.study import load_study
+from experiments.study import main as study_main
 from experiments.terminal import Display
 
 
@@ -244,3 +248,41 @@ def test_a_section_that_names_no_test_is_an_error_before_anything_is_trained(
     with pytest.raises(ConfigError) as error:
         load_study(copy.parent / "tiny.yaml")
     assert told in "\n".join(error.value.errors)
+
+
+def test_what_is_tested_is_frozen_with_the_first_evaluation(copy: Path) -> None:
+    path = copy.parent / "tiny.yaml"
+    tree = yaml.safe_load(path.read_text())
+    before = frozen(load_study(path))
+    for changed in ({"rho0": 0.1}, {"rho0": 0.25, "score": "loss"}, None):
+        path.write_text(yaml.safe_dump({**tree, "hypothesis": changed}))
+        after = frozen(load_study(path))
+        assert any(told.startswith("hypothesis.") for told in changes(before, after))
+        assert any(told.startswith("hypothesis.") for told in changes(after, before))
+    assert changes(before, before) == []
+
+
+def test_a_task_with_a_head_needs_the_arm_that_trains_it_alone_as_its_floor(tmp_path: Path) -> None:
+    arms = [{"variant": "full"}, {"variant": "lora", "rank": [1, 4]}]
+    protocol = {"margin": 0.01, "reference": {"variant": "full"}}
+    tree = {"name": "heads", "config": str(CONFIGS / "digits.yaml"), "arms": arms, "protocol": protocol}
+    (tmp_path / "heads.yaml").write_text(yaml.safe_dump({**tree, "hypothesis": {}}))
+    study = load_study(tmp_path / "heads.yaml")
+    with pytest.raises(ConfigError) as error:
+        warnings_of_arms(study, shared_context(study))
+    assert "hypothesis.floor: base is W0 with a head that nobody trained" in "\n".join(error.value.errors)
+    tree |= {"arms": [*arms, {"variant": "head"}], "hypothesis": {"floor": {"variant": "head"}}}
+    (tmp_path / "heads.yaml").write_text(yaml.safe_dump(tree))
+    study = load_study(tmp_path / "heads.yaml")
+    warnings_of_arms(study, shared_context(study))
+
+
+@pytest.mark.acceptance
+@pytest.mark.parametrize(("rank", "verdict"), [(2, "SUPPORTED"), (8, "SUPPORTED"), (48, "CONTRADICTED")])
+def test_the_shipped_planted_studies_come_to_what_was_planted(tmp_path: Path, rank: int, verdict: str) -> None:
+    file = CONFIGS / "studies" / f"low_rank_planted_{rank}.yaml"
+    asked = [str(file), "--runs-dir", str(tmp_path), "--workers", "1", "--wandb", "disabled"]
+    assert study_main(asked) == 0
+    (task,) = written(tmp_path / file.stem, tmp_path / "out")["tasks"]
+    assert task["verdict"] == verdict
+    assert (task["k95"]["least"], task["r95"]["least"]) == (rank, rank)
