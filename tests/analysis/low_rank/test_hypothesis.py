@@ -101,7 +101,8 @@ def test_an_update_of_full_rank_contradicts_it(high: Path, tmp_path: Path, capsy
 def test_what_has_no_gain_is_not_testable_and_nothing_else_is_computed(tmp_path: Path) -> None:
     tuning = {"grid": {"learning_rate_multipliers": [8, 32, 128]}}  # a small rate would do a little good
     knobs = {"training.labels": "shuffled"}
-    folder = finished_study(tmp_path, rank=SIDE, name="shuffled", set=knobs, protocol={"tuning": tuning})
+    arms = [{"variant": "full"}, {"variant": "lora", "rank": 1}]
+    folder = finished_study(tmp_path, rank=SIDE, name="none", set=knobs, protocol={"tuning": tuning}, arms=arms)
     (task,) = written(folder, tmp_path / "out")["tasks"]
     assert task["verdict"] == "NOT TESTABLE"
     assert task["gate"]["gain"] < 0
