@@ -131,9 +131,18 @@ def _assessment(
         seeds_needed={
             name: seeds_to_settle(of_seeds, alpha=asked["alpha"] / 2) for name, of_seeds in differences.items()
         } if judged.verdict is Verdict.INCONCLUSIVE else {},
-        missing=missing,
+        missing=(*missing, *_controls_that_keep_as_much(cut, k0, asked["retention"])),
         from_own_head=_from_own_head(study, truncated, k0, full),
     )  # fmt: skip
+
+
+def _controls_that_keep_as_much(cut: Sequence[Kept], k0: int, required: float) -> list[str]:
+    """Of those that should fail where the hypothesis is true: then a word on H1 says little."""
+    return [
+        f"the control '{each.kind}' at {k0} may keep {required:g} as well, so H1 says little here"
+        for each in cut
+        if each.kind in ("random", "removed") and each.k == k0 and not each.found.low <= each.found.high < required
+    ]
 
 
 def _from_own_head(study: StudyRuns, truncated: TruncatedScores, k0: int, full: Scores) -> Retention | None:

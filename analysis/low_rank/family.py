@@ -59,7 +59,7 @@ def _assessed(study: StudyRuns, display: Display) -> Assessment:
         return loaded[0]
 
     def on_score(done: int, total: int) -> None:
-        display.report(f"{study.name}: updates scored", done, total)
+        display.report(f"{study.name}: {total} updates to score", done, total)
 
     def on_matrix(done: int, total: int) -> None:
         display.report(f"{study.name}: matrices described", done, total)

@@ -165,6 +165,17 @@ def test_the_whole_update_scores_what_its_run_did_and_none_of_it_what_the_base_d
     assert np.allclose(table.loc["shrunk"]["energy"], table.loc["top"]["energy"], rtol=1e-5)
 
 
+def test_a_control_that_keeps_as_much_is_told(copy: Path) -> None:
+    assert judged(copy)["tasks"][0]["missing"] == []
+    path = copy / "truncations.parquet"
+    table = pd.read_parquet(path).set_index(["kind", "k", "seed"])
+    for seed in SEEDS:
+        table.loc[("random", 4, seed), "squared_error"] = table.at[("top", 4, seed), "squared_error"]
+    table.reset_index().to_parquet(path)
+    (told,) = judged(copy)["tasks"][0]["missing"]
+    assert told == "the control 'random' at 4 may keep 0.95 as well, so H1 says little here"
+
+
 @pytest.mark.parametrize("name", ["retention", "retention_by_energy"])
 def test_the_figures_come_again_from_their_tables_alone(low: Path, tmp_path: Path, name: str) -> None:
     written(low, tmp_path)
