@@ -86,7 +86,8 @@ def _study_flags(rng: random.Random) -> list[str]:
         ("protocol.margin", "protocol.tuning.seeds", "protocol.x", "training.steps", "rank", "name", "arms")
     )
     storage = rng.choice(("sqlite:///x.db", "postgresql+psycopg://u@127.0.0.1:1/x", "postgresql://", _word(rng)))
-    return _flag(rng, good, {"--set": rng.choice((f"{some_key}={_word(rng)}", _word(rng))), "--storage": storage})
+    flags = _flag(rng, good, {"--set": rng.choice((f"{some_key}={_word(rng)}", _word(rng))), "--storage": storage})
+    return [*flags, "--storage-patience", "0"] if len(flags) == 2 and flags[0] == "--storage" else flags
 
 
 def _flag(rng: random.Random, good: Mapping[str, str], bad: Mapping[str, str]) -> list[str]:
