@@ -74,14 +74,9 @@ def _draw(axes: Axes, of_line: pd.DataFrame, hues: dict[float, Colour]) -> None:
         for added, marker, size in ((False, ".", 3), (True, "s", 2)):
             some = runs[runs["added"] == added]
             axes.plot(
-                some["learning_rate"],
-                some["value"],
-                marker,
-                color=colour,
-                markersize=size,
-                alpha=0.4,
+                some["learning_rate"], some["value"], marker, color=colour, markersize=size, alpha=0.4,
                 markeredgewidth=0,
-            )
+            )  # fmt: skip
         axes.plot(means["learning_rate"], means["value"], color=colour)
         for added, marker in ((False, "o"), (True, "s")):
             part = means[means["added"] == added]

@@ -26,8 +26,7 @@ def score_by_rank_figure(scores: pd.DataFrame) -> Figure:
     Per line the runs (small), the means and their 95 % t-intervals; arms without a rank are a line across the panel
     with a band as their interval. A run that failed is a cross at the edge where the bad scores are. A mean is hollow
     where the arm gets no verdict. `scores` has the columns setting, line, arm, rank, kind ('seed', 'mean', 'failed'),
-    seed, value, low, high, n, excluded, score, higher_is_better, margin,
-    units.
+    seed, value, low, high, n, excluded, score, higher_is_better, margin, units.
     """
     settings = list(dict.fromkeys(scores["setting"]))
     lines = list(dict.fromkeys(scores["line"]))

@@ -82,15 +82,16 @@ def assess(
         told = "; ".join(f"{label}: {why}" for label, why in study.not_tuned.items())
         raise HypothesisError(f"{study.name}: arms that are not tuned ({told}); give them a wider grid")
     ks = grid_of(p, [k0_of(rho0, p) for rho0 in (*RHO0S, asked["rho0"])])
-    truncated.need([*((kind, k) for kind in ALONG for k in ks), *((kind, k0) for kind in AT_K0)], on_score)
+    wanted = [*((kind, k) for kind in ALONG for k in ks), *((kind, k0) for kind in AT_K0)]
+    truncated.need(wanted, on_score)
     _refuse_other_scores(study, truncated, p, full, gain)
-    return _assessment(study, truncated, ks, p, k0, gain, full, floor)
+    return _assessment(study, truncated, wanted, p, k0, gain, full, floor)
 
 
 def _assessment(
     study: StudyRuns,
     truncated: TruncatedScores,
-    ks: Sequence[int],
+    wanted: Sequence[tuple[str, int]],
     p: int,
     k0: int,
     gain: Gain,
@@ -103,7 +104,6 @@ def _assessment(
     def kept(kind: str, k: int, scores: Scores, energy: float | None) -> Kept:
         return Kept(kind, k, retention(scores, full, floor, **options, alpha=asked["alpha"]), energy)
 
-    wanted = [*((kind, k) for kind in ALONG for k in ks), *((kind, k0) for kind in AT_K0)]
     cut = [
         kept(kind, k, truncated.of(kind, k, study.score), float(truncated.of(kind, k, ENERGY).mean()))
         for kind, k in wanted

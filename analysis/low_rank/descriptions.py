@@ -10,7 +10,7 @@ from analysis.low_rank.study_runs import StudyRuns
 from analysis.low_rank.truncated_scores import Update
 from analysis.stats.reference_lines import reference_measures
 from analysis.stats.reproducible_rank import contrast_test, sign_flip_test, split_seed_rank
-from analysis.stats.singular_values import energy_rank, singular_values
+from analysis.stats.singular_values import energy_rank
 from lora_variants.frozen_model.layer_names import places
 
 ENERGY = 0.9
@@ -43,29 +43,32 @@ def describe_matrices(
     where, found = places(names), []
     for number, name in enumerate(names, 1):
         true, false = _stack(updates, name), None if nulls is None else _stack(nulls, name)
-        found.append(_described(name, where[name].kind, true, false, study))
+        r90s = _mean_r90(updates, name), None if nulls is None else _mean_r90(nulls, name)
+        found.append(_described(name, where[name].kind, true, false, r90s, study))
         on_matrix(number, len(names))
     return found
 
 
-def _described(name: str, kind: str, true: Stack, false: Stack | None, study: StudyRuns) -> Matrix:
+def _described(
+    name: str, kind: str, true: Stack, false: Stack | None, r90s: tuple[float, float | None], study: StudyRuns
+) -> Matrix:
     shape, seeds = (true.shape[1], true.shape[2]), list(study.seeds)
     contrast = None if false is None else contrast_test(true, false, true_seeds=seeds, false_seeds=seeds)
     return Matrix(
         name=name,
         kind=kind,
         p=min(shape),
-        r90=_mean_r90(true),
+        r90=r90s[0],
         gaussian_r90=reference_measures(shape, None)["r90"],
-        false_labels_r90=None if false is None else _mean_r90(false),
+        false_labels_r90=r90s[1],
         k_rep=split_seed_rank(true, alpha=study.hypothesis["alpha"]).k_rep,
         p_flip=sign_flip_test(true).p,
         p_contrast=None if contrast is None else contrast.p,
     )
 
 
-def _mean_r90(deltas: Stack) -> float:
-    return float(np.mean([energy_rank(singular_values(delta), ENERGY) for delta in deltas]))
+def _mean_r90(updates: Mapping[int, Update], name: str) -> float:
+    return float(np.mean([energy_rank(update.svds[name].sigma, ENERGY) for update in updates.values()]))
 
 
 def _stack(updates: Mapping[int, Update], name: str) -> Stack:

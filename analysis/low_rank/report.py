@@ -4,10 +4,10 @@ import math
 from collections.abc import Sequence
 from statistics import fmean
 
-from analysis.low_rank.assessment import AT_K0, Assessment, Kept
+from analysis.low_rank.assessment import AT_K0, Assessment
 from analysis.low_rank.descriptions import Matrix
 from analysis.stats.rank_hypothesis import Finding, Judgement, Verdict, family_verdict
-from analysis.stats.retention import FixedSequence
+from analysis.stats.retention import FixedSequence, Retention
 
 NONE = "none"
 CONTROLS = {
@@ -33,7 +33,7 @@ def lines_of(task: Assessment, judged: Judgement) -> list[str]:
 
 
 def verdict_line(task: Assessment, judged: Judgement) -> str:
-    """'low_rank: CONTRADICTED at rho0 0.1 · 0.05 CONTRADICTED, 0.25 PARTIAL, 0.5 SUPPORTED'."""
+    """'low_rank: CONTRADICTED at rho0 0.1, ...', with the verdicts at other shares of p in a line below."""
     rho0 = task.study.hypothesis["rho0"]
     text = f"{task.study.name}: {judged.verdict} at rho0 {rho0:g}, for this W0 and this budget of steps"
     if task.by_rho0:
@@ -81,13 +81,12 @@ def _truncation(task: Assessment, found: Finding) -> list[str]:
     least = _least(task.k95, required, "k")
     own, loose, head = task.of("base", 0), task.from_own_head, list[str]()
     if own is not None and loose is not None:
-        keeps = f"{_share(loose.share)} [{_share(loose.low)}, {_share(loose.high)}]"
         head.append(
             f"               W0 under the run's own head: {_share(own.found.share)}; with that as floor top {task.k0} "
-            f"would keep {keeps}"
+            f"would keep {_interval(loose)}"
         )
     return [
-        f"H1 truncation  top {task.k0} of ΔW keep {_interval(top)} of it; {least}   {found.word}",
+        f"H1 truncation  top {task.k0} of ΔW keep {_interval(top.found)} of it; {least}   {found.word}",
         *rows,
         f"               at {task.k0}: {controls}{energy}",
         *head,
@@ -101,7 +100,7 @@ def _capacity(task: Assessment, found: Finding) -> list[str]:
     shares = " ".join(f"{each.k}: {_share(each.found.share)}" for each in adapters)
     least = _least(task.r95, task.study.hypothesis["retention"], "r")
     return [
-        f"H2 capacity    adapter r = {nearest.k} reaches {_interval(nearest)}; {least}   {found.word}",
+        f"H2 capacity    adapter r = {nearest.k} reaches {_interval(nearest.found)}; {least}   {found.word}",
         f"               r {shares}",
     ]
 
@@ -147,14 +146,14 @@ def _least(found: FixedSequence | None, required: float, name: str) -> str:
     )
 
 
-def _interval(kept: Kept) -> str:
-    low, high = kept.found.low, kept.found.high
+def _interval(found: Retention) -> str:
+    low, high = found.low, found.high
     ends = (
         f"[{_share(low)}, {_share(high)}]"
         if math.isfinite(low) and math.isfinite(high) and low <= high
         else "[unbounded]"
     )
-    return f"{_share(kept.found.share)} {ends}"
+    return f"{_share(found.share)} {ends}"
 
 
 def _share(value: float) -> str:

@@ -1,9 +1,9 @@
 """Scores of what is left of the updates of full fine-tuning: evaluated once, and kept in `truncations.parquet`.
 
-Kinds, of a ΔW with singular values σ: `top` its k largest alone; `removed` all but them; `random` ΔW Q Qᵀ with Q a
-random orthonormal basis of k inputs; `shrunk` c ΔW, of the energy that the top k have; `weighted` the rank-k matrix
-whose outputs are nearest on the inputs that the base sees; `shared` as many values as k in every matrix, the largest
-of all matrices. In each the k of all adapted matrices go at once, k beyond a matrix is all of it.
+Kinds, of a ΔW with singular values σ: `top` its k largest alone; `removed` all but them; `random` ΔW on k random
+orthonormal directions of its shorter side; `shrunk` c ΔW, of the energy that the top k have; `weighted` the rank-k
+matrix whose outputs are nearest on the inputs that the base sees; `shared` as many values as k in every matrix, the
+largest of all matrices. In each the k of all adapted matrices go at once, k beyond a matrix is all of it.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -30,17 +30,16 @@ from analysis.stats.truncation import (
     top,
 )
 from analysis.study_results.results import write_table
+from experiments.record.adapter_formats import Adapter
 from experiments.record.adapter_reading import read_adapter
 from experiments.training.context import TrainingContext
 from experiments.training.input_moments import input_moments
 from experiments.training.scoring import Scored, score_updates
 from lora_variants.interface.rng import stream_key
 
-KINDS = ("top", "removed", "random", "shrunk", "weighted", "shared")
 FILE = "truncations.parquet"
 ENERGY = "energy"
 PACK = 8
-Matrices = Mapping[str, Float[np.ndarray, "d_out d_in"]]
 OnScore = Callable[[int, int], None]
 
 
@@ -64,10 +63,15 @@ class Update:
         self.path, self._moments = path, moments
 
     @cached_property
+    def adapter(self) -> Adapter:
+        """What the run stored."""
+        return read_adapter(self.path)
+
+    @cached_property
     def matrices(self) -> dict[str, Float[np.ndarray, "d_out d_in"]]:
         """Raises: HypothesisError for entries that are not finite, and where the run stored no dense ΔW."""
         found = {}
-        for name, update in read_adapter(self.path).updates.items():
+        for name, update in self.adapter.updates.items():
             if not isinstance(update, Tensor):
                 raise HypothesisError(
                     f"{self.path.name}: {name} is a product of factors; hypothesis.full is a dense ΔW"
@@ -80,9 +84,9 @@ class Update:
             found[name] = dense
         return found
 
-    @cached_property
+    @property
     def heads(self) -> dict[str, Tensor]:
-        return dict(read_adapter(self.path).others)
+        return dict(self.adapter.others)
 
     @cached_property
     def svds(self) -> dict[str, Svd]:
@@ -112,7 +116,9 @@ class Update:
         if kind == "shrunk":
             return shrunk(matrix, svd, k)
         if kind == "weighted":
-            return activation_weighted_top(matrix, self._moments()[name].numpy(), k)
+            if (moment := self._moments().get(name)) is None:
+                raise HypothesisError(f"{name}: W0 was not seen to call it, so its inputs are not known")
+            return activation_weighted_top(matrix, moment.numpy(), k)
         return top(svd, k)
 
 
