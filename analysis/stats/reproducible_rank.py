@@ -56,7 +56,7 @@ def split_seed_rank(
     constants, so the t-test has its level whatever the dependence within a matrix, and the fixed sequence keeps it for
     all k together (Maurer, Hothorn & Lehmacher 1995). Where all x_s are equal, p is that of the sign flips.
     k_rep is the median over random splits; their p values are not pooled. In strongly correlated noise it may exceed
-    the rank of E ΔW by one or two: directions of M_A that noise has bent still lean towards what recurs.
+    the rank of E ΔW by one or two: directions of M_A that noise has bent still point towards what recurs.
     `energies` are c_k = s_k · u_kᵀ M_B v_k, s_k the singular values of M_A and M_B the mean of the other half, in the
     mean over the splits. Σ c_k = ⟨M_A, M_B⟩ estimates ‖E ΔW‖² without the noise that Σ s_k² adds, and r90 is the
     least k with Σ_{i<=k} c_i >= .9 Σ c. `cosine` is the mean of ⟨M_A, M_B⟩ / (‖M_A‖ ‖M_B‖).
