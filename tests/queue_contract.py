@@ -39,6 +39,24 @@ def beat_once(address: Address, worker: str) -> None:
     TrialQueue.open(address, STUDY, direction="minimize", worker=worker).beat({})
 
 
+class DiedError(Exception):
+    """In place of an end of the process."""
+
+
+def dies_once_it_has_won(queue: TrialQueue, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It claims all that waits, and dies before it can say that it has the first."""
+    wins = queue.store.optuna.set_trial_state_values
+
+    def wins_and_dies(*change: Any) -> None:
+        assert wins(*change)
+        raise DiedError
+
+    with monkeypatch.context() as patched:
+        patched.setattr(queue.store.optuna, "set_trial_state_values", wins_and_dies)
+        with pytest.raises(DiedError):
+            queue.claim(everything)
+
+
 class Clock:
     def __init__(self) -> None:
         self.seconds = 0.0
@@ -251,14 +269,28 @@ class QueueContract(Fixtures):
         assert not holder.finish(claim, 99.0, {})
         assert listener.queue.workers() == []
 
-    def test_a_worker_that_died_before_it_said_its_name_loses_its_trial(
-        self, opened: Callable[..., TrialQueue]
+    def test_who_died_right_after_a_claim_loses_the_trial_at_once(
+        self, opened: Callable[..., TrialQueue], monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        queue, listener = opened(), Listener(opened(grace=60.0))
+        queue, dying = opened(), opened()
         queue.add(trials(1))
-        queue.store.optuna.set_trial_state_values(
-            queue.store.optuna.get_trial_id_from_study_id_trial_number(queue._study_id, 0), TrialState.RUNNING
-        )
+        dies_once_it_has_won(dying, monkeypatch)
+        assert [entry.worker for entry in queue.entries()] == [dying.worker]
+        assert [entry.key for entry in queue.requeue_dead([dying.worker])] == ["trial 0"]
+        assert queue.latest()["trial 0"].facts == trials(1)[0].facts
+
+    def test_who_died_right_after_a_claim_that_another_tried_loses_the_trial_after_the_grace(
+        self, opened: Callable[..., TrialQueue], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        queue, dying, listener = opened(), opened(), Listener(opened(grace=60.0))
+        queue.add(trials(1))
+
+        def overtaken(waiting: Sequence[Entry]) -> Sequence[Entry]:
+            dies_once_it_has_won(dying, monkeypatch)
+            return waiting
+
+        assert queue.claim(overtaken) == []
+        assert queue.requeue_dead([queue.worker, dying.worker]) == []
         assert listener.after(30.0, 30.0) == []
         assert len(listener.after(30.0)) == 1
         assert queue.latest()["trial 0"].state == "waiting"

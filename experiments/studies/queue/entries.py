@@ -20,6 +20,7 @@ STATES: dict[TrialState, State] = {
 }
 PARAMETERS = ("learning_rate", "rank", "seed")
 OWN_NAMES = {"key", "worker", "outcome"}
+CLAIMANT = "claimant "  # before the name of a worker that is about to claim the trial
 
 
 @dataclass(frozen=True)
@@ -51,7 +52,7 @@ class Entry:
 
     @property
     def holder(self) -> str:
-        """A worker that won the trial and has not said its name yet is not the same as any other."""
+        """Who won the trial before another claimant, and has not said its name yet, is not the same as any other."""
         return self.worker or f"whoever claimed trial {self.number}"
 
 
@@ -60,18 +61,26 @@ def entry_of(trial: FrozenTrial) -> Entry | None:
     attributes = trial.user_attrs
     if "key" not in attributes:
         return None
-    given = {name: value for name, value in attributes.items() if name not in OWN_NAMES}
+    given = {
+        name: value for name, value in attributes.items() if name not in OWN_NAMES and not name.startswith(CLAIMANT)
+    }
     outcome = attributes.get("outcome", {}) if trial.state.is_finished() else {}
     return Entry(
         number=trial.number,
         key=attributes["key"],
         state=STATES.get(trial.state) or ("failed" if "failure" in outcome else "returned"),
-        worker=attributes.get("worker"),
+        worker=attributes.get("worker") or only_claimant(trial),
         score=trial.value if trial.state == TrialState.COMPLETE else None,
         params=trial.params,
         facts={**given, **outcome} if outcome else given,
         given=given,
     )
+
+
+def only_claimant(trial: FrozenTrial) -> str | None:
+    """Who has won a running trial for which nobody else tried."""
+    claimants = [name.removeprefix(CLAIMANT) for name in trial.user_attrs if name.startswith(CLAIMANT)]
+    return claimants[0] if trial.state == TrialState.RUNNING and len(claimants) == 1 else None
 
 
 def that_count(entries: Iterable[Entry]) -> dict[str, Entry]:

@@ -25,11 +25,7 @@ from optuna.exceptions import DuplicatedStudyError, UpdateFinishedTrialError
 from optuna.study import StudyDirection
 from optuna.trial import TrialState
 
-from experiments.studies.queue.entries import (
-    Entry,
-    NewTrial,
-    that_count,
-)
+from experiments.studies.queue.entries import CLAIMANT, Entry, NewTrial, that_count
 from experiments.studies.queue.listing import FORMAT, Listing, study_named
 from experiments.studies.queue.liveness import Liveness, WorkerSeen
 from experiments.studies.queue.storage import NO_PATIENCE, Address, Patience, QueueError, Store
@@ -206,10 +202,14 @@ class TrialQueue(Listing):
         return [entry for entry in self.entries() if entry.state == "running"]
 
     def _take(self, entry: Entry) -> Claim | None:
-        """The name follows when the trial is won. Who dies in between leaves a holder without a heartbeat."""
+        """It says that it tries, and when the trial is won, that it has it.
+
+        Who dies in between is known to have it, or if others tried too, is a holder without a heartbeat.
+        """
         with self.store.use() as storage:
             trial_id = storage.get_trial_id_from_study_id_trial_number(self._study_id, entry.number)
             try:
+                storage.set_trial_user_attr(trial_id, CLAIMANT + self.worker, True)
                 if not storage.set_trial_state_values(trial_id, TrialState.RUNNING):
                     return None
                 storage.set_trial_user_attr(trial_id, "worker", self.worker)

@@ -9,6 +9,9 @@ from in_process_search import HALVED_LONGER, outcome, study_in, worker_on
 from tiny_studies import Running, kill_workers, queue_of, wait_for
 
 from experiments.studies.queue.entries import ENDED
+from experiments.studies.queue.storage import Address
+from experiments.studies.queue.trial_queue import TrialQueue
+from experiments.studies.spec.study import load_study
 from experiments.studies.workers.pool import WorkerError
 
 KILLS = 5
@@ -38,6 +41,6 @@ def test_kills_at_random_moments_neither_lose_nor_double_a_trial_of_a_search(tmp
 
 
 def _ended(file: Path, runs_dir: Path) -> int:
-    if not (runs_dir / "tiny_search" / "journal.log").exists():
-        return 0
-    return sum(entry.state in ENDED for entry in queue_of(file, runs_dir).entries())
+    name = load_study(file).name
+    queue = TrialQueue.find(Address(journal=runs_dir / name / "journal.log"), name)
+    return 0 if queue is None else sum(entry.state in ENDED for entry in queue.entries())
