@@ -22,11 +22,13 @@ class Roles:
 def roles_of(config: HypothesisConfig, arms: Sequence[Arm], errors: list[str]) -> Roles | None:
     """The arms that the section names; None, and errors, where they are missing or several."""
     before = len(errors)
-    true = [arm for arm in arms if arm.config.training.labels is True]
-    judged = true or [arm for arm in arms if arm.rate_of is None]  # a study may be false labels throughout
-    full = _one("full", config.full, judged, errors)
-    floor = None if config.floor == "base" else _one("floor", config.floor, judged, errors)
-    capacity = [arm for arm in judged if is_reference(arm, config.capacity)]
+    full = _one("full", config.full, arms, errors)
+    floor = None if config.floor == "base" else _one("floor", config.floor, arms, errors)
+    capacity = _selected(config.capacity, arms)
+    labels = {arm.config.training.labels for arm in (full, floor, *capacity) if arm is not None}
+    if len(labels) > 1:
+        found = ", ".join(sorted(str(each).lower() for each in labels))
+        errors.append(f"hypothesis: full, capacity and floor train on the same labels; here they are {found}")
     nulls = [] if config.false_labels is None else [arm for arm in arms if is_reference(arm, config.false_labels)]
     if not capacity:
         errors.append(f"hypothesis.capacity: no arm has {describe(config.capacity)}; add adapters of several ranks")
@@ -46,8 +48,17 @@ def roles_of(config: HypothesisConfig, arms: Sequence[Arm], errors: list[str]) -
     return Roles(full, tuple(sorted(capacity, key=lambda arm: int(arm.keys["rank"]))), floor, tuple(nulls))
 
 
-def _one(name: str, keys: Mapping[str, Any], arms: Sequence[Arm], errors: list[str]) -> Arm | None:
+def _selected(keys: Mapping[str, Any], arms: Sequence[Arm]) -> list[Arm]:
+    """The arms that have the keys; those on false labels only where the keys say so, or where there are no others."""
     found = [arm for arm in arms if is_reference(arm, keys)]
+    if keys.keys() & {"label", "training.labels"}:
+        return found
+    true = [arm for arm in arms if arm.config.training.labels is True]
+    return [arm for arm in found if arm in true] if true else [arm for arm in found if arm.rate_of is None]
+
+
+def _one(name: str, keys: Mapping[str, Any], arms: Sequence[Arm], errors: list[str]) -> Arm | None:
+    found = _selected(keys, arms)
     if len(found) == 1:
         return found[0]
     which = (

@@ -341,7 +341,7 @@ CENTRES = {
     "low_rank": {"lora": 5e-3, "full": 2e-3},
     "low_rank_digits": {"lora": 6e-3, "full": 2e-3, "head": 5e-2},
     "low_rank_trec": {"lora": 3e-3, "full": 3e-4, "head": 1e-2},
-    **{f"low_rank_planted_{rank}": {"lora": 1e-2, "full": 3e-3} for rank in (2, 8, 48)},
+    **{f"low_rank_planted_{rank}": {"lora": 1e-2, "full": 3e-3} for rank in (2, 8, 48, "shuffled")},
     "rank": {"lora": 5e-3, "rslora": 5e-3, "adalora": 5e-3, "full": 2e-3},
     "adalora_alpha": {"lora": 5e-3, "adalora": 5e-3},
     "rank_per_layer": {"lora": 5e-3, "adalora for its ranks": 5e-3},
