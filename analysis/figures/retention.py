@@ -21,6 +21,7 @@ LINES = {
     "random": ("random k of ΔW", 7, "^", (0, (4, 1.5))),
     "shrunk": ("ΔW shrunk to the energy of the top k", 2, "D", (0, (1, 1))),
 }
+DRAWN = ("shrunk", "random", "adapter", "top")  # what is tested on top
 WITH_BANDS = ("top", "adapter")
 
 
@@ -34,7 +35,7 @@ def retention_figure(kept: pd.DataFrame) -> Figure:
         figure, panels = _panels(kept)
         for axes, (task, of_task) in zip(panels, kept.groupby("task", sort=False), strict=False):
             axes.set_xscale("log", base=2)
-            for kind in LINES:
+            for kind in DRAWN:
                 _draw(axes, of_task[of_task["kind"] == kind].sort_values("k"), "k")
             axes.axvline(of_task["k0"].iloc[0], color="0.3", linewidth=0.7, linestyle=(0, (1, 2)))
             ticks = [2**i for i in range(int(of_task["p"].iloc[0]).bit_length()) if 2**i <= of_task["p"].iloc[0]]
@@ -55,12 +56,12 @@ def energy_figure(kept: pd.DataFrame) -> Figure:
         figure, panels = _panels(kept)
         for axes, (task, of_task) in zip(panels, kept.groupby("task", sort=False), strict=False):
             axes.plot([0, 1], [0, 1], color="0.8", linewidth=0.7)
-            for kind in LINES:
+            for kind in DRAWN:
                 _draw(axes, of_task[of_task["kind"] == kind].sort_values("energy"), "energy")
             axes.set_title(str(task), loc="left")
             axes.set_xlabel("share of the energy that is left")
         _finish(figure, panels, kept)
-        put_caption(figure, [*_caption(kept), "grey: the share of the gain is that of the energy"])
+        put_caption(figure, [*_caption(kept), "thin diagonal: gain in proportion to energy"])
     return figure
 
 
@@ -96,7 +97,8 @@ def _finish(figure: Figure, panels: list[Axes], kept: pd.DataFrame) -> None:
         axes.set_ylim(FLOOR - 0.03, CEILING)
         sns.despine(ax=axes)
     panels[0].set_ylabel("share of the gain that is kept")
-    handles, labels = panels[0].get_legend_handles_labels()
+    drawn, names = panels[0].get_legend_handles_labels()
+    handles, labels = drawn[::-1], names[::-1]
     figure.legend(handles, labels, loc="outside upper center", ncols=min(2, len(handles)), frameon=False)
 
 
@@ -105,7 +107,7 @@ def _caption(kept: pd.DataFrame) -> list[str]:
     return [
         f"gain of full fine-tuning on the test split ({', '.join(dict.fromkeys(kept['score']))}), "
         f"means of n = {numbers(kept['n'].tolist())} seeds",
-        f"bands: {100 * kept['confidence'].iloc[0]:g} % Fieller intervals",
+        f"bands: {100 * kept['confidence'].iloc[0]:g} % Fieller intervals, cut at the frame",
         f"dashed: {kept['required'].iloc[0]:g} of the gain",
         f"{beyond} point{'s' * (beyond != 1)} below {FLOOR:g} drawn there" if beyond else "",
     ]

@@ -8,9 +8,10 @@ import numpy as np
 from jaxtyping import Float
 
 from analysis.low_rank.descriptions import Matrix
+from analysis.low_rank.seeds_to_settle import seeds_by_hypothesis
 from analysis.low_rank.study_runs import HypothesisError, StudyRuns
 from analysis.low_rank.truncated_scores import ENERGY, TruncatedScores, Update, grid_of, least_rank
-from analysis.stats.rank_hypothesis import Hypothesis, Judgement, Task, Verdict, capacity_ranks, judge, k0_of
+from analysis.stats.rank_hypothesis import Hypothesis, Judgement, Task, capacity_ranks, judge, k0_of
 from analysis.stats.retention import (
     FixedSequence,
     Gain,
@@ -19,7 +20,6 @@ from analysis.stats.retention import (
     gain_test,
     linear_form,
     retention,
-    seeds_to_settle,
 )
 
 RHO0S = (0.05, 0.1, 0.25, 0.5)  # against which the verdict is printed
@@ -57,7 +57,7 @@ class Assessment:
     matrices: int = 0
     task: Task = NO_GAIN
     by_rho0: Mapping[float, Judgement] = field(default_factory=dict)
-    seeds_needed: Mapping[str, int | None] = field(default_factory=dict)  # hypothesis -> seeds that would settle it
+    seeds_needed: Mapping[str, int | None] = field(default_factory=dict)  # hypothesis -> seeds for a word on it
     missing: tuple[str, ...] = ()
     from_own_head: Retention | None = None  # of the top k0, were the floor W0 under the run's own head
     described: tuple[Matrix, ...] = ()  # H3 and H4: of every adapted matrix
@@ -77,14 +77,17 @@ def assess(
     floor = truncated.of("base", 0, study.score) if study.floor is None else study.scores(study.floor)
     gain = gain_test(full, floor, higher_is_better=study.higher_is_better, alpha=asked["alpha"])
     if not gain.p <= asked["alpha"]:
-        return Assessment(study, p, k0, gain, False, full, floor, matrices=len(truncated.shapes))
+        doubts = tuple(f"{label} is not tuned ({why}): that may be why" for label, why in study.not_tuned.items())
+        return Assessment(study, p, k0, gain, False, full, floor, matrices=len(truncated.shapes), missing=doubts)
     if study.not_tuned:
         told = "; ".join(f"{label}: {why}" for label, why in study.not_tuned.items())
-        raise HypothesisError(f"{study.name}: arms that are not tuned ({told}); give them a wider grid")
+        raise HypothesisError(
+            f"{study.name}: arms that are not tuned ({told}); give them a wider grid, in a study of another name"
+        )
     ks = grid_of(p, [k0_of(rho0, p) for rho0 in (*RHO0S, asked["rho0"])])
     wanted = [*((kind, k) for kind in ALONG for k in ks), *((kind, k0) for kind in AT_K0)]
-    truncated.need(wanted, on_score)
-    _refuse_other_scores(study, truncated, p, full, gain)
+    truncated.need(dict.fromkeys([*wanted, ("top", truncated.widest)]), on_score)
+    _refuse_other_scores(study, truncated, full, gain)
     return _assessment(study, truncated, wanted, p, k0, gain, full, floor)
 
 
@@ -114,10 +117,9 @@ def _assessment(
     of_cut = {each.k: each.found for each in cut if each.kind == "top"}
     of_rank = {each.k: each.found for each in adapters}
     task, missing = _task(of_cut, of_rank, k0)
-    (judged,) = judge([task], alpha=asked["alpha"])
-    differences = {"H1": linear_form(truncated.of("top", k0, study.score), full, floor, **options)}
-    if (rank := _nearest(of_rank, k0)) is not None:
-        differences["H2"] = linear_form(study.scores(study.capacity[rank]), full, floor, **options)
+    forms = {rank: linear_form(study.scores(runs), full, floor, **options) for rank, runs in study.capacity.items()}
+    of_top = linear_form(truncated.of("top", k0, study.score), full, floor, **options)
+    first_step = asked["alpha"] / (2 * max(1, len(asked["family"])))  # of Holm, over all tests of the family
     return Assessment(
         study, p, k0, gain, True, full, floor,
         kept=(*cut, *adapters),
@@ -128,9 +130,7 @@ def _assessment(
         by_rho0={
             rho0: judge([_task(of_cut, of_rank, k0_of(rho0, p))[0]], alpha=asked["alpha"])[0] for rho0 in RHO0S
         },
-        seeds_needed={
-            name: seeds_to_settle(of_seeds, alpha=asked["alpha"] / 2) for name, of_seeds in differences.items()
-        } if judged.verdict is Verdict.INCONCLUSIVE else {},
+        seeds_needed=seeds_by_hypothesis(of_top, forms, k0, alpha=first_step),
         missing=(*missing, *_controls_that_keep_as_much(cut, k0, asked["retention"])),
         from_own_head=_from_own_head(study, truncated, k0, full),
     )  # fmt: skip
@@ -169,17 +169,9 @@ def _task(of_cut: Mapping[int, Retention], of_rank: Mapping[int, Retention], k0:
     return Task(True, Hypothesis(of_cut[k0], of_cut[k0]), capacity), tuple(missing)
 
 
-def _nearest(ranks: Mapping[int, Retention], k0: int) -> int | None:
-    below, above = capacity_ranks(ranks, k0)
-    return above if below is None else below
-
-
-def _refuse_other_scores(study: StudyRuns, truncated: TruncatedScores, p: int, full: Scores, gain: Gain) -> None:
+def _refuse_other_scores(study: StudyRuns, truncated: TruncatedScores, full: Scores, gain: Gain) -> None:
     """The whole ΔW, scored again, is the run: otherwise the truncations are of something else."""
-    again = truncated.of("top", p, study.score)
-    widest = max(min(matrix) for matrix in truncated.shapes)
-    if widest > p:
-        return  # the top p is not the whole of every matrix
+    again = truncated.of("top", truncated.widest, study.score)
     worst = int(np.argmax(np.abs(again - full)))
     if abs(again[worst] - full[worst]) > ROUNDING * abs(gain.gain):
         raise HypothesisError(

@@ -74,7 +74,7 @@ def _assessed(study: StudyRuns, display: Display) -> Assessment:
 
 
 def _base_of(study: StudyRuns, display: Display) -> TrainingContext:
-    """The task with W0. Raises: HypothesisError where this is not the W0 of the runs."""
+    """The task with W0. Raises: HypothesisError where W0 or the test split are not those of the runs."""
     context = TrainingContext(study.config())
     context.read_data(display.report)
     context.load(display.report)
@@ -82,6 +82,11 @@ def _base_of(study: StudyRuns, display: Display) -> TrainingContext:
         raise HypothesisError(
             f"{study.name}: its runs adapted W0 {study.base_sha256[:12]}, here it is {context.base_sha256[:12]}; test "
             "it where it was trained"
+        )
+    if (test := context.data_sha256["test"]) != study.test_sha256:
+        raise HypothesisError(
+            f"{study.name}: its runs were scored on the test split {study.test_sha256[:12]}, here it is {test[:12]}; "
+            "the data have changed since: test it with those that it was trained with"
         )
     return context
 

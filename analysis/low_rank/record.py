@@ -7,6 +7,7 @@ from typing import Any
 import pandas as pd
 
 from analysis.low_rank.assessment import Assessment, Kept
+from analysis.low_rank.seeds_to_settle import of_undecided
 from analysis.stats.rank_hypothesis import Finding, Judgement, family_verdict
 from experiments.record.ledger import lines_of_study
 
@@ -89,7 +90,7 @@ def _task(task: Assessment, judged: Judgement) -> dict[str, Any]:
             for each in task.described
         ],
         "verdict_by_rho0": {f"{rho0:g}": str(each.verdict) for rho0, each in task.by_rho0.items()},
-        "seeds_to_settle": dict(task.seeds_needed),
+        "seeds_to_settle": of_undecided(task.seeds_needed, judged) if task.testable else {},
         "missing": list(task.missing),
         "from_own_head": None if task.from_own_head is None else task.from_own_head.share,
         "test_reads": len(lines_of_study(study.runs_dir, study.name)),

@@ -6,7 +6,8 @@ from statistics import fmean
 
 from analysis.low_rank.assessment import AT_K0, Assessment
 from analysis.low_rank.descriptions import Matrix
-from analysis.stats.rank_hypothesis import Finding, Judgement, Verdict, family_verdict
+from analysis.low_rank.seeds_to_settle import of_undecided
+from analysis.stats.rank_hypothesis import Finding, Judgement, family_verdict
 from analysis.stats.retention import FixedSequence, Retention
 
 NONE = "none"
@@ -39,10 +40,15 @@ def verdict_line(task: Assessment, judged: Judgement) -> str:
     if task.by_rho0:
         others = ", ".join(f"{share:g} {each.verdict}" for share, each in task.by_rho0.items())
         text += f"\n               each by itself: {others}"
-    if task.seeds_needed and judged.verdict is Verdict.INCONCLUSIVE:
-        needed = ", ".join(f"{name} {'no number' if n is None else n}" for name, n in task.seeds_needed.items())
+    if task.testable and (lacking := of_undecided(task.seeds_needed, judged)):
+        needed = ", ".join(f"{name} {_no_number(task) if n is None else n}" for name, n in lacking.items())
         text += f"\n               seeds that would settle it: {needed}"
     return text
+
+
+def _no_number(task: Assessment) -> str:
+    has_k0 = task.of("adapter", task.k0) is not None
+    return "no number" if has_k0 else f"no number, but an adapter of rank {task.k0} could"
 
 
 def family_line(tasks: Sequence[Assessment], judged: Sequence[Judgement]) -> str:

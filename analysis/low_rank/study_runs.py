@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 from jaxtyping import Float
 
+from analysis.study_results.summary import sha256_of
 from experiments.config.loading import resolve
 from experiments.config.schema import RunConfig
 from experiments.record.run_dir import RunDirectory
@@ -32,6 +33,7 @@ class StudyRuns:
     hypothesis: Mapping[str, Any]  # the section of the study's file, with the arms by label
     frozen_sha256: str
     base_sha256: str
+    test_sha256: str
     higher_is_better: bool
     seeds: tuple[int, ...]
     full: Runs
@@ -78,7 +80,8 @@ def read_study(folder: Path) -> StudyRuns:
         folder=folder,
         hypothesis=asked,
         frozen_sha256=summary["frozen_sha256"],
-        base_sha256=_one_base([path for of_arm in runs.values() for path in of_arm.values()]),
+        base_sha256=_one_base(paths := [path for of_arm in runs.values() for path in of_arm.values()]),
+        test_sha256=_one_test_split(paths),
         higher_is_better=False if lower else bool(summary["score"]["higher_is_better"]),
         seeds=seeds,
         full=runs[arms["full"]],
@@ -107,9 +110,24 @@ def _summary(folder: Path) -> dict[str, Any]:
             f"{folder}: the study's file has no section `hypothesis`, which says what is tested before the test split "
             "is read; add it to a study of another name"
         )
+    _refuse_edited(summary, path)
     if not summary["complete"]:
         raise HypothesisError(f"{folder}: the study is not over; the same study.py command goes on with it")
     return summary
+
+
+def _refuse_edited(summary: Mapping[str, Any], path: Path) -> None:
+    """Raises: HypothesisError where the section is not the one that was settled before the test split was read."""
+    settled, asked = summary.get("frozen"), summary["hypothesis"]
+    if settled is None:
+        return
+    section = settled.get("hypothesis", {})
+    other = [key for key in section if key not in ("arms", "score") and asked.get(key) != section[key]]
+    if other or sha256_of(settled) != summary["frozen_sha256"]:
+        raise HypothesisError(
+            f"{path} was changed since the study wrote it ({', '.join(other) or 'frozen'}): what is tested was settled "
+            "before the test split was read; the same study.py command writes it again"
+        )
 
 
 def _labels(arms: Mapping[str, Any]) -> list[str]:
@@ -150,5 +168,17 @@ def _one_base(paths: Sequence[Path]) -> str:
         raise HypothesisError(
             f"the runs adapted different base models: {first.name} {one[:12]}, {second.name} {other[:12]}; a gain is "
             "measured from one W0: train them again over one"
+        )
+    return next(iter(found))
+
+
+def _one_test_split(paths: Sequence[Path]) -> str:
+    """Raises: HypothesisError where runs were scored on different test splits."""
+    found = {str(RunDirectory(path).environment()["data_sha256"]["test"]): path for path in paths}
+    if len(found) > 1:
+        (one, first), (other, second) = list(found.items())[:2]
+        raise HypothesisError(
+            f"the runs were scored on different test splits: {first.name} {one[:12]}, {second.name} {other[:12]}; "
+            "train them again on one"
         )
     return next(iter(found))

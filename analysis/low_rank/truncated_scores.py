@@ -6,7 +6,8 @@ matrix whose outputs are nearest on the inputs that the base sees; `shared` as m
 largest of all matrices. In each the k of all adapted matrices go at once, k beyond a matrix is all of it.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+import hashlib
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -84,6 +85,14 @@ class Update:
             found[name] = dense
         return found
 
+    @cached_property
+    def sha256(self) -> str:
+        """Of what the run learned: its ΔW and its heads."""
+        digest = hashlib.sha256()
+        for name, array in sorted({**self.matrices, **{k: v.numpy() for k, v in self.heads.items()}}.items()):
+            digest.update(f"{name} {array.dtype} {array.shape}".encode() + np.ascontiguousarray(array).tobytes())
+        return digest.hexdigest()
+
     @property
     def heads(self) -> dict[str, Tensor]:
         return dict(self.adapter.others)
@@ -128,23 +137,41 @@ class TruncatedScores:
     def __init__(self, study: StudyRuns, updates: Mapping[int, Update], load: Callable[[], TrainingContext]) -> None:
         self.study, self.updates, self.load = study, updates, load
         self.path = study.folder / FILE
-        self.table = pd.read_parquet(self.path) if self.path.exists() else pd.DataFrame()
+        self.table = self._of_these_updates(pd.read_parquet(self.path)) if self.path.exists() else pd.DataFrame()
 
-    def need(self, kinds: Sequence[tuple[str, int]], on_score: OnScore) -> None:
+    def need(self, kinds: Iterable[tuple[str, int]], on_score: OnScore) -> None:
         """Have these kinds and ks of every seed's update; each read of the test split goes into the ledger."""
+        asked = list(kinds)
         known = set(zip(*(self.table[key] for key in ("run", "kind", "k")), strict=True)) if len(self.table) else set()
         wanted = [
-            (seed, Wanted(self.updates[seed].path.name, kind, k)) for seed in self.study.seeds for kind, k in kinds
+            (seed, Wanted(self.updates[seed].path.name, kind, k)) for seed in self.study.seeds for kind, k in asked
         ]
         lacking = [(seed, each) for seed, each in wanted if (each.run, each.kind, each.k) not in known]
         for first in range(0, len(lacking), PACK):
             self._evaluate(lacking[first : first + PACK])
             on_score(min(first + PACK, len(lacking)), len(lacking))
 
+    def _of_these_updates(self, stored: pd.DataFrame) -> pd.DataFrame:
+        """The rows that are of the updates, W0 and test split of now; a run may have been trained again since."""
+        now = {update.path.name: update.sha256 for update in self.updates.values()}
+        same = [now.get(run) == sha for run, sha in zip(stored["run"], stored["update_sha256"], strict=True)]
+        for key, value in self._sources.items():
+            same = [known and other == value for known, other in zip(same, stored[key], strict=True)]
+        return stored[same].reset_index(drop=True)
+
+    @property
+    def _sources(self) -> dict[str, str]:
+        return {"base_sha256": self.study.base_sha256, "test_sha256": self.study.test_sha256}
+
     @property
     def shapes(self) -> list[tuple[int, ...]]:
         """(d_out, d_in) of the adapted matrices."""
         return [matrix.shape for matrix in next(iter(self.updates.values())).matrices.values()]
+
+    @property
+    def widest(self) -> int:
+        """The k from which on the top k is the whole of every matrix."""
+        return max(min(matrix) for matrix in self.shapes)
 
     def of(self, kind: str, k: int, score: str) -> Float[np.ndarray, " seeds"]:
         """A score, or the share of the energy that is left, in the order of the seeds."""
@@ -160,9 +187,12 @@ class TruncatedScores:
         energies = [self.updates[seed].share_of_energy(of.updates) for (seed, _), of in zip(wanted, given, strict=True)]
         scores = list(score_updates(context, config, given, runs_dir=self.study.runs_dir, pack=PACK))
         rows = [
-            {"run": each.run, "seed": seed, "kind": each.kind, "k": each.k, ENERGY: energy, **found}
+            {
+                "run": each.run, "update_sha256": self.updates[seed].sha256, **self._sources,
+                "seed": seed, "kind": each.kind, "k": each.k, ENERGY: energy, **found,
+            }
             for (seed, each), energy, found in zip(wanted, energies, scores, strict=True)
-        ]
+        ]  # fmt: skip
         self.table = pd.concat([self.table, pd.DataFrame(rows)], ignore_index=True)
         write_table(self.table, self.path)
 

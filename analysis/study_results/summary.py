@@ -30,7 +30,8 @@ def summary_of(
     return {
         "study": study.name,
         "complete": study_state.complete,
-        "frozen_sha256": frozen_sha256(study),
+        "frozen_sha256": sha256_of(settled := frozen(study)),
+        "frozen": settled,
         "score": {"name": study.score_name, "higher_is_better": study.higher_is_better},
         "trials": {state: states[state] for state in STATES},
         "tuning": _tunings(study, study_state),
@@ -110,9 +111,9 @@ def _families(study: Study, judged: Mapping[str, Sequence[Judged]]) -> dict[str,
     }
 
 
-def frozen_sha256(study: Study) -> str:
+def sha256_of(settled: Mapping[str, Any]) -> str:
     """Of what may not change once an evaluation has been seen: to be cited."""
-    return hashlib.sha256(json.dumps(frozen(study), sort_keys=True).encode()).hexdigest()
+    return hashlib.sha256(json.dumps(settled, sort_keys=True).encode()).hexdigest()
 
 
 def interval_of(scores: Mapping[int, float]) -> MeanInterval | None:

@@ -1,5 +1,6 @@
 """Invariants of a study (weights, data, versions, protocol): recorded by the first launch, checked by later ones."""
 
+import json
 import platform
 import secrets
 import socket
@@ -84,6 +85,8 @@ def warnings_of_arms(study: Study, context: TrainingContext) -> list[str]:
     errors: dict[str, list[str]] = {}
     warnings: dict[str, list[str]] = {}
     asked = study.config.hypothesis
+    if asked is not None and asked.score is not None and asked.score not in (known := context.task.scores):
+        raise ConfigError([f"hypothesis.score: {asked.score!r} is no score of this task; it has {', '.join(known)}"])
     for arm in study.arms:
         try:
             variant, of_arm = context.plan(arm.config, read_start(arm.config.start))
@@ -159,26 +162,29 @@ def check_runs_dir(study: Study, queue: TrialQueue, runs_dir: Path, *, separate:
         )
 
 
-def check_protocol(study: Study, queue: TrialQueue, study_state: StudyState) -> Change | None:
+def check_protocol(study: Study, queue: TrialQueue, study_state: StudyState, folder: Path) -> Change | None:
     """Record what the file says now; returns what changed since the last launch, if anything.
+
+    `folder`: the study's, whose summary knows what was settled where the queue has been lost, and runs are found again.
 
     Raises: QueueError for a change of what was frozen by the first evaluation, or while others work by the other file.
     """
     versions = {name: tree for name, tree in queue.facts().items() if name.startswith(FROZEN)}
     number = len(versions)
-    before: Mapping[str, Any] = versions.get(f"{FROZEN}{number}", {})
+    left = {} if versions else _left_behind(folder)
+    before: Mapping[str, Any] = versions.get(f"{FROZEN}{number}", left)
     after = frozen(study)
-    if before == after:
+    if before == after and versions:
         return None
     if before:
         evaluated = sum(
             e.state == "done" and e.given.get("stage") == "evaluation" for e in study_state.entries.values()
-        )
+        ) or bool(left)
         found = changes(before, after)
         if evaluated and found:
             raise QueueError(
-                f"study {study.name!r}: {evaluated} trials of the evaluation have finished, and what was settled "
-                f"before them has changed: {'; '.join(found)}; undo it, or give the study another name"
+                f"study {study.name!r}: {'' if left else f'{evaluated} '}trials of the evaluation have finished, and "
+                f"what was settled before them has changed: {'; '.join(found)}; undo it, or give the study another name"
             )
         others = [worker.name for worker in awake(queue.workers(), within=timedelta(hours=1))]
         if others:
@@ -189,7 +195,17 @@ def check_protocol(study: Study, queue: TrialQueue, study_state: StudyState) -> 
         if evaluated:
             _settle_families(queue, before["arms"], after["arms"])
     queue.record_or_check({f"{FROZEN}{number + 1}": after})
-    return _change(study_state) if before else None
+    return _change(study_state) if before and not left else None
+
+
+def _left_behind(folder: Path) -> dict[str, Any]:
+    """What was settled for the evaluation whose summary is in the folder; empty where none has been seen."""
+    try:
+        summary = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
+        seen = any(summary["evaluation"]["settings"].values())
+        return dict(summary["frozen"]) if seen else {}
+    except (OSError, ValueError, KeyError):
+        return {}
 
 
 def _settle_families(queue: TrialQueue, before: Mapping[str, Any], after: Mapping[str, Any]) -> None:

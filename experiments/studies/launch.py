@@ -154,7 +154,7 @@ class Launch:
         check_runs_dir(study, self.queue, self.runs_dir, separate=options.separate_runs)
         self.queue.requeue_dead()
         study_state = snapshot(study, self.queue)
-        change = check_protocol(study, self.queue, study_state)
+        change = check_protocol(study, self.queue, study_state, self.runs_dir / study.name)
         if change is not None:
             view.display.say(str(change))
         planned = status_of(study, study_state).planned
@@ -278,6 +278,10 @@ class Launch:
         for line in conclusion.lines():
             self.view.display.say(line)
         self.view.display.say(f"written: {', '.join(str(file) for file in conclusion.files)}")
+        if self.study.config.hypothesis is not None and study_state.complete:
+            members = self.study.config.hypothesis.family or [self.study.name]
+            folders = " ".join(str(self.runs_dir / name) for name in members)
+            self.view.display.say(f"the low-rank test of it: python analysis/hypothesis.py {folders}")
         return _exit_code(status)
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import torch
 
+from analysis.stats.rank_hypothesis import capacity_ranks, k0_of
 from experiments.config.schema import RunConfig
 from experiments.plan import has_base, show_data, show_unknown
 from experiments.record.runs_dir import refuse_unusable
@@ -69,11 +70,32 @@ def plan_study(
         planned = _known(lambda: _check_arms(study, context, view), unknown)
         packing = Packing(context, size=pack, workers=workers, patience=PATIENCE_SECONDS)
         _show_arms(study, packing if planned else None, view)
+        if planned:
+            _show_hypothesis(study, context, view)
         readable = _known(lambda: show_data(context, view.display), unknown)
         if planned and readable:
             _known(lambda: has_base(context, view.display), unknown)
             _show_costs(study, packing, view)
     show_unknown(unknown, view.display)
+
+
+def _show_hypothesis(study: Study, context: PlanningContext, view: StudyView) -> None:
+    """Print which rank is in question, and which adapters can say something of it."""
+    asked, roles = study.config.hypothesis, study.roles()
+    if asked is None or roles is None:
+        return
+    layers = context.plan(roles.full.config)[0].layers.values()
+    p = min(min(layer.base.d_out, layer.base.d_in) for layer in layers)
+    k0 = k0_of(asked.rho0, p)
+    holds, fails = capacity_ranks([int(arm.keys["rank"]) for arm in roles.capacity], k0)
+    over = "W0" if roles.floor is None else roles.floor.label
+    view.display.say(
+        f"low-rank test: the gain of {roles.full.label} over {over}; full rank {p}, k0 = {k0} (rho0 {asked.rho0:g}); "
+        f"the top {k0} of ΔW, and adapters of that rank, are to keep {asked.retention:g} of it"
+    )
+    for rank, where, word in ((holds, "up to", "hold"), (fails, "at or above", "fail")):
+        if rank is None:
+            view.display.warn(f"hypothesis: no adapter has a rank {where} {k0}, so of adapters it can not {word}")
 
 
 def _known(show: Callable[[], object], unknown: list[str]) -> bool:

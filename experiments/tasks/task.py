@@ -148,6 +148,11 @@ class Task(ABC):
         return self.metrics({name: float(values.sum()) / total for name, values in rows.items()})
 
     @property
+    def scores(self) -> tuple[str, ...]:
+        """The names of what an evaluation reports."""
+        return "loss", self.score_name
+
+    @property
     def score_range(self) -> tuple[float, float]:
         """The least and the greatest score that counts: beyond is no bad model but one that diverged, so be generous.
 

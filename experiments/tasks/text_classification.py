@@ -242,6 +242,10 @@ class TextClassification(Task):
         return found | {"spearman": spearman(rows["x"], rows["y"])} if "spearman" in self.metric_names else found
 
     @property
+    def scores(self) -> tuple[str, ...]:
+        return "loss", *self.metric_names
+
+    @property
     def score_range(self) -> tuple[float, float]:
         return metric_range(self.metric_names[0])
 

@@ -43,7 +43,7 @@ def labelled(arms: Sequence[Arm]) -> list[Arm]:
             alike[short[arm.config_hash]].append(arm)
     labels = {arm.config_hash: arm.label for arm in arms}
     for label, group in alike.items():
-        named = ("rank", "allocation" if group[0].search else "variant")
+        named = ("rank", "allocation" if group[0].search else "variant", "training.labels", "rate_of")
         rest = [{k: _describe_value(v) for k, v in arm.keys.items() if k not in named} for arm in group]
         telling = [k for k in dict.fromkeys(itertools.chain(*rest)) if len({keys.get(k) for keys in rest}) > 1]
         for arm, keys in zip(group, rest, strict=True):
@@ -54,7 +54,9 @@ def labelled(arms: Sequence[Arm]) -> list[Arm]:
 def _short(arm: Arm) -> str:
     if arm.search:
         return str(arm.search["allocation"])
-    return arm.keys["variant"] + (f" r={_describe_value(arm.keys['rank'])}" if "rank" in arm.keys else "")
+    rank = f" r={_describe_value(arm.keys['rank'])}" if "rank" in arm.keys else ""
+    labels = arm.config.training.labels  # false ones always tell: what learned from them is no method
+    return arm.keys["variant"] + rank + ("" if labels is True else f" on {labels} labels")
 
 
 def describe(keys: Mapping[str, Any]) -> str:

@@ -12,7 +12,8 @@ HYPOTHESIS = "hypothesis"
 def frozen(study: Study) -> dict[str, Any]:
     """What may not change once an evaluation has been seen, as plain values.
 
-    Arms and fixed learning rates may still come: they add comparisons and change none of those that were planned.
+    Arms and fixed learning rates may still come: they add comparisons and change none of those that were planned. Of
+    the arms of a `hypothesis` none may come: with more adapters another question would be asked.
     A caller may add maps of its own (content hashes, say): `changes` compares every one.
     """
     protocol = study.protocol.model_dump(mode="json")
@@ -24,8 +25,10 @@ def frozen(study: Study) -> dict[str, Any]:
         arm.config_hash: {"label": arm.label, "centre": arm.centre, "reference": is_reference(arm, reference)}
         for arm in study.arms
     }
-    asked = study.config.hypothesis
-    hypothesis = {} if asked is None else {HYPOTHESIS: asked.model_dump(mode="json")}
+    asked, roles = study.config.hypothesis, study.roles()
+    hypothesis = {}
+    if asked is not None and roles is not None:
+        hypothesis = {HYPOTHESIS: asked.model_dump(mode="json") | {"arms": roles.named()}}
     return {"score": score, "protocol": protocol, **search, **hypothesis, "arms": arms}
 
 
@@ -40,8 +43,14 @@ def changes(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[str]:
     was, now_is = before.get(HYPOTHESIS, {}), after.get(HYPOTHESIS, {})
     found += [
         f"{HYPOTHESIS}.{key}: was {_describe(was.get(key))}, is {_describe(now_is.get(key))}"
-        for key in was | now_is
+        for key in [key for key in was | now_is if key != "arms"]
         if was.get(key) != now_is.get(key) or (key in was) != (key in now_is)
+    ]
+    arms_now = now_is.get("arms", {})
+    found += [
+        f"the arms of {HYPOTHESIS}.{role}: were {_describe(arms)}, are {_describe(arms_now.get(role))}"
+        for role, arms in was.get("arms", {}).items()
+        if now_is and arms != arms_now.get(role)
     ]
     same_reference = before["protocol"].get("reference") == after["protocol"].get("reference")
     for config_hash, arm in before["arms"].items():

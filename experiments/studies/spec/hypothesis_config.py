@@ -1,5 +1,6 @@
 """What of a study tests the low-rank hypothesis: settled in its file, before the test split is read."""
 
+from collections.abc import Sequence
 from typing import Any, Literal
 
 from pydantic import Field, field_validator
@@ -7,6 +8,7 @@ from pydantic import Field, field_validator
 from experiments.config.schema import Section
 
 HIGHEST_RHO0 = 0.5
+FEWEST_SEEDS = 2
 
 
 class HypothesisConfig(Section):
@@ -32,7 +34,7 @@ class HypothesisConfig(Section):
     )
     rho0: float = Field(0.1, gt=0, description="the rank in question, as a share of p = least min(d_out, d_in)")
     retention: float = Field(0.95, gt=0, lt=1, description="the share of full fine-tuning's gain that is to be kept")
-    alpha: float = Field(0.05, gt=0, lt=1, description="error rate of the tests, over all studies of the family")
+    alpha: float = Field(0.05, gt=0, lt=0.5, description="error rate of the tests, over all studies of the family")
     family: list[str] = Field([], description="names of the studies that are judged together; empty: this one alone")
 
     @field_validator("rho0")
@@ -44,3 +46,12 @@ class HypothesisConfig(Section):
                 "the gain, so nothing could speak against the hypothesis; take a smaller one"
             )
         return rho0
+
+    def refuse_unfit(self, study: str, seeds: Sequence[int]) -> None:
+        """Raises: ValueError for a family without the study itself, and for seeds that no test can be made of."""
+        if self.family and study not in self.family:
+            raise ValueError(f"hypothesis.family: {', '.join(self.family)} leaves out {study}, this study; add it")
+        if len(seeds) < FEWEST_SEEDS:
+            raise ValueError(
+                f"hypothesis: {len(seeds)} of protocol.evaluation.seeds has no spread; a test needs two, a word five"
+            )

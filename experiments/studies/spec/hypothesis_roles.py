@@ -8,6 +8,8 @@ from experiments.studies.spec.arm import Arm, describe
 from experiments.studies.spec.comparisons import is_reference
 from experiments.studies.spec.hypothesis_config import HypothesisConfig
 
+DENSE = ("full", "full_all")  # variants whose ΔW is no product of factors
+
 
 @dataclass(frozen=True)
 class Roles:
@@ -17,6 +19,15 @@ class Roles:
     capacity: tuple[Arm, ...]
     floor: Arm | None  # None: W0 itself
     nulls: tuple[Arm, ...]
+
+    def named(self) -> dict[str, str | list[str]]:
+        """Each by label and config hash, as it is settled before the test split is read."""
+        return {
+            "full": _name(self.full),
+            "capacity": [_name(arm) for arm in self.capacity],
+            "floor": "base" if self.floor is None else _name(self.floor),
+            "false_labels": [_name(arm) for arm in self.nulls],
+        }
 
 
 def roles_of(config: HypothesisConfig, arms: Sequence[Arm], errors: list[str]) -> Roles | None:
@@ -43,9 +54,21 @@ def roles_of(config: HypothesisConfig, arms: Sequence[Arm], errors: list[str]) -
         errors.append(
             f"hypothesis.false_labels: arms with false training.labels; {describe(config.false_labels)} selects {found}"
         )
+    for role, arms_of_it in (("full", [full]), ("false_labels", nulls)):
+        errors += [
+            f"hypothesis.{role}: {arm.label} learns no dense ΔW, which is what is cut and compared; take variant: full"
+            for arm in arms_of_it
+            if arm is not None and arm.config.variant.name not in DENSE
+        ]
+    if floor is not None and floor in (full, *capacity):
+        errors.append(f"hypothesis.floor: {floor.label} is tested itself; take the arm that trains the head alone")
     if len(errors) > before or full is None:
         return None
     return Roles(full, tuple(sorted(capacity, key=lambda arm: int(arm.keys["rank"]))), floor, tuple(nulls))
+
+
+def _name(arm: Arm) -> str:
+    return f"{arm.label} ({arm.config_hash})"
 
 
 def _selected(keys: Mapping[str, Any], arms: Sequence[Arm]) -> list[Arm]:

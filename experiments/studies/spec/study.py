@@ -98,7 +98,7 @@ def load_study(path: Path, overrides: Sequence[str] = ()) -> Study:
         errors += reference_errors(expansion.arms, reference)
     if config is not None:
         errors += _tuned_twice(config, expansion.arms)
-        if config.hypothesis is not None and not expansion.errors:
+        if config.hypothesis is not None and expansion.arms and not expansion.errors:
             roles_of(config.hypothesis, expansion.arms, errors)
         errors += seed_offset_errors(expansion.arms, config.seeds)
     if config is not None and (trials := len(expansion.arms) * _most_trials(config)) > MOST_TRIALS:

@@ -261,6 +261,12 @@ class StudyConfig(Section):
         return self
 
     @model_validator(mode="after")
+    def _hypothesis_of_this_study(self) -> Self:
+        if self.hypothesis is not None:
+            self.hypothesis.refuse_unfit(self.name, self.protocol.evaluation.seeds)
+        return self
+
+    @model_validator(mode="after")
     def _fresh_seeds(self) -> Self:
         tuning = self.protocol.tuning
         if self.search is None and not tuning.shared:

@@ -17,6 +17,7 @@ from analysis.figures.registry import FIGURES, read_drawn, save_drawn
 from analysis.hypothesis import main
 from analysis.low_rank.family import assess_family
 from analysis.low_rank.record import tree_of
+from analysis.study_results.summary import sha256_of
 from experiments.config.errors import ConfigError
 from experiments.record.ledger import LEDGER
 from experiments.record.run_dir import RunDirectory
@@ -64,8 +65,11 @@ def refused(folder: Path, capsys: pytest.CaptureFixture[str]) -> str:
 
 
 def with_summary(folder: Path, **changed: Any) -> None:
+    """As if the study's file had said so from the start."""
     path = folder / "summary.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | changed))
+    summary = json.loads(path.read_text()) | changed
+    summary["frozen"]["hypothesis"] |= {key: summary["hypothesis"][key] for key in summary["frozen"]["hypothesis"]}
+    path.write_text(json.dumps(summary | {"frozen_sha256": sha256_of(summary["frozen"])}))
 
 
 def hypothesis_of(folder: Path, **changed: Any) -> dict[str, Any]:
@@ -109,6 +113,10 @@ def test_what_has_no_gain_is_not_testable_and_nothing_else_is_computed(tmp_path:
     assert (task["truncation"], task["capacity"], task["verdict_by_rho0"]) == ([], [], {})
     assert set(pd.read_parquet(folder / "truncations.parquet")["kind"]) == {"base"}
     assert not list((tmp_path / "out").glob("*.png"))
+    tuning = json.loads((folder / "summary.json").read_text())["tuning"]
+    tuning["arms"][0] |= {"state": "not tuned", "reason": "its best rate is at an end of the grid"}
+    with_summary(folder, tuning=tuning)
+    assert judged(folder)["tasks"][0]["missing"][0].startswith("full on shuffled labels is not tuned (its best rate")
 
 
 def test_three_seeds_are_inconclusive_whatever_their_p_values(copy: Path) -> None:

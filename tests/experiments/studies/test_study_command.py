@@ -181,14 +181,14 @@ def test_before_an_evaluation_a_changed_file_is_taken_and_the_change_is_said(tmp
     study = load_study(file)
     queue = open_queue(study, storage_address(None, runs_dir=runs_dir, study="tiny"))
     enqueue(queue, snapshot(study, queue), at_most=3)
-    assert check_protocol(study, queue, snapshot(study, queue)) is None
+    assert check_protocol(study, queue, snapshot(study, queue), tmp_path) is None
     changed = load_study(study_file(tmp_path, arms=[{"variant": "lora", "rank": [4, 8]}], protocol={
         **TINY["protocol"],
         "tuning": {"shared": True, "learning_rate_multipliers": [1, 4], "seeds": [100]}}))  # fmt: skip
-    change = check_protocol(changed, queue, snapshot(changed, queue))
+    change = check_protocol(changed, queue, snapshot(changed, queue), tmp_path)
     assert change is not None
     assert (change.new, change.done, change.unwanted) == (2, 0, 1)
-    assert check_protocol(changed, queue, snapshot(changed, queue)) is None
+    assert check_protocol(changed, queue, snapshot(changed, queue), tmp_path) is None
 
 
 def test_an_arm_more_trains_alone_and_a_failed_trial_again_on_request(copy: Path) -> None:
