@@ -65,10 +65,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _test(asked: argparse.Namespace, display: "Display") -> None:
     from analysis.low_rank.family import assess_family, write_family
 
+    out = asked.out or asked.studies[0] / "hypothesis"
+    if out.exists() and not out.is_dir():
+        raise ValueError(f"--out {out} is a file, not a folder; name another")
     family = assess_family(asked.studies, display)
     for line in family.lines():
         display.say(line)
-    for path in write_family(family, asked.out or asked.studies[0] / "hypothesis"):
+    for path in write_family(family, out):
         display.say(f"wrote {path}")
 
 

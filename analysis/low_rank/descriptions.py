@@ -30,6 +30,7 @@ class Matrix:
     k_rep: int | None  # directions that recur in the other half of the seeds
     p_flip: float | None  # of whole seeds' signs
     p_contrast: float | None  # true against false labels
+    untested: str = ""  # why a figure is None that the seeds could give
 
 
 def describe_matrices(
@@ -54,6 +55,7 @@ def _described(
 ) -> Matrix:
     shape, seeds = (true.shape[1], true.shape[2]), list(study.seeds)
     contrast = None if false is None else contrast_test(true, false, true_seeds=seeds, false_seeds=seeds)
+    recurring, flips = split_seed_rank(true, alpha=study.hypothesis["alpha"]), sign_flip_test(true)
     return Matrix(
         name=name,
         kind=kind,
@@ -61,9 +63,10 @@ def _described(
         r90=r90s[0],
         gaussian_r90=reference_measures(shape, None)["r90"],
         false_labels_r90=r90s[1],
-        k_rep=split_seed_rank(true, alpha=study.hypothesis["alpha"]).k_rep,
-        p_flip=sign_flip_test(true).p,
+        k_rep=recurring.k_rep,
+        p_flip=flips.p,
         p_contrast=None if contrast is None else contrast.p,
+        untested="; ".join(dict.fromkeys(filter(None, (recurring.reason, flips.reason)))),
     )
 
 

@@ -86,7 +86,13 @@ def _task(task: Assessment, judged: Judgement) -> dict[str, Any]:
             for each in task.described
         ],
         "reproducible": [
-            {"matrix": each.name, "k_rep": each.k_rep, "p_flip": each.p_flip, "p_contrast": each.p_contrast}
+            {
+                "matrix": each.name,
+                "k_rep": each.k_rep,
+                "p_flip": each.p_flip,
+                "p_contrast": each.p_contrast,
+                "untested": each.untested,
+            }
             for each in task.described
         ],
         "verdict_by_rho0": {f"{rho0:g}": str(each.verdict) for rho0, each in task.by_rho0.items()},

@@ -10,7 +10,7 @@ from analysis.low_rank.seeds_to_settle import of_undecided
 from analysis.stats.rank_hypothesis import Finding, Judgement, family_verdict
 from analysis.stats.retention import FixedSequence, Retention
 
-NONE = "none"
+NONE = "unknown"
 CONTROLS = {
     "random": "random {k}",
     "removed": "top {k} removed",
@@ -39,7 +39,7 @@ def verdict_line(task: Assessment, judged: Judgement) -> str:
     text = f"{task.study.name}: {judged.verdict} at rho0 {rho0:g}, for this W0 and this budget of steps"
     if task.by_rho0:
         others = ", ".join(f"{share:g} {each.verdict}" for share, each in task.by_rho0.items())
-        text += f"\n               each by itself: {others}"
+        text += f"\n               at other rho0, not adjusted for one another: {others}"
     if task.testable and (lacking := of_undecided(task.seeds_needed, judged)):
         needed = ", ".join(f"{name} {_no_number(task) if n is None else n}" for name, n in lacking.items())
         text += f"\n               seeds that would settle it: {needed}"
@@ -124,9 +124,11 @@ def _described(task: Assessment) -> list[str]:
         f"{kind} {fmean(m.r90 for m in of):.1f} ({fmean(m.gaussian_r90 for m in of):.1f}{_of_false_labels(of)})"
         for kind, of in kinds.items()
     ]
+    why = next((m.untested for m in task.described if m.untested), "")
     told = "Gaussian, false labels" if any(m.false_labels_r90 is not None for m in task.described) else "Gaussian"
     return [
         f"H3 recurring   directions that recur in other seeds: {recurring}; p of sign flips {flips}{against}",
+        *([f"               not tested: {why}"] if why else []),
         f"H4 spectra     r90 ({told}): {', '.join(rows)}",
     ]
 
@@ -146,9 +148,9 @@ def _range(values: Sequence[float | None], form: str = "g") -> str:
 
 def _least(found: FixedSequence | None, required: float, name: str) -> str:
     return (
-        f"{required:g} at no {name} tried"
+        f"surely {required:g} at no {name} tried"
         if found is None or found.least is None
-        else f"{required:g} from {name} = {found.least} on"
+        else f"surely {required:g} from {name} = {found.least} on"
     )
 
 

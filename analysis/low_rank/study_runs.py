@@ -17,6 +17,7 @@ from experiments.record.run_dir import RunDirectory
 from experiments.studies.protocol.trials import TUNED
 
 SETTINGS_APART = ", "  # of the column `settings`
+WRITTEN_AGAIN = "; the same study.py command writes it again"
 Runs = Mapping[int, Path]  # seed -> run directory
 
 
@@ -68,7 +69,10 @@ def read_study(folder: Path) -> StudyRuns:
     """The study in a folder that `study.py` left. Raises: HypothesisError, RecordError for a damaged run."""
     summary = _summary(folder)
     asked = summary["hypothesis"]
-    table = pd.read_parquet(folder / "study.parquet")
+    try:
+        table = pd.read_parquet(folder / "study.parquet")
+    except (OSError, ValueError) as error:
+        raise HypothesisError(f"{folder / 'study.parquet'} cannot be read ({error}){WRITTEN_AGAIN}") from None
     seeds = tuple(int(seed) for seed in summary["evaluation"]["seeds"])
     if len(seeds) < 2:
         raise HypothesisError(f"{folder}: one seed has no spread; a test needs two seeds, and a word needs five")
@@ -101,15 +105,21 @@ def read_study(folder: Path) -> StudyRuns:
 def _summary(folder: Path) -> dict[str, Any]:
     path = folder / "summary.json"
     if not path.is_file():
+        there = "" if folder.is_dir() else " (it is no folder)" if folder.exists() else " (it does not exist)"
         raise HypothesisError(
-            f"{folder} has no summary.json: give the folder of a study that study.py has finished, runs/<study>"
+            f"{folder}{there} has no summary.json: give the folder of a study that study.py has finished, runs/<study>"
         )
-    summary: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    try:
+        summary: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise HypothesisError(f"{path} cannot be read ({error}){WRITTEN_AGAIN}") from None
     if "hypothesis" not in summary:
         raise HypothesisError(
             f"{folder}: the study's file has no section `hypothesis`, which says what is tested before the test split "
             "is read; add it to a study of another name"
         )
+    if "arms" not in summary["hypothesis"]:
+        raise HypothesisError(f"{path}: its section `hypothesis` names no arms{WRITTEN_AGAIN}")
     _refuse_edited(summary, path)
     if not summary["complete"]:
         raise HypothesisError(f"{folder}: the study is not over; the same study.py command goes on with it")

@@ -40,6 +40,8 @@ from lora_variants.interface.rng import stream_key
 
 FILE = "truncations.parquet"
 ENERGY = "energy"
+KEYS = ("run", "update_sha256", "base_sha256", "test_sha256", "kind", "k")
+AGAIN = "; delete the file: its scores are evaluated again, which reads the test split again"
 PACK = 8
 OnScore = Callable[[int, int], None]
 
@@ -137,7 +139,7 @@ class TruncatedScores:
     def __init__(self, study: StudyRuns, updates: Mapping[int, Update], load: Callable[[], TrainingContext]) -> None:
         self.study, self.updates, self.load = study, updates, load
         self.path = study.folder / FILE
-        self.table = self._of_these_updates(pd.read_parquet(self.path)) if self.path.exists() else pd.DataFrame()
+        self.table = self._of_these_updates(read_scores(self.path)) if self.path.exists() else pd.DataFrame()
 
     def need(self, kinds: Iterable[tuple[str, int]], on_score: OnScore) -> None:
         """Have these kinds and ks of every seed's update; each read of the test split goes into the ledger."""
@@ -195,6 +197,24 @@ class TruncatedScores:
         ]  # fmt: skip
         self.table = pd.concat([self.table, pd.DataFrame(rows)], ignore_index=True)
         write_table(self.table, self.path)
+
+
+def read_scores(path: Path) -> pd.DataFrame:
+    """What the file has. Raises: HypothesisError where it is not what was written there."""
+    try:
+        stored = pd.read_parquet(path)
+    except (OSError, ValueError) as error:
+        raise HypothesisError(f"{path} cannot be read ({str(error).splitlines()[0]}){AGAIN}") from None
+    if lacking := [column for column in KEYS if column not in stored.columns]:
+        raise HypothesisError(f"{path} has no column {', '.join(lacking)}{AGAIN}")
+    if stored.duplicated([*KEYS]).any():
+        raise HypothesisError(f"{path} has rows more than once{AGAIN}")
+    numbers = stored.select_dtypes("number")
+    broken = stored[~np.isfinite(numbers.to_numpy(dtype=np.float64)).all(axis=1)]
+    if len(broken):
+        row = broken.iloc[0]
+        raise HypothesisError(f"{path}: {row['kind']} {row['k']} of {row['run']} has a score that is not finite{AGAIN}")
+    return stored
 
 
 def updates_of(runs: Runs, study: StudyRuns, load: Callable[[], TrainingContext]) -> dict[int, Update]:

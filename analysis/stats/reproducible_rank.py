@@ -2,8 +2,8 @@
 
 Nothing is assumed of how the entries of a matrix depend on each other, only that the runs of different seeds are
 independent. Tests with the entry as the unit (Tracy-Widom, Marchenko-Pastur, parallel analysis, entrywise sign flips)
-find "signal" in pure noise: docs/low_rank_calibration.md. What recurs need not come from the task: runs on false labels agree with
-each other too, and only `contrast_test` sets the two against each other.
+find "signal" in pure noise: docs/low_rank_calibration.md. What recurs need not come from the task: runs on false labels
+agree with each other too, and only `contrast_test` sets the two against each other.
 """
 
 from dataclasses import dataclass

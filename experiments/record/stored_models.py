@@ -19,6 +19,7 @@ from lora_variants.frozen_model.linear_map import matches
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 DTYPES = {"F16": "float16", "BF16": "bfloat16", "F32": "float32", "F64": "float64"}
+NO_WEIGHTS = ("I64", "I32", "BOOL")  # positions, masks
 
 
 @dataclass(frozen=True)
@@ -44,11 +45,12 @@ class StoredTensor:
 
 
 class Change(NamedTuple):
-    """A matrix before and after, and the type that it is stored in after."""
+    """A matrix before and after, and the types that it is stored in."""
 
     name: str
     before: Float64[Tensor, "d_out d_in"]
     after: Float64[Tensor, "d_out d_in"]
+    dtype_before: str
     dtype: str
 
 
@@ -56,18 +58,19 @@ class Change(NamedTuple):
 class ModelPair:
     """The matrices that two models share, by the later model's names without '.weight', in order of layers.
 
-    `unpaired` are the matrices that one of them has alone.
+    `unpaired` are the matrices that one of them has alone, `unread` those that one has in a type that is not read.
     """
 
     matrices: Mapping[str, tuple[StoredTensor, StoredTensor]]
     unpaired: tuple[str, ...]
+    unread: Mapping[str, str]
 
     def changes(self) -> Iterator[Change]:
         """Every matrix that is another one after, read one at a time. Raises RunStoreError where one is not finite."""
         for name, (before, after) in self.matrices.items():
             first, last = before.read(), after.read()
             if not torch.equal(first, last):
-                yield Change(name, first, last, after.dtype)
+                yield Change(name, first, last, before.dtype, after.dtype)
 
 
 def pair_models(before: Path, after: Path, targets: Sequence[str]) -> ModelPair:
@@ -76,7 +79,8 @@ def pair_models(before: Path, after: Path, targets: Sequence[str]) -> ModelPair:
     Names of one model may have a prefix before those of the other, as a classifier has before those of its encoder.
     Raises RunStoreError, whose text is for the user, where the models cannot be compared.
     """
-    first, last = _tensors(before), _tensors(after)
+    unread: dict[str, str] = {}
+    first, last = _tensors(before, unread), _tensors(after, unread)
     prefix_first, prefix_last = _prefixes(first, last)
     first = {f"{prefix_first}{name}": tensor for name, tensor in first.items()}
     last = {f"{prefix_last}{name}": tensor for name, tensor in last.items()}
@@ -94,7 +98,8 @@ def pair_models(before: Path, after: Path, targets: Sequence[str]) -> ModelPair:
                 f"a matrix has one shape before and after; {name} is {_shape(old)} in {before} and {_shape(new)} in "
                 f"{after}: leave it out with patterns of --targets that name the others"
             )
-    return ModelPair({name: (first[name], last[name]) for name in both}, tuple(sorted(names - set(both))))
+    alone = sorted(names - set(both) - unread.keys())
+    return ModelPair({name: (first[name], last[name]) for name in both}, tuple(alone), unread)
 
 
 def _targeted(names: set[str], targets: Sequence[str]) -> set[str]:
@@ -116,17 +121,19 @@ def _prefix(longer: Iterable[str], shorter: set[str]) -> tuple[str, int]:
     return max(found.items(), key=lambda item: (item[1], not item[0]), default=("", 0))
 
 
-def _tensors(path: Path) -> dict[str, StoredTensor]:
-    """Every tensor of floating-point numbers of a model, by its name without '.weight'."""
+def _tensors(path: Path, unread: dict[str, str]) -> dict[str, StoredTensor]:
+    """Every tensor of floating-point numbers by its name without '.weight'; of other matrices the type, in `unread`."""
     found: dict[str, StoredTensor] = {}
     for file in _files(path):
         try:
             with safe_open(file, framework="pt") as opened:
                 for key in opened.keys():  # noqa: SIM118 - not a mapping
                     part = opened.get_slice(key)
-                    shape, dtype = tuple(part.get_shape()), DTYPES.get(part.get_dtype())
-                    if dtype is not None and 0 not in shape:
-                        found[key.removesuffix(".weight")] = StoredTensor(file, key, shape, dtype)
+                    shape, stored = tuple(part.get_shape()), part.get_dtype()
+                    if stored in DTYPES and 0 not in shape:
+                        found[key.removesuffix(".weight")] = StoredTensor(file, key, shape, DTYPES[stored])
+                    elif len(shape) == 2 and stored not in (*DTYPES, *NO_WEIGHTS):
+                        unread[key.removesuffix(".weight")] = stored
         except (SafetensorError, OSError, ValueError) as error:
             raise RunStoreError(
                 f"a safetensors file must be whole; {file} cannot be read ({str(error)[:200]}): copy it again"
