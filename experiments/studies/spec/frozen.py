@@ -41,9 +41,11 @@ def changes(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[str]:
         for key, old, new in _differences(before[section], after.get(section, {}), section)
     ]
     was, now_is = before.get(HYPOTHESIS, {}), after.get(HYPOTHESIS, {})
+    if bool(was) != bool(now_is):
+        found.append(f"the section {HYPOTHESIS} was {'taken out' if was else 'added after the first evaluation'}")
     found += [
         f"{HYPOTHESIS}.{key}: was {_describe(was.get(key))}, is {_describe(now_is.get(key))}"
-        for key in [key for key in was | now_is if key != "arms"]
+        for key in [key for key in (was | now_is if was and now_is else {}) if key != "arms"]
         if was.get(key) != now_is.get(key) or (key in was) != (key in now_is)
     ]
     arms_now = now_is.get("arms", {})

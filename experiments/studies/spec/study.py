@@ -9,6 +9,7 @@ from pydantic import ValidationError
 
 from experiments.config.errors import ConfigError, explained
 from experiments.config.loading import OF_A_RUN, OF_A_STUDY, parse_override, read_run_tree
+from experiments.config.schema import RunConfig
 from experiments.config.yaml_files import read_tree
 from experiments.studies.spec.arm import Arm
 from experiments.studies.spec.arms import Expansion, expand
@@ -82,6 +83,9 @@ def load_study(path: Path, overrides: Sequence[str] = ()) -> Study:
     for override in overrides:
         for key, value in parse_override(override, errors).items():
             _put(tree, key, value)
+    for key in [key for key in tree if key in RunConfig.model_fields and key not in StudyConfig.model_fields]:
+        errors.append(f"{key}: a key of a run; put it into the file that `config` names, or under `set`")
+        del tree[key]
     config = None
     try:
         config = StudyConfig.model_validate(tree)

@@ -279,11 +279,15 @@ def test_what_is_tested_is_frozen_with_the_first_evaluation(copy: Path) -> None:
     path = copy.parent / "tiny.yaml"
     tree = yaml.safe_load(path.read_text())
     before = frozen(load_study(path))
-    for changed in ({"rho0": 0.1}, {"rho0": 0.25, "score": "loss"}, None):
+    for changed in ({"rho0": 0.1}, {"rho0": 0.25, "score": "loss"}):
         path.write_text(yaml.safe_dump({**tree, "hypothesis": changed}))
         after = frozen(load_study(path))
         assert any(told.startswith("hypothesis.") for told in changes(before, after))
         assert any(told.startswith("hypothesis.") for told in changes(after, before))
+    path.write_text(yaml.safe_dump({**tree, "hypothesis": None}))
+    without = frozen(load_study(path))
+    assert changes(before, without) == ["the section hypothesis was taken out"]
+    assert changes(without, before) == ["the section hypothesis was added after the first evaluation"]
     assert changes(before, before) == []
 
 

@@ -319,6 +319,12 @@ def test_what_an_evaluation_was_promised_may_not_change_and_more_may_come(tmp_pa
     assert moved[0] == "arm 'lora r=4': its learning rates were around 0.005, are 0.001"
 
 
+def test_a_key_of_a_run_is_told_where_it_belongs(tmp_path: Path) -> None:
+    told = errors(tmp_path, task={"name": "planted"}, training={"steps": 10})
+    way_out = "a key of a run; put it into the file that `config` names, or under `set`"
+    assert list(told) == [f"task: {way_out}", f"training: {way_out}"]
+
+
 @pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
 def test_a_shipped_study_is_what_its_comment_says(path: Path) -> None:
     found = load_study(path)
