@@ -8,9 +8,9 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from experiments.data.reading import DataError, Malformed, errors_together, one_part, refuse_malformed
+from experiments.data.reading import DataError, errors_together, one_part
+from experiments.data.rows import Malformed, Row, Table, refuse_malformed
 from experiments.data.sources import split_rows
-from experiments.data.tables import Row, Table
 
 
 @dataclass(frozen=True)
@@ -114,7 +114,7 @@ def _examples(
         for row in table.rows:
             message = _error_in(row, columns, known)
             if message:
-                malformed.append(Malformed(row.place, row.line, message))
+                malformed.append(row.malformed(message))
             else:
                 examples.texts.append(tuple(str(row.values[column]).strip() for column in columns.text))
                 examples.labels.append(_as_text(row.values[columns.label]))

@@ -9,17 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from experiments.data.reading import (
-    DataError,
-    Malformed,
-    errors_together,
-    kind_of,
-    one_part,
-    read_text,
-    refuse_malformed,
-)
+from experiments.data.reading import DataError, errors_together, kind_of, one_part, read_text
+from experiments.data.rows import Malformed, Row, Table, refuse_malformed
 from experiments.data.sources import split_rows
-from experiments.data.tables import LINE, Row, Table
+from experiments.data.tables import LINE
 
 LINE_BREAK = "\n"
 
@@ -117,7 +110,7 @@ def _passages(tables: Sequence[Table], layout: Layout) -> tuple[list[Passage], l
         for row in table.rows:
             found = _passage(row, layout)
             if isinstance(found, str):
-                malformed.append(Malformed(row.place, row.line, found))
+                malformed.append(row.malformed(found))
             elif layout.rows == "stream" or found.text.strip():  # a blank line of a text file is no row
                 passages.append(found)
     if layout.rows == "stream" and layout.split == "documents":

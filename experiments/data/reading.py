@@ -1,16 +1,15 @@
 """Files as text: plain or gzipped, decoded whole, and refused where they are torn, empty or no text."""
 
+import codecs
 import gzip
+import re
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass
-from itertools import zip_longest
 from pathlib import Path
 
-SHOWN = 5
-
+C1 = re.compile(rb"[\x80-\x9f]")  # curly quotes and dashes in cp1252, nothing that is written in latin-1
 
 _kept: ContextVar[list[str] | None] = ContextVar("kept", default=None)
 
@@ -52,18 +51,6 @@ def one_part() -> Iterator[None]:
         errors.extend(error.errors)
 
 
-@dataclass(frozen=True)
-class Malformed:
-    """A row that says nothing usable."""
-
-    place: str
-    line: int
-    reason: str
-
-    def __str__(self) -> str:
-        return f"{self.place} line {self.line}: {self.reason}"
-
-
 def read_bytes(path: Path) -> bytes:
     """The content of a file, unpacked where its name ends in .gz.
 
@@ -81,22 +68,48 @@ def read_bytes(path: Path) -> bytes:
 
 
 def read_text(path: Path, encoding: str = "utf-8") -> str:
-    """A text file, without the mark that some editors put first.
+    """A text file with the line breaks of Unix. Raises: as `decoded`."""
+    return line_breaks(decoded(path, encoding))
+
+
+def line_breaks(text: str) -> str:
+    """The text with '\n' at the end of each line, as Windows (and, where it has no other, the old Mac) wrote it."""
+    text = text.replace("\r\n", "\n")
+    return text if "\n" in text else text.replace("\r", "\n")
+
+
+def decoded(path: Path, encoding: str = "utf-8") -> str:
+    """A text file as it is, without the mark that some editors put first.
 
     Raises: DataError, also for what is not text in this encoding.
     """
     content = read_bytes(path)
-    if b"\0" in content:
-        raise DataError(f"{path} is no text: it has a zero byte at {content.index(0)}")
     try:
-        return content.decode(encoding).removeprefix("\ufeff").replace("\r\n", "\n")
+        text = content.decode(encoding)
     except UnicodeDecodeError as error:
-        line = content.count(b"\n", 0, error.start) + 1
-        raise DataError(
-            f"{path} line {line}: not {encoding} text ({error.reason}); if the text is right, say task.encoding=latin-1"
-        ) from None
+        line, advice = content.count(b"\n", 0, error.start) + 1, _advice(content, encoding)
+        raise DataError(f"{path} line {line}: not {encoding} text ({error.reason}){advice}") from None
     except LookupError:
         raise DataError(f"task.encoding: Python knows no encoding {encoding!r}; try utf-8 or latin-1") from None
+    if "\0" in text:
+        raise DataError(f"{path} is no text: it has a zero byte at {content.index(0)}{_advice(content, encoding)}")
+    if content.startswith(codecs.BOM_UTF8) and not text.startswith("\ufeff") and "utf" not in encoding.lower():
+        raise DataError(f"{path} begins with the mark of utf-8 text, not {encoding}; say task.encoding=utf-8")
+    return text.removeprefix("\ufeff")
+
+
+def _advice(content: bytes, encoding: str) -> str:
+    """The first encoding in which the content is text, as a way out."""
+    for other in ("utf-8", "utf-16", "utf-16-be", "cp1252", "latin-1"):
+        if codecs.lookup(other) == codecs.lookup(encoding) or (other == "cp1252" and not C1.search(content)):
+            continue
+        try:
+            text = content.decode(other)
+        except UnicodeDecodeError:
+            continue
+        if "\0" not in text and (not other.startswith("utf-16") or content.count(0) > len(content) / 4):
+            return f"; if the text is right, say task.encoding={other}"
+    return ""
 
 
 def bare_name(path: Path) -> str:
@@ -108,18 +121,3 @@ def bare_name(path: Path) -> str:
 def kind_of(path: Path) -> str:
     """What a file's name says of its form: 'tsv' of train.tsv.gz, '' where it says nothing."""
     return path.name.removesuffix(".gz").rpartition(".")[2].lower() if "." in path.name.removesuffix(".gz") else ""
-
-
-def refuse_malformed(malformed: list[Malformed], rows: int) -> None:
-    """Raises: DataError that counts the malformed rows and shows the first, of every file some."""
-    if malformed:
-        by_place: dict[str, list[int]] = {}
-        for i, row in enumerate(malformed):
-            by_place.setdefault(row.place, []).append(i)
-        in_turn = [i for turn in zip_longest(*by_place.values()) for i in turn if i is not None]
-        shown = "\n".join(f"  {malformed[i]}" for i in sorted(in_turn[:SHOWN]))
-        more = f"\n  and {len(malformed) - SHOWN} more" if len(malformed) > SHOWN else ""
-        raise DataError(
-            f"{len(malformed)} of {rows} rows are malformed; mend them, or leave them out, counted, "
-            f"with task.skip_malformed=true:\n{shown}{more}"
-        )

@@ -14,7 +14,8 @@ from typing import Any
 import torch
 
 from experiments.data.reading import DataError, bare_name, errors_together, kind_of, one_part
-from experiments.data.tables import KINDS, Form, Row, Table, read_table
+from experiments.data.rows import Row, Table
+from experiments.data.tables import KINDS, Form, read_table
 from experiments.user_cache import NotHereError, is_read_only
 from lora_variants.interface.rng import stream
 
@@ -159,7 +160,7 @@ def read_hub_split(name: str, subset: str | None, revision: str | None, split: s
         for column, feature in loaded.features.items()
         if known_labels and set(getattr(feature, "names", None) or ["\0"]) <= known_labels
     }
-    rows = [Row(place, i, _with_names(dict(values), named)) for i, values in enumerate(loaded, 1)]
+    rows = [Row(place, i, _with_names(dict(values), named), unit="row") for i, values in enumerate(loaded, 1)]
     return Table(place, tuple(loaded.column_names), rows)
 
 

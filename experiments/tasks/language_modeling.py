@@ -15,7 +15,8 @@ from experiments.data.batching import evaluation_order, padded_length, training_
 from experiments.data.description import describe_tokens
 from experiments.data.encoding import encode_lines, encode_stream
 from experiments.data.passages import Layout, Passage, passages_sha256, read_passages, read_plain
-from experiments.data.reading import DataError, Malformed, errors_together, one_part, refuse_malformed
+from experiments.data.reading import DataError, errors_together, one_part
+from experiments.data.rows import Malformed, refuse_malformed
 from experiments.data.sources import read_splits, whole
 from experiments.data.tables import Form
 from experiments.data.tokens import Tokens

@@ -8,8 +8,9 @@ import pytest
 
 from experiments.data.examples import Columns, Labelled, read_examples
 from experiments.data.reading import DataError, errors_together
+from experiments.data.rows import Table
 from experiments.data.sources import Location, read_splits
-from experiments.data.tables import Form, Table, read_table
+from experiments.data.tables import Form, read_table
 
 TWO = Columns(("text",), "label", ("no", "yes"))
 
@@ -86,7 +87,7 @@ def test_files_that_hold_no_table_are_refused_by_name_and_reason(tmp_path: Path)
     ("name", "text", "reason"),
     [
         ("t.csv", "text,label\na,yes\nb,yes,more\n", "line 3: has 3 fields, the header has 2"),
-        ("t.csv", 'text,label\n"a\nb",yes\n"c,yes\n', "line 4: unexpected end of data"),
+        ("t.csv", 'text,label\n"a\nb",yes\n"c"d,yes\n', "line 4: ',' expected after '\"'"),
         ("t.jsonl", '{"text": "a"}\n{"text": \n', "line 2: not JSON: Expecting value at column 10"),
         ("t.jsonl", '{"text": "a"}\n\n[1]\n', "line 3: a list, not an object of columns"),
         ("t.jsonl", '{"text": "a"}\n{"text": "\\ud800"}\n', "line 2: has half of a character, a lone surrogate"),

@@ -1,0 +1,97 @@
+"""Rows of a table, and what in its file is none: every physical line of it is accounted for."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from itertools import zip_longest
+from typing import Any
+
+from experiments.data.reading import DataError
+
+SHOWN = 5
+SEPARATORS = {",": "csv", "\t": "tsv", ";": None, "|": None}  # and the form of a file that has them
+
+
+@dataclass(frozen=True)
+class Malformed:
+    """A row that says nothing usable: the line that it begins in, and how many it takes."""
+
+    place: str
+    line: int
+    reason: str
+    lines: int = 1
+    unit: str = "line"
+
+    def __str__(self) -> str:
+        where = f"{self.unit} {self.line}" if self.lines == 1 else f"lines {self.line}-{self.line + self.lines - 1}"
+        return f"{self.place} {where}: {self.reason}"
+
+
+@dataclass(frozen=True)
+class Row:
+    """The values of one row under the names of their columns; columns without a header are '0', '1', ..."""
+
+    place: str
+    line: int
+    values: dict[str, Any]
+    lines: int = 1
+    unit: str = "line"
+
+    def malformed(self, reason: str) -> Malformed:
+        return Malformed(self.place, self.line, reason, self.lines, self.unit)
+
+
+@dataclass
+class Table:
+    """The rows of one source; `columns` is None where each row names its own.
+
+    `lines`: of the file, 0 where it has none (parquet, the Hub); `header`, `empty`: lines that hold no row.
+    """
+
+    place: str
+    columns: tuple[str, ...] | None
+    rows: list[Row] = field(default_factory=list)
+    malformed: list[Malformed] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
+    lines: int = 0
+    header: int = 0
+    empty: int = 0
+
+    @property
+    def unaccounted(self) -> int:
+        """Lines of the file that are neither header nor row nor malformed nor empty: none."""
+        held = sum(part.lines for part in (*self.rows, *self.malformed))
+        return self.lines - self.header - held - self.empty if self.lines else 0
+
+    def need(self, columns: Sequence[str]) -> None:
+        """Raises: DataError where one of these columns is in no row."""
+        there = self.columns
+        if there is None:
+            there = tuple(dict.fromkeys(name for row in self.rows for name in row.values))
+        if missing := [name for name in columns if name not in there]:
+            has = f"it has: {', '.join(there) or 'none'}"
+            raise DataError(f"{self.place} has no column {', '.join(missing)}; {has}{_other_separator(there)}")
+
+
+def _other_separator(columns: Sequence[str]) -> str:
+    """The way out where one column's name holds what looks like a separator of others."""
+    found = [mark for mark in SEPARATORS if len(columns) == 1 and mark in columns[0]]
+    if not found:
+        return ""
+    form = SEPARATORS[found[0]]
+    way_out = f"say task.format={form}" if form else "write it with commas, or with tabs and task.format=tsv"
+    return f"; are its fields separated by {found[0]!r}? Then {way_out}"
+
+
+def refuse_malformed(malformed: list[Malformed], rows: int) -> None:
+    """Raises: DataError that counts the malformed rows and shows the first, of every file some."""
+    if malformed:
+        by_place: dict[str, list[int]] = {}
+        for i, row in enumerate(malformed):
+            by_place.setdefault(row.place, []).append(i)
+        in_turn = [i for turn in zip_longest(*by_place.values()) for i in turn if i is not None]
+        shown = "\n".join(f"  {malformed[i]}" for i in sorted(in_turn[:SHOWN]))
+        more = f"\n  and {len(malformed) - SHOWN} more" if len(malformed) > SHOWN else ""
+        raise DataError(
+            f"{len(malformed)} of {rows} rows are malformed; mend them, or leave them out, counted, "
+            f"with task.skip_malformed=true:\n{shown}{more}"
+        )
