@@ -20,6 +20,7 @@ from experiments.user_cache import NotHereError, is_read_only
 from lora_variants.interface.rng import stream
 
 USUAL = {"train": "train*", "validation": "validation*|valid*|dev*|val|val.*", "test": "test*"}
+SHARD = re.compile(r"(.+)-(\d+)-of-(\d+)")  # a numbered part of one set of rows
 HUB_NAME = re.compile(r"[\w-][\w.-]*(/[\w.-]+)?", re.ASCII)
 Where = str | float | None
 
@@ -79,19 +80,46 @@ class Location:
 
     def _find(self, split: str, patterns: str, there: dict[str, Source], *, given: bool) -> Source:
         for pattern in patterns.split("|"):
-            names = [name for name in there if fnmatchcase(name.lower(), pattern.lower())]
+            names = _meant(pattern, [name for name in there if fnmatchcase(name.lower(), pattern.lower())])
             files = tuple(file for name in names for file in there[name].files)
-            if len({kind_of(file) for file in files}) > 1:
-                listed = ", ".join(file.name for file in files)
+            if len({kind_of(file) for file in files}) > 1 or len({_set_of(name) for name in names}) > 1:
+                listed = ", ".join(file.name for file in files) or ", ".join(names)
                 raise DataError(f"{self.path}: {listed} could all be the {split} split; name one: task.{split}=NAME")
-            if files:
-                return Source(files=files)
+            self._refuse_missing_shards(names)
             if names:
-                return there[names[0]]
+                return Source(files=files) if files else there[names[0]]
         share = "" if split == "train" else f", or take a share of the training rows with task.{split}=0.1"
         what = f"matches {patterns!r}" if given else f"is the {split} split"
         known = ", ".join(sorted(there)) or "nothing that holds text"
         raise DataError(f"{self.path}: nothing {what}; there is: {known}. Name it with task.{split}=NAME{share}")
+
+    def _refuse_missing_shards(self, names: Sequence[str]) -> None:
+        numbers = [tuple(map(int, found.groups()[1:])) for name in names if (found := SHARD.fullmatch(name))]
+        if not numbers:
+            return
+        there, most = sorted(number for number, _ in numbers), max(most for _, most in numbers)
+        first = 0 if 0 in there else 1
+        if there != list(range(first, first + most)):
+            raise DataError(
+                f"{self.path}: of {_set_of(names[0])} there are the shards {', '.join(map(str, there))} of {most}; "
+                "fetch the others too, or name a file of another set"
+            )
+
+
+def _meant(pattern: str, names: list[str]) -> list[str]:
+    """Of the names that match, those of the pattern's own name where there are any, shards of it as the last choice."""
+    own = pattern.rstrip("*").lower()
+    return (
+        [name for name in names if name.lower() == own]
+        or [name for name in names if _set_of(name).lower() == own and name.lower() != own]
+        or names
+    )
+
+
+def _set_of(name: str) -> str:
+    """What a shard is one of: 'train' of 'train-00000-of-00003'; of another name itself."""
+    found = SHARD.fullmatch(name)
+    return found.group(1) if found else name
 
 
 def is_local(path: str) -> bool:
