@@ -67,6 +67,7 @@ def show_data(context: TrainingContext, display: Display) -> None:
     display.splits(context.task.describe_data())
     if missing is not None:
         raise missing
+    display.data((), context.task.data_warnings())
 
 
 def has_base(context: TrainingContext, display: Display) -> bool:

@@ -72,6 +72,7 @@ def prepare(config: RunConfig, runs_dir: Path, display: Display) -> Prepared:
         display.warn(warning)
     with display.live():
         context.read_data(display.report)
+        display.data(context.task.data_notes(), context.task.data_warnings())
         context.load(display.report)
     rank_total = sum(layer.ranks[0] for layer in plan.layers.values())
     return Prepared(context, start, rank_total, plan.trains_alone or context.task.trains_alone() is not None)

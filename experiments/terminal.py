@@ -97,6 +97,13 @@ class Display:
             table.add_row(*row.values())
         self.console.print(table)
 
+    def data(self, notes: Iterable[str], warnings: Iterable[str]) -> None:
+        """What was read of a user's own data, and what is doubtful in it."""
+        for note in notes:
+            self.say(note)
+        for warning in warnings:
+            self.warn(warning)
+
     def splits(self, described: Mapping[str, Mapping[str, str]]) -> None:
         """The data of a plan: of each split its rows, its labels and what is cut; nothing where nothing is known."""
         columns = list(dict.fromkeys(name for row in described.values() for name in row))
@@ -105,8 +112,8 @@ class Display:
         table = Table(title="data")
         for name in ("split", *columns):
             table.add_column(
-                name, justify="left" if name in ("split", "labels") else "right", overflow="fold",
-                no_wrap=name != "labels" and not name.startswith("cut"),
+                name, justify="left" if name in ("split", "labels", "read from") else "right", overflow="fold",
+                no_wrap=name not in ("labels", "read from") and not name.startswith("cut"),
             )  # fmt: skip
         for split, row in described.items():
             table.add_row(*(Text(text) for text in (split, *(row.get(name, "") for name in columns))))

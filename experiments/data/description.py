@@ -6,9 +6,11 @@ from collections.abc import Sequence
 from jaxtyping import Int
 from torch import Tensor
 
+from experiments.data.rows import SourceRead
 from experiments.data.tokens import Tokens
 
 SHOWN_LABELS = 6
+SHOWN_SOURCES = 3
 
 
 def describe_labels(given: Sequence[str], known: Sequence[str]) -> str:
@@ -25,11 +27,20 @@ def describe_labels(given: Sequence[str], known: Sequence[str]) -> str:
     return f"{len(counts)} of {len(known)} labels; {shown}, ... {rarest}: {rows:,}"
 
 
+def describe_sources(read: Sequence[SourceRead]) -> str:
+    """The files of a split with what their lines hold; of many the first and the sum."""
+    if len(read) <= SHOWN_SOURCES:
+        return ", ".join(map(str, read)) or "train, a share of it"
+    rows = sum(source.rows for source in read)
+    return f"{read[0]}, ... {len(read)} in all, {rows:,} rows"
+
+
 def describe_tokens(tokens: Tokens, rows: Int[Tensor, " chosen"], most: int) -> dict[str, str]:
     """Of these rows all tokens, the longest row, and what is cut at `most` tokens."""
     lengths, cut = tokens.lengths[rows], tokens.cut[rows]
     long = int((cut > 0).sum())
-    loss = f"{long:,} row{'s' * (long != 1)} ({long / len(rows):.1%}), {int(cut.sum()):,} tokens"
+    lost, all_tokens = int(cut.sum()), int(cut.sum() + lengths.sum())
+    loss = f"{long:,} row{'s' * (long != 1)} ({long / len(rows):.1%}), {lost:,} tokens ({lost / all_tokens:.1%})"
     return {
         "tokens": f"{int(lengths.sum()):,}",
         "longest": f"{int(lengths.max()):,}",

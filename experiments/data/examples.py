@@ -9,8 +9,16 @@ import torch
 from torch import Tensor
 
 from experiments.data.reading import DataError, errors_together, one_part
-from experiments.data.rows import Malformed, Row, Table, refuse_malformed
-from experiments.data.sources import split_rows
+from experiments.data.rows import (
+    Malformed,
+    Row,
+    SourceRead,
+    Table,
+    refuse_malformed,
+    refuse_without_rows,
+    source_read,
+)
+from experiments.data.sources import enough, split_rows
 
 
 @dataclass(frozen=True)
@@ -30,6 +38,7 @@ class Examples:
     texts: list[tuple[str, ...]] = field(default_factory=list)
     labels: list[str] = field(default_factory=list)
     malformed: int = 0
+    read: list[SourceRead] = field(default_factory=list)
 
     def sha256(self) -> str:
         """What is learned from: texts and labels in order."""
@@ -44,10 +53,11 @@ class Examples:
 
 @dataclass(frozen=True)
 class Labelled:
-    """The splits of a data set and the names of its labels; of regression none."""
+    """The splits of a data set, the names of its labels (of regression none), and what is doubtful in them."""
 
     splits: dict[str, Examples]
     labels: tuple[str, ...]
+    warnings: tuple[str, ...] = ()
 
     def targets(self, split: str) -> Tensor:
         """Numbers of the labels, int64; for regression their values, float32."""
@@ -64,6 +74,7 @@ def read_examples(
 ) -> Labelled:  # fmt: skip
     """Every split, those that are `shares` of the training rows included.
 
+    With a `limit`, malformed training rows are left out and counted while so many others are there.
     Raises: DataError, of all splits together, for a column that is not there, a split without a row, and malformed
     rows unless they are to be skipped: a label that is not known, no text, no number in regression, a line that is
     no row.
@@ -74,9 +85,12 @@ def read_examples(
         for split, parts in tables.items():
             with one_part():
                 examples, errors = _examples(parts, columns, labels)
-                malformed += errors
+                if skip_malformed:
+                    refuse_without_rows(split, len(examples.labels), errors)
                 rows += len(examples.labels) + len(errors)
-                if errors and not skip_malformed:
+                spared = split == "train" and enough(len(examples.labels), shares, limit)
+                malformed += [] if spared else errors
+                if errors and not skip_malformed and not spared:
                     continue  # what else is wrong may follow from that
                 if split == "train" and labels is None and not columns.regression:
                     labels = _classes(examples)
@@ -86,13 +100,14 @@ def read_examples(
                 _refuse_too_few(split, examples)
         if not skip_malformed:
             refuse_malformed(malformed, rows)
-    return Labelled(splits, () if columns.regression else labels or ())
+    warnings = tuple(warning for parts in tables.values() for table in parts for warning in table.warnings)
+    return Labelled(splits, () if columns.regression else labels or (), warnings)
 
 
 def _parts_of_train(train: Examples, shares: Mapping[str, float], seed: int, limit: int | None) -> dict[str, Examples]:
     places = split_rows(len(train.labels), shares, seed=seed, limit=limit)
     splits = {split: train.chosen(rows) for split, rows in places.items()}
-    splits["train"].malformed = train.malformed
+    splits["train"].malformed, splits["train"].read = train.malformed, train.read
     return splits
 
 
@@ -108,16 +123,18 @@ def _examples(
 ) -> tuple[Examples, list[Malformed]]:
     examples, malformed, known = Examples(), [], None if labels is None else set(labels)
     for table in tables:
-        if table.rows:
+        if table.rows or table.columns:
             table.need((*columns.text, columns.label))
-        malformed += table.malformed
+        left_out = []
         for row in table.rows:
             message = _error_in(row, columns, known)
             if message:
-                malformed.append(row.malformed(message))
+                left_out.append(row.malformed(message))
             else:
                 examples.texts.append(tuple(str(row.values[column]).strip() for column in columns.text))
                 examples.labels.append(_as_text(row.values[columns.label]))
+        malformed += [*table.malformed, *left_out]
+        examples.read.append(source_read(table, left_out))
     examples.malformed = len(malformed)
     return examples, malformed
 

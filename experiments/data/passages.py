@@ -5,13 +5,13 @@ A line may be a prompt and a reference, which alone may be what the model is sco
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
 from experiments.data.reading import DataError, errors_together, kind_of, one_part, read_text
-from experiments.data.rows import Malformed, Row, Table, refuse_malformed
-from experiments.data.sources import split_rows
+from experiments.data.rows import Malformed, Row, SourceRead, Table, refuse_malformed, refuse_without_rows, source_read
+from experiments.data.sources import enough, split_rows
 from experiments.data.tables import LINE
 
 LINE_BREAK = "\n"
@@ -39,6 +39,18 @@ class Passage:
     line: int = 0
 
 
+@dataclass(frozen=True)
+class Texts:
+    """The passages of every split; by split read from files, what they hold; what is doubtful in them."""
+
+    passages: dict[str, list[Passage]]
+    read: dict[str, list[SourceRead]] = field(default_factory=dict)
+    warnings: tuple[str, ...] = ()
+
+    def malformed(self, split: str) -> int:
+        return sum(source.left_out for source in self.read.get(split, []))
+
+
 def passages_sha256(passages: Sequence[Passage]) -> str:
     digest = hashlib.sha256()
     for passage in passages:
@@ -48,24 +60,29 @@ def passages_sha256(passages: Sequence[Passage]) -> str:
 
 def read_passages(
     tables: Mapping[str, Sequence[Table]], layout: Layout, shares: Mapping[str, float], *,
-    seed: int, skip_malformed: bool,
-) -> tuple[dict[str, list[Passage]], dict[str, int]]:  # fmt: skip
-    """The passages of every split, and how many rows of each were malformed.
+    seed: int, limit: int | None, skip_malformed: bool,
+) -> Texts:  # fmt: skip
+    """The passages of every split.
 
     Shares of the training text are its end (contiguous), or documents drawn by the seed; in `lines` a document is
-    a line. Raises: DataError, of all splits together, for a column that is not there, a split without text, and
+    a line. With a `limit`, malformed training lines are left out and counted while so many others are there.
+    Raises: DataError, of all splits together, for a column that is not there, a split without text, and
     malformed rows unless they are to be skipped.
     """
     read: dict[str, list[Passage]] = {}
-    malformed, counts, rows = [], {}, 0
+    sources: dict[str, list[SourceRead]] = {}
+    malformed, rows = [], 0
     with errors_together():
         for split, parts in tables.items():
             with one_part():
-                passages, errors = _passages(parts, layout)
-                malformed += errors
-                counts[split] = len(errors)
+                passages, errors, sources[split] = _passages(parts, layout)
+                if skip_malformed:
+                    refuse_without_rows(split, len(passages), errors)
+                in_lines = split == "train" and layout.rows == "lines"
+                spared = in_lines and enough(len(passages), shares, limit)
+                malformed += [] if spared else errors
                 rows += sum(len(table.rows) + len(table.malformed) for table in parts)
-                if not errors or skip_malformed:  # what else is wrong may follow from those
+                if not errors or skip_malformed or spared:  # what else is wrong may follow from those
                     read |= _parts_of_train(passages, shares, layout, seed) if split == "train" else {split: passages}
         for split, passages in read.items():
             with one_part():
@@ -73,7 +90,8 @@ def read_passages(
                     raise DataError(f"the {split} split has no text")
         if not skip_malformed:
             refuse_malformed(malformed, rows)
-    return read, counts
+    warnings = tuple(warning for parts in tables.values() for table in parts for warning in table.warnings)
+    return Texts(read, sources, warnings)
 
 
 def _parts_of_train(
@@ -100,24 +118,27 @@ def read_plain(path: str, encoding: str) -> list[Passage]:
         raise DataError(f"task.forgetting.path: {error}") from None
 
 
-def _passages(tables: Sequence[Table], layout: Layout) -> tuple[list[Passage], list[Malformed]]:
+def _passages(tables: Sequence[Table], layout: Layout) -> tuple[list[Passage], list[Malformed], list[SourceRead]]:
     malformed = [message for table in tables for message in table.malformed]
-    passages = []
+    passages, sources = [], []
     for table in tables:
         _refuse_prompts_of_other_form(table, layout)
-        if table.rows and table.columns != (LINE,):
+        if (table.rows or table.columns) and table.columns != (LINE,):
             table.need([layout.text, *([layout.prompt] if layout.prompt else [])])
+        left_out = []
         for row in table.rows:
             found = _passage(row, layout)
             if isinstance(found, str):
-                malformed.append(row.malformed(found))
+                left_out.append(row.malformed(found))
             elif layout.rows == "stream" or found.text.strip():  # a blank line of a text file is no row
                 passages.append(found)
+        malformed += left_out
+        sources.append(source_read(table, left_out))
     if layout.rows == "stream" and layout.split == "documents":
         whole = "".join(passage.text for passage in passages)
         documents = [part for part in whole.split(layout.document_separator) if part.strip()]
         passages = [Passage(part + layout.document_separator) for part in documents]
-    return passages, malformed
+    return passages, malformed, sources
 
 
 def _refuse_prompts_of_other_form(table: Table, layout: Layout) -> None:

@@ -5,7 +5,7 @@ import gzip
 import re
 import zlib
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from pathlib import Path
 
@@ -100,15 +100,13 @@ def decoded(path: Path, encoding: str = "utf-8") -> str:
 
 def _advice(content: bytes, encoding: str) -> str:
     """The first encoding in which the content is text, as a way out."""
-    for other in ("utf-8", "utf-16", "utf-16-be", "cp1252", "latin-1"):
-        if codecs.lookup(other) == codecs.lookup(encoding) or (other == "cp1252" and not C1.search(content)):
-            continue
-        try:
-            text = content.decode(other)
-        except UnicodeDecodeError:
-            continue
-        if "\0" not in text and (not other.startswith("utf-16") or content.count(0) > len(content) / 4):
-            return f"; if the text is right, say task.encoding={other}"
+    first, second = content[0::2].count(0), content[1::2].count(0)
+    wide = ["utf-16-be" if first > second else "utf-16"] if first + second > len(content) / 4 else []
+    for other in ("utf-8", *wide, *(["cp1252"] if C1.search(content) else []), "latin-1"):
+        if codecs.lookup(other) != codecs.lookup(encoding):
+            with suppress(UnicodeDecodeError):
+                if "\0" not in content.decode(other):
+                    return f"; if the text is right, say task.encoding={other}"
     return ""
 
 

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import zip_longest
+from pathlib import Path
 from typing import Any
 
 from experiments.data.reading import DataError
@@ -59,7 +60,7 @@ class Table:
     @property
     def unaccounted(self) -> int:
         """Lines of the file that are neither header nor row nor malformed nor empty: none."""
-        held = sum(part.lines for part in (*self.rows, *self.malformed))
+        held = sum(row.lines for row in self.rows) + sum(part.lines for part in self.malformed)
         return self.lines - self.header - held - self.empty if self.lines else 0
 
     def need(self, columns: Sequence[str]) -> None:
@@ -72,6 +73,39 @@ class Table:
             raise DataError(f"{self.place} has no column {', '.join(missing)}; {has}{_other_separator(there)}")
 
 
+@dataclass(frozen=True)
+class SourceRead:
+    """What became of a source: its rows that are used and left out, and of a text file its lines by what they hold."""
+
+    place: str
+    rows: int
+    left_out: int
+    lines: dict[str, int]
+
+    def __str__(self) -> str:
+        held = [f"{count:,} {what}" for what, count in self.lines.items() if count and what != "all"]
+        lines = (
+            f"{self.lines['all']:,} lines: {', '.join(held)}" if self.lines else f"{self.rows + self.left_out:,} rows"
+        )
+        return f"{Path(self.place).name} ({lines})"
+
+
+def source_read(table: Table, left_out: Sequence[Malformed]) -> SourceRead:
+    """`left_out`: rows of the table that say nothing usable; its malformed lines are known to it."""
+    used = len(table.rows) - len(left_out)
+    malformed = sum(part.lines for part in (*table.malformed, *left_out))
+    of_rows = sum(row.lines for row in table.rows) - sum(part.lines for part in left_out)
+    parts = {"header": table.header, "of rows": of_rows, "malformed": malformed, "empty": table.empty}
+    lines = {"all": table.lines} | parts if table.lines else {}
+    return SourceRead(table.place, used, len(table.malformed) + len(left_out), lines)
+
+
+def refuse_without_rows(split: str, rows: int, malformed: Sequence[Malformed]) -> None:
+    """Raises: DataError where all that a split has is malformed, with the reasons, also where such rows are skipped."""
+    if not rows and malformed:
+        raise DataError(f"the {split} split has no usable row; {len(malformed)} are malformed:\n{_shown(malformed)}")
+
+
 def _other_separator(columns: Sequence[str]) -> str:
     """The way out where one column's name holds what looks like a separator of others."""
     found = [mark for mark in SEPARATORS if len(columns) == 1 and mark in columns[0]]
@@ -82,16 +116,20 @@ def _other_separator(columns: Sequence[str]) -> str:
     return f"; are its fields separated by {found[0]!r}? Then {way_out}"
 
 
-def refuse_malformed(malformed: list[Malformed], rows: int) -> None:
+def refuse_malformed(malformed: Sequence[Malformed], rows: int) -> None:
     """Raises: DataError that counts the malformed rows and shows the first, of every file some."""
     if malformed:
-        by_place: dict[str, list[int]] = {}
-        for i, row in enumerate(malformed):
-            by_place.setdefault(row.place, []).append(i)
-        in_turn = [i for turn in zip_longest(*by_place.values()) for i in turn if i is not None]
-        shown = "\n".join(f"  {malformed[i]}" for i in sorted(in_turn[:SHOWN]))
-        more = f"\n  and {len(malformed) - SHOWN} more" if len(malformed) > SHOWN else ""
         raise DataError(
             f"{len(malformed)} of {rows} rows are malformed; mend them, or leave them out, counted, "
-            f"with task.skip_malformed=true:\n{shown}{more}"
+            f"with task.skip_malformed=true:\n{_shown(malformed)}"
         )
+
+
+def _shown(malformed: Sequence[Malformed]) -> str:
+    """The first of every place, a line each."""
+    by_place: dict[str, list[int]] = {}
+    for i, row in enumerate(malformed):
+        by_place.setdefault(row.place, []).append(i)
+    in_turn = [i for turn in zip_longest(*by_place.values()) for i in turn if i is not None]
+    shown = "\n".join(f"  {malformed[i]}" for i in sorted(in_turn[:SHOWN]))
+    return shown + (f"\n  and {len(malformed) - SHOWN} more" if len(malformed) > SHOWN else "")

@@ -256,3 +256,8 @@ def split_rows(
     if limit is not None and limit < kept:
         train = train[torch.randperm(kept, generator=stream(seed, "limit"))[:limit]] if contiguous else train[:limit]
     return {"train": sorted(train.tolist()), **found}
+
+
+def enough(usable: int, shares: Mapping[str, float], limit: int | None) -> bool:
+    """Whether the rows that are asked for are there without the malformed ones."""
+    return limit is not None and usable - sum(round(share * usable) for share in shares.values()) >= limit

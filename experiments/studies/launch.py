@@ -191,6 +191,7 @@ class Launch:
         """The fingerprint of W0; what takes long is done once, before there are workers to wait for it."""
         with self.view.display.live():
             self.context.read_data(self.view.display.report)
+            self.view.display.data(self.context.task.data_notes(), self.context.task.data_warnings())
             return fingerprint(self.context.task.base_model(self.view.display.report).state_dict())
 
     def _train(self, study_state: StudyState) -> None:

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Iterator, Mapping
-from dataclasses import replace
+from dataclasses import asdict, replace
 from functools import cached_property
 from typing import Any, ClassVar, Literal, Self
 
@@ -12,19 +12,19 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 from torch import Tensor, nn
 
 from experiments.data.batching import evaluation_order, padded_length, training_order
-from experiments.data.description import describe_tokens
+from experiments.data.description import describe_sources, describe_tokens
 from experiments.data.encoding import encode_lines, encode_stream
-from experiments.data.passages import Layout, Passage, passages_sha256, read_passages, read_plain
+from experiments.data.passages import Layout, Texts, passages_sha256, read_passages, read_plain
 from experiments.data.reading import DataError, errors_together, one_part
 from experiments.data.rows import Malformed, refuse_malformed
-from experiments.data.sources import read_splits, whole
+from experiments.data.sources import enough, read_splits, whole
 from experiments.data.tables import Form
 from experiments.data.tokens import Tokens
 from experiments.models.architecture import one_trial_reason
 from experiments.models.model_card import ModelCard
 from experiments.models.weights import Report, silent
 from experiments.tasks.task import DIVERGED, Batch, Split, Task, TaskConfig, permuted
-from experiments.tasks.text_config import TextDataConfig, location
+from experiments.tasks.text_config import TextDataConfig, location, notes_of
 from experiments.tasks.text_model import TextModel, counting
 from lora_variants.interface.config import MOST
 from lora_variants.interface.rng import stream
@@ -98,8 +98,7 @@ class LanguageModeling(Task):
         self._tokens: dict[str, Tokens] = {}
 
     @cached_property
-    def data(self) -> tuple[dict[str, list[Passage]], dict[str, int]]:
-        """The passages of every split, and how many rows of each were malformed."""
+    def data(self) -> Texts:
         config, encoding = self.config, self.config.encoding or "utf-8"
         where = location(config, str(config.path), {})
         form = Form(config.format, encoding=encoding, of_txt="text")
@@ -107,20 +106,20 @@ class LanguageModeling(Task):
             config.layout, config.split, config.document_separator, config.prompt_separator, config.text, config.prompt
         )
         shares = {split: at for split in ("validation", "test") if isinstance(at := getattr(where, split), float)}
-        passages: dict[str, list[Passage]] = {}
-        malformed: dict[str, int] = {}
+        found = Texts({})
         with errors_together():
             with one_part():
                 tables = read_splits(where, form, subset=config.subset, revision=config.revision)
-                passages, malformed = read_passages(
-                    tables, layout, shares, seed=config.split_seed, skip_malformed=config.skip_malformed
-                )
+                found = read_passages(
+                    tables, layout, shares,
+                    seed=config.split_seed, limit=config.train_rows, skip_malformed=config.skip_malformed,
+                )  # fmt: skip
             if config.forgetting is not None:
-                passages["forgetting"] = read_plain(config.forgetting.path, encoding)
-        return passages, malformed
+                found.passages["forgetting"] = read_plain(config.forgetting.path, encoding)
+        return found
 
     def read_data(self, report: Report = silent) -> None:
-        splits = self.data[0]
+        splits = self.data.passages
         with errors_together():
             for split in splits:
                 with one_part():
@@ -132,7 +131,7 @@ class LanguageModeling(Task):
         Raises: DataError where there is nothing to predict, in all of it or in a line that is not to be skipped.
         """
         if split not in self._tokens:
-            passages, config = self.data[0][split], self.config
+            passages, config = self.data.passages[split], self.config
             in_lines, all_scored = config.layout == "lines" and split != "forgetting", config.score == "all"
             count = counting(split, report)
 
@@ -147,14 +146,15 @@ class LanguageModeling(Task):
             )  # fmt: skip
             if not found.scored.any():
                 raise DataError(f"the {split} split has no token to score within task.context={config.context}")
-            if not config.skip_malformed:
+            spared = split == "train" and in_lines and enough(int((found.scored > 0).sum()), {}, config.train_rows)
+            if not config.skip_malformed and not spared:
                 refuse_malformed(self._unscored(split, found), len(passages))
             self._tokens[split] = found
         return self._tokens[split]
 
     def _unscored(self, split: str, tokens: Tokens) -> list[Malformed]:
         """The lines without a token to score: their means would be 0 / 0."""
-        most, passages, found = self.config.context + 1, self.data[0][split], []
+        most, passages, found = self.config.context + 1, self.data.passages[split], []
         for i in (tokens.scored == 0).nonzero().flatten().tolist():
             short = "has no second token to predict"
             long = f"none of its first {most} tokens is scored; shorten the prompt or raise task.context"
@@ -174,7 +174,7 @@ class LanguageModeling(Task):
 
     def data_sha256(self) -> dict[str, str]:
         self.read_data()
-        hashes = {split: passages_sha256(passages) for split, passages in self.data[0].items()}
+        hashes = {split: passages_sha256(passages) for split, passages in self.data.passages.items()}
         return hashes | self.base.sha256(self.architecture())
 
     def data_facts(self) -> dict[str, Any]:
@@ -182,22 +182,32 @@ class LanguageModeling(Task):
             split: {
                 "rows": len(self.rows_of(split)),
                 "tokens": int((self.tokens(split).lengths[self.rows_of(split)] - 1).sum()),
-                "malformed": self.data[1].get(split, 0) + int((self.tokens(split).scored == 0).sum()),
+                "malformed": self.data.malformed(split) + int((self.tokens(split).scored == 0).sum()),
+                "sources": [asdict(source) for source in self.data.read.get(split, [])],
                 "truncated": int(self.tokens(split).truncated[self.rows_of(split)].sum()),
             }
-            for split in self.data[0]
+            for split in self.data.passages
         }
 
     def describe_data(self) -> dict[str, dict[str, str]]:
         found = {}
-        for split, passages in self.data[0].items():
+        for split, passages in self.data.passages.items():
             found[split] = {"passages": f"{len(passages):,}"}
+            found[split] |= (
+                {"read from": describe_sources(self.data.read.get(split, []))} if split != "forgetting" else {}
+            )
             if split in self._tokens:
                 used, tokens = self.rows_of(split), self._tokens[split]
-                malformed = self.data[1].get(split, 0) + int((tokens.scored == 0).sum())
+                malformed = self.data.malformed(split) + int((tokens.scored == 0).sum())
                 found[split] |= {"rows": f"{len(used):,} of {len(tokens.lengths):,}", "left out": f"{malformed:,}"}
                 found[split] |= describe_tokens(tokens, used, self.config.context + 1)
         return found
+
+    def data_notes(self) -> list[str]:
+        return notes_of(self.describe_data())
+
+    def data_warnings(self) -> list[str]:
+        return list(self.data.warnings)
 
     @property
     def has_forgetting_split(self) -> bool:

@@ -71,6 +71,14 @@ class Task(ABC):
         """What `result.json` says of the data: rows, what was left out, what was cut."""
         return {}
 
+    def data_warnings(self) -> list[str]:
+        """What is doubtful in data that were read."""
+        return []
+
+    def data_notes(self) -> list[str]:
+        """What a run says of a user's own data before it trains, a line a split: files, rows, labels, what is cut."""
+        return []
+
     @property
     def has_forgetting_split(self) -> bool:
         """Whether there are data of the base's own domain, on which it is scored before and after."""

@@ -1,7 +1,9 @@
 """The `text_classification` task: a pretrained model of the user's choice learns the labels of texts, or a number."""
 
 import hashlib
+from collections import Counter
 from collections.abc import Iterator, Mapping
+from dataclasses import asdict
 from functools import cached_property
 from typing import Any, ClassVar, Literal, Self
 
@@ -11,7 +13,7 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from experiments.data.batching import evaluation_order, padded_length, training_order
-from experiments.data.description import describe_labels, describe_tokens
+from experiments.data.description import describe_labels, describe_sources, describe_tokens
 from experiments.data.encoding import encode_texts
 from experiments.data.examples import Columns, Labelled, read_examples
 from experiments.data.presets import PRESETS
@@ -34,7 +36,7 @@ from experiments.tasks.metrics import (
     spearman,
 )
 from experiments.tasks.task import Batch, Split, Task, TaskConfig, permuted
-from experiments.tasks.text_config import TextDataConfig, location
+from experiments.tasks.text_config import TextDataConfig, location, notes_of
 from experiments.tasks.text_model import TextModel, counting
 
 EVALUATION_ROWS = 64
@@ -175,6 +177,8 @@ class TextClassification(Task):
             split: {
                 "rows": len(examples.labels),
                 "malformed": examples.malformed,
+                "sources": [asdict(source) for source in examples.read],
+                "rows_by_label": {} if self.columns.regression else dict(sorted(Counter(examples.labels).items())),
                 "truncated": int(self.tokens(split).truncated.sum()),
             }
             for split, examples in self.data.splits.items()
@@ -186,10 +190,17 @@ class TextClassification(Task):
         for split, examples in self.data.splits.items():
             found[split] = {"rows": f"{len(examples.labels):,}", "left out": f"{examples.malformed:,}"}
             found[split] |= {"labels": describe_labels(examples.labels, self.data.labels)}
+            found[split] |= {"read from": describe_sources(examples.read)}
             if split in self._tokens:
                 tokens = self._tokens[split]
                 found[split] |= describe_tokens(tokens, torch.arange(len(tokens.lengths)), self.config.max_length)
         return found
+
+    def data_notes(self) -> list[str]:
+        return notes_of(self.describe_data())
+
+    def data_warnings(self) -> list[str]:
+        return list(self.data.warnings)
 
     def find_base(self) -> None:
         self.base.find()

@@ -1,5 +1,6 @@
 """Knobs that all tasks on text share: where the data are and how they are split."""
 
+from collections.abc import Mapping
 from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, field_validator
@@ -38,6 +39,11 @@ class TextDataConfig(TaskConfig):
     @classmethod
     def _whole(cls, path: str | None) -> str | None:
         return None if path is None else whole(path)
+
+
+def notes_of(described: Mapping[str, Mapping[str, str]]) -> list[str]:
+    """A plan's words on the data, a line a split."""
+    return [f"{split}: {'; '.join(f'{name} {what}' for name, what in row.items())}" for split, row in described.items()]
 
 
 def location(config: TextDataConfig, path: str, preset: dict[str, object]) -> Location:

@@ -80,7 +80,7 @@ def test_every_token_of_a_split_is_scored_once_as_the_model_sees_it(tmp_path: Pa
     assert isinstance(task, LanguageModeling)
     variant = attached(config, task, task.base_model())
     (found,) = evaluate(variant, task, "validation", config.training.precision)
-    text = "".join(passage.text for passage in task.data[0]["validation"])
+    text = "".join(passage.text for passage in task.data.passages["validation"])
     ids = torch.tensor(task.base.tokenizer(text, add_special_tokens=False).input_ids)
     losses = []
     for start in range(0, len(ids) - 1, 16):
@@ -101,7 +101,7 @@ def test_a_line_is_scored_on_its_reference_alone(tmp_path: Path, model: str) -> 
     variant = attached(config, task, task.base_model())
     (found,) = evaluate(variant, task, "test", config.training.precision)
     tokenizer, losses = task.base.tokenizer, []  # type: ignore[attr-defined]
-    for passage in task.data[0]["test"]:  # type: ignore[attr-defined]
+    for passage in task.data.passages["test"]:  # type: ignore[attr-defined]
         prompt, text = (tokenizer(part, add_special_tokens=False).input_ids for part in (passage.prompt, passage.text))
         ids = torch.tensor([2, *prompt, *text, 3])
         with torch.no_grad():
@@ -137,10 +137,10 @@ def test_shares_are_the_end_of_the_text_or_documents_drawn_at_random(tmp_path: P
     where = Location(write_stream(tmp_path / "data"), train="input*", validation=0.1, test=0.1)
     tables = read_splits(where, Form(of_txt="text"), subset=None, revision=None)
     shares = {"validation": 0.1, "test": 0.1}
-    ends, _ = read_passages(tables, Layout(split="contiguous"), shares, seed=0, skip_malformed=False)
+    ends = read_passages(tables, Layout(split="contiguous"), shares, seed=0, limit=None, skip_malformed=False).passages
     whole = "".join(p.text for split in ("train", "validation", "test") for p in ends[split])
     assert whole.split() == " ".join(SENTENCES[:100]).split()
-    drawn, _ = read_passages(tables, Layout(split="documents"), shares, seed=0, skip_malformed=False)
+    drawn = read_passages(tables, Layout(split="documents"), shares, seed=0, limit=None, skip_malformed=False).passages
     assert [len(drawn[split]) for split in ("train", "validation", "test")] == [40, 5, 5]
     texts = [p.text.strip() for split in drawn.values() for p in split]
     assert sorted(texts) == sorted("\n".join(SENTENCES[i : i + 2]).strip() for i in range(0, 100, 2))
@@ -153,9 +153,9 @@ def test_a_line_without_its_separator_is_malformed_and_an_empty_split_refused(tm
     layout, form = Layout(rows="lines", prompt_separator="||"), Form(of_txt="text")
     tables = read_splits(Location(str(folder), train="valid", validation=0.1), form, subset=None, revision=None)
     with pytest.raises(DataError, match=r"valid.txt line 61: no text behind '\|\|': 'no separator here'"):
-        read_passages(tables, layout, {"validation": 0.1}, seed=0, skip_malformed=False)
-    _, malformed = read_passages(tables, layout, {"validation": 0.1}, seed=0, skip_malformed=True)
-    assert malformed == {"train": 1, "test": 0}
+        read_passages(tables, layout, {"validation": 0.1}, seed=0, limit=None, skip_malformed=False)
+    texts = read_passages(tables, layout, {"validation": 0.1}, seed=0, limit=None, skip_malformed=True)
+    assert [texts.malformed(split) for split in ("train", "validation", "test")] == [1, 0, 0]
 
 
 def test_an_empty_text_of_a_table_is_malformed_as_a_row_and_nothing_in_a_stream(tmp_path: Path) -> None:
@@ -166,19 +166,19 @@ def test_an_empty_text_of_a_table_is_malformed_as_a_row_and_nothing_in_a_stream(
     with pytest.raises(
         DataError, match=r"2 of 6 rows .*\n.*train\.jsonl line 2: 'text' is empty\n.*line 4: 'text' is no"
     ):
-        read_passages(tables, Layout(rows="lines"), {}, seed=0, skip_malformed=False)
-    rows, malformed = read_passages(tables, Layout(rows="lines"), {}, seed=0, skip_malformed=True)
-    assert [(p.text, p.line) for p in rows["train"]] == [("a cat", 1), ("a dog", 3)]
-    assert malformed == {"train": 2, "validation": 0, "test": 0}
-    stream, malformed = read_passages(tables, Layout(rows="stream"), {}, seed=0, skip_malformed=True)
-    assert ("".join(p.text for p in stream["train"]), malformed["train"]) == ("a cat\n\na dog\n", 1)
+        read_passages(tables, Layout(rows="lines"), {}, seed=0, limit=None, skip_malformed=False)
+    lines = read_passages(tables, Layout(rows="lines"), {}, seed=0, limit=None, skip_malformed=True)
+    assert [(p.text, p.line) for p in lines.passages["train"]] == [("a cat", 1), ("a dog", 3)]
+    assert [lines.malformed(split) for split in ("train", "validation", "test")] == [2, 0, 0]
+    stream = read_passages(tables, Layout(rows="stream"), {}, seed=0, limit=None, skip_malformed=True)
+    assert ("".join(p.text for p in stream.passages["train"]), stream.malformed("train")) == ("a cat\n\na dog\n", 1)
 
 
 def test_a_table_whose_index_has_no_name_is_no_file_of_lines(tmp_path: Path) -> None:
     (tmp_path / "t.csv").write_text(",text\n0,a cat\n1,a dog\n")
     table = read_table(tmp_path / "t.csv", Form())
-    rows, _ = read_passages({"train": [table]}, Layout(rows="lines"), {}, seed=0, skip_malformed=False)
-    assert [passage.text for passage in rows["train"]] == ["a cat", "a dog"]
+    rows = read_passages({"train": [table]}, Layout(rows="lines"), {}, seed=0, limit=None, skip_malformed=False)
+    assert [passage.text for passage in rows.passages["train"]] == ["a cat", "a dog"]
 
 
 def test_prompts_that_are_looked_for_in_the_other_form_of_data_are_refused(tmp_path: Path) -> None:
@@ -190,7 +190,7 @@ def test_prompts_that_are_looked_for_in_the_other_form_of_data_are_refused(tmp_p
     ):
         table = read_table(tmp_path / name, Form(of_txt="text"))
         with pytest.raises(DataError, match=message):
-            read_passages({"train": [table]}, layout, {}, seed=0, skip_malformed=False)
+            read_passages({"train": [table]}, layout, {}, seed=0, limit=None, skip_malformed=False)
 
 
 def test_trials_of_one_pack_have_lines_of_one_length_at_each_step_and_the_losses_they_have_alone(

@@ -63,7 +63,13 @@ def test_a_run_on_files_records_data_tokenizer_and_model_by_content(tmp_path: Pa
     result = finished.result
     assert set(result["validation"]) == {"loss", "accuracy", "mcc", "f1"} == set(result["test"])
     assert result["score"] == result["validation"]["accuracy"]
-    assert result["data"]["train"] == {"rows": 80, "malformed": 0, "truncated": 0}
+    assert result["data"]["train"] == {
+        "rows": 80,
+        "malformed": 0,
+        "sources": [source(Path(data) / "train.tsv", rows=80)],
+        "rows_by_label": {"0": 53, "1": 27},
+        "truncated": 0,
+    }
     environment = json.loads((finished.folder / "environment.json").read_text())
     assert set(environment["data_sha256"]) == {"train", "validation", "test", "tokenizer", "model_settings"}
     assert environment["base_facts"] == {"model_type": "bert"}
@@ -125,6 +131,12 @@ def test_a_number_is_predicted_with_squared_error_and_both_correlations(tmp_path
     assert pair.count("[SEP]") == 2
 
 
+def source(path: Path, *, rows: int, malformed: int = 0) -> dict[str, Any]:
+    """What a result says of a file with a header and a line a row."""
+    lines = {"all": 1 + rows + malformed, "header": 1, "of rows": rows, "malformed": malformed, "empty": 0}
+    return {"place": str(path), "rows": rows, "left_out": malformed, "lines": lines}
+
+
 def test_what_is_wrong_with_the_data_is_known_before_a_record_is_begun(tmp_path: Path, model: str, data: str) -> None:
     with (Path(data) / "dev.tsv").open("a") as file:
         file.write("a cat sings\t7\n")
@@ -134,7 +146,13 @@ def test_what_is_wrong_with_the_data_is_known_before_a_record_is_begun(tmp_path:
     assert not (tmp_path / "runs" / "single").exists()
     skipping = configured(tmp_path, model, data, "task.skip_malformed=true")
     done = execute(skipping, runs_dir=tmp_path / "runs", test=False, display=Display())
-    assert done.result["data"]["validation"] == {"rows": 16, "malformed": 1, "truncated": 0}
+    assert done.result["data"]["validation"] == {
+        "rows": 16,
+        "malformed": 1,
+        "sources": [source(Path(data) / "dev.tsv", rows=16, malformed=1)],
+        "rows_by_label": {"0": 11, "1": 5},
+        "truncated": 0,
+    }
 
 
 def test_texts_that_are_cut_are_counted_and_texts_longer_than_the_model_refused(
