@@ -20,7 +20,7 @@ OWNERS = {  # a file, or a folder with all in it
     "seaborn": ("analysis/figures",),
     "transformers": ("experiments/models/huggingface.py", "experiments/benchmarking/workload.py"),
     "huggingface_hub": ("experiments/models/model_files.py",),
-    "datasets": ("experiments/data/sources.py",),
+    "datasets": ("experiments/data/hub.py",),
     "pyarrow": ("experiments/data/tables.py",),
     "peft": ("experiments/benchmarking/implementations.py",),
     "loralib": ("experiments/benchmarking/implementations.py",),

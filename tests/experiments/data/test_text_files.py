@@ -261,7 +261,7 @@ def test_a_data_set_of_the_hub_needs_datasets_and_says_how_to_get_it(monkeypatch
 def test_a_data_set_read_with_datasets_names_its_labels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     datasets = pytest.importorskip("datasets", reason="the extra 'hub' is not installed")
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
-    from experiments.data.sources import hub_split_names, read_hub_split
+    from experiments.data.hub import hub_split_names, read_hub_split
 
     features = datasets.Features(text=datasets.Value("string"), label=datasets.ClassLabel(names=["no", "yes"]))
     made = datasets.Dataset.from_dict({"text": ["a", "b"], "label": [1, 0]}, features=features)
