@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from experiments.data.doubts import NUMBER
 from experiments.data.reading import DataError, errors_together, one_part
 from experiments.data.rows import (
     Malformed,
@@ -46,6 +47,10 @@ class Examples:
         for texts, label in zip(self.texts, self.labels, strict=True):
             digest.update("\x1f".join((*texts, label)).encode("utf-8", "surrogatepass") + b"\x1e")
         return digest.hexdigest()
+
+    def keys(self) -> list[tuple[str, ...]]:
+        """What makes a row the same as another: its texts and its label."""
+        return [(*texts, label) for texts, label in zip(self.texts, self.labels, strict=True)]
 
     def chosen(self, places: Sequence[int]) -> "Examples":
         return Examples([self.texts[i] for i in places], [self.labels[i] for i in places])
@@ -151,10 +156,9 @@ def _error_in(row: Row, columns: Columns, known: set[str] | None) -> str | None:
             return f"{column!r} is a {type(value).__name__}, not a text or a number"
     label = _as_text(row.values[columns.label])
     if columns.regression:
-        try:
-            return None if math.isfinite(float(label)) else f"{columns.label!r} is {label}"
-        except ValueError:
+        if not NUMBER.fullmatch(label):  # float() would take 1_0 and the digits of other scripts
             return f"{columns.label!r} is no number: {label!r}"
+        return None if math.isfinite(float(label)) else f"{columns.label!r} is {label}, beyond any float"
     return None if known is None or label in known else f"unknown label {label!r}"
 
 

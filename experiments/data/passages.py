@@ -15,6 +15,7 @@ from experiments.data.sources import enough, split_rows
 from experiments.data.tables import LINE
 
 LINE_BREAK = "\n"
+FEWEST_CHARACTERS = 20  # of a passage that is in two texts by no chance
 
 
 @dataclass(frozen=True)
@@ -49,6 +50,16 @@ class Texts:
 
     def malformed(self, split: str) -> int:
         return sum(source.left_out for source in self.read.get(split, []))
+
+
+def keys_of(splits: Mapping[str, Sequence[Passage]]) -> dict[str, list[tuple[str, str]]]:
+    """By split what makes a passage the same as another; blank lines and short ones, which many texts have, apart."""
+    return {
+        split: [
+            (passage.prompt, text) for passage in passages if len(text := passage.text.strip()) >= FEWEST_CHARACTERS
+        ]
+        for split, passages in splits.items()
+    }
 
 
 def passages_sha256(passages: Sequence[Passage]) -> str:
@@ -143,10 +154,15 @@ def _passages(tables: Sequence[Table], layout: Layout) -> tuple[list[Passage], l
 
 def _refuse_prompts_of_other_form(table: Table, layout: Layout) -> None:
     """Raises: DataError where all would be text because prompts are looked for where this form of data has none."""
-    if table.columns == (LINE,) and layout.prompt and not layout.prompt_separator:
-        raise DataError(f"{table.place} has lines, no columns: say what ends their prompts, task.prompt_separator")
-    if table.columns != (LINE,) and layout.prompt_separator and not layout.prompt:
-        raise DataError(f"{table.place} has columns, no lines: say which one is the prompt, task.prompt")
+    in_lines = table.columns == (LINE,)
+    if in_lines and layout.prompt:
+        way_out = (
+            "leave task.prompt out" if layout.prompt_separator else "say what ends their prompts, task.prompt_separator"
+        )
+        raise DataError(f"{table.place} has lines, no columns: {way_out}")
+    if not in_lines and layout.prompt_separator:
+        way_out = "leave task.prompt_separator out" if layout.prompt else "say which one is the prompt, task.prompt"
+        raise DataError(f"{table.place} has columns, no lines: {way_out}")
 
 
 def _passage(row: Row, layout: Layout) -> Passage | str:

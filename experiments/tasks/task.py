@@ -35,7 +35,9 @@ class TaskConfig(BaseModel):
     model_config = ConfigDict(strict=True, frozen=True, extra="forbid", allow_inf_nan=False)
 
     name: str
-    places: ClassVar[tuple[str, ...]] = ()  # knobs that say where data or W0 come from: a run depends on their content
+    places: ClassVar[
+        tuple[str, ...]
+    ] = ()  # where data and W0 come from, and checks of them: a run depends on the content
 
 
 class Task(ABC):

@@ -3,7 +3,7 @@
 import hashlib
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import cached_property
 from typing import Any, ClassVar, Literal, Self
 
@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from experiments.data.batching import evaluation_order, padded_length, training_order
 from experiments.data.description import describe_labels, describe_sources, describe_tokens
+from experiments.data.doubts import Suspicion, doubts_of_labels, overlap_warnings, settled
 from experiments.data.encoding import encode_texts
 from experiments.data.examples import Columns, Labelled, read_examples
 from experiments.data.presets import PRESETS
@@ -57,6 +58,9 @@ class TextClassificationConfig(TextDataConfig):
     metrics: list[Metric] | None = Field(None, min_length=1, description="metrics to log; the first is the score")
     header: bool | None = Field(None, description="csv and tsv: the first row names the columns; null: yes")
     quoted: bool | None = Field(None, description='csv and tsv: "..." holds a field; null: in csv, not in tsv')
+    suspicious_labels: Suspicion = Field(
+        "refuse_missing", description="labels like nan, spelled in two ways, or of one row: what is refused of them"
+    )
     max_length: int = Field(
         128, ge=8, le=2**20, multiple_of=8, description="most tokens of a text; longer ones are cut"
     )
@@ -129,7 +133,7 @@ class TextClassification(Task):
             )  # fmt: skip
         if "f1" in self.metric_names and len(found.labels) != 2:
             raise DataError(f"task.metrics: f1 is that of the second of two labels, the data have {len(found.labels)}")
-        return found
+        return replace(found, warnings=(*found.warnings, *self._doubts(found)))
 
     @cached_property
     def outputs(self) -> int:
@@ -201,6 +205,20 @@ class TextClassification(Task):
 
     def data_warnings(self) -> list[str]:
         return list(self.data.warnings)
+
+    def _doubts(self, found: Labelled) -> list[str]:
+        """What is doubtful in the data. Raises: DataError where that is to be refused."""
+        train, config, warnings = found.splits["train"], self.config, []
+        with errors_together():
+            with one_part():
+                known = self.columns.labels
+                warnings += (
+                    settled(doubts_of_labels(train.labels, known), config.suspicious_labels) if found.labels else []
+                )
+            with one_part():
+                keys = {split: examples.keys() for split, examples in found.splits.items()}
+                warnings += overlap_warnings(keys, allowed=config.allow_overlap)
+        return warnings
 
     def find_base(self) -> None:
         self.base.find()

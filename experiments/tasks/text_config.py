@@ -15,7 +15,7 @@ Share = Annotated[float, Field(gt=0, lt=1)]
 class TextDataConfig(TaskConfig):
     """Data of the user's choice."""
 
-    places: ClassVar[tuple[str, ...]] = ("path", "subset", "revision")
+    places: ClassVar[tuple[str, ...]] = ("path", "subset", "revision", "allow_overlap", "suspicious_labels")
 
     path: str | None = Field(
         None, min_length=1, description="a file, a folder with one file or more a split, or a name on the Hub"
@@ -34,6 +34,7 @@ class TextDataConfig(TaskConfig):
     )
     encoding: str | None = Field(None, description="of text files; null: the preset's, else utf-8")
     skip_malformed: bool = Field(False, description="leave malformed rows out and count them, instead of an error")
+    allow_overlap: bool = Field(False, description="splits may have nearly all rows in common")
 
     @field_validator("path")
     @classmethod
