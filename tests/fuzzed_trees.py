@@ -83,7 +83,7 @@ def over(tree: Mapping[str, Any], model: str, data: str) -> Tree:
     own: Tree = {"path": data, "text": ["sentence"], "labels": ["0", "1"], "max_length": 32}
     targets = ["*.query", "*.value"]
     if tree["task"]["name"] == "language_modeling":
-        own, targets = {"path": data, "context": 32}, ["*_proj"]
+        own, targets = {"path": data, "context": 32, "prompt_separator": "||"}, ["*_proj"]
     task = {knob: value for knob, value in tree["task"].items() if knob != "preset"} | own
     return {**tree, "task": task, "model": {**tree["model"], "name": model}, "targets": targets}
 

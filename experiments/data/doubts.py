@@ -1,19 +1,27 @@
-"""What is doubtful in data that can be read: labels that may be none, classes that may be one, rows in two splits."""
+"""What is doubtful in data that can be read: labels that may be none, classes that may be one, rows that come twice."""
 
 import re
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import Literal
+from unicodedata import category, normalize
 
 from experiments.data.reading import DataError
 
-MISSING = (
-    "", "nan", "none", "null", "nil", "na", "n/a", "n.a.", "#n/a", "<na>", "nat", "missing", "?", "-", "--", "."
-)  # fmt: skip
+MISSING = frozenset((
+    # what pandas takes for no value, other programs' words for none, and the errors of spreadsheets
+    "nan", "-nan", "na", "n/a", "#n/a", "#na", "<na>", "null", "none", "1.#ind", "-1.#ind", "1.#qnan", "-1.#qnan",
+    "nil", "nat", "n.a.", "\\n", "missing", "undefined", "?", "-", "--", ".",
+    "#value!", "#ref!", "#div/0!", "#name?", "#null!", "#num!",
+))  # fmt: skip
 NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?", re.ASCII)
+TRUTH = {"true": 1.0, "false": 0.0}  # as the booleans of JSON and parquet are read
+AROUND = " \"'`.,;:"  # quotes and punctuation that a label may have beside it
 FEWEST_ROWS = 2  # of a class: one alone is either learned or scored, never both
 OVERLAP_TOLD, OVERLAP_REFUSED = 0.1, 0.9  # shares of the smaller split
+REPEATS_TOLD = 0.1
 SHOWN = 5
 
 Suspicion = Literal["refuse_missing", "refuse_all", "warn"]
@@ -27,23 +35,28 @@ class Doubt:
     missing: bool = False
 
 
-def doubts_of_labels(labels: Sequence[str], known: Sequence[str] | None) -> list[Doubt]:
-    """`labels`: those of the training rows; `known`: all classes, where the user lists them."""
-    counts = Counter(labels)
+def looks_missing(text: str) -> bool:
+    """Whether a text is a word that programs write for no value."""
+    return _folded(text) in MISSING
+
+
+def doubts_of_labels(splits: Mapping[str, Sequence[str]], classes: Sequence[str], *, given: bool) -> list[Doubt]:
+    """What is suspicious in the labels of the rows; `given`: the user lists the classes, so that they are some."""
+    counts, training = Counter(chain.from_iterable(splits.values())), Counter(splits["train"])
     found = []
-    if known is None:
-        missing = [label for label in counts if label.casefold() in MISSING]
+    if not given:
+        missing = [label for label in classes if looks_missing(label)]
         if missing:
             found.append(Doubt(f"labels that look like missing values: {_counted(missing, counts)}", missing=True))
-        spelled: dict[str, list[str]] = {}
-        for label in counts:
+        spelled: dict[str | float, list[str]] = {}
+        for label in classes:
             spelled.setdefault(_spelling(label), []).append(label)
-        alike = [label for several in spelled.values() if len(several) > 1 for label in sorted(several)]
+        alike = [label for several in spelled.values() if len(several) > 1 for label in several]
         if alike:
             found.append(Doubt(f"labels that differ in spelling only: {_counted(alike, counts)}"))
-    rare = [label for label in known or sorted(counts) if counts[label] < FEWEST_ROWS]
+    rare = [label for label in classes if training[label] < FEWEST_ROWS]
     if rare:
-        found.append(Doubt(f"classes with under {FEWEST_ROWS} training rows: {_counted(rare, counts)}"))
+        found.append(Doubt(f"classes with under {FEWEST_ROWS} training rows: {_counted(rare, training)}"))
     return found
 
 
@@ -58,10 +71,19 @@ def settled(doubts: Sequence[Doubt], suspicion: Suspicion) -> list[str]:
     return [doubt.text for doubt in doubts]
 
 
-def _spelling(label: str) -> str:
-    """What labels have in common that differ by case, space or the format of a number."""
-    plain = re.sub(r"[\s_]+", " ", label.casefold()).strip()
-    return f"number {float(plain):g}" if NUMBER.fullmatch(plain) else plain
+def _folded(text: str) -> str:
+    """A text without what the eye does not see in it: case, the width of space, forms of a character."""
+    visible = "".join(mark for mark in normalize("NFKC", text) if category(mark) != "Cf")
+    return re.sub(r"[\s_]+", " ", visible.casefold()).strip()
+
+
+def _spelling(label: str) -> str | float:
+    """What labels have in common that differ by case, space, the format of a number, quotes or a full stop."""
+    folded = _folded(label)
+    if NUMBER.fullmatch(folded):
+        return float(folded)
+    bare = folded.strip(AROUND) or folded
+    return TRUTH.get(bare, bare)
 
 
 def _counted(labels: Sequence[str], counts: Mapping[str, int]) -> str:
@@ -69,12 +91,12 @@ def _counted(labels: Sequence[str], counts: Mapping[str, int]) -> str:
     return shown + (f" and {len(labels) - SHOWN} more" if len(labels) > SHOWN else "")
 
 
-def overlap_warnings(splits: Mapping[str, Sequence[Hashable]], *, allowed: bool) -> list[str]:
+def overlap_warnings(splits: Mapping[str, Sequence[Hashable]], *, unit: str, allowed: bool) -> list[str]:
     """A warning for each two splits that have many rows in common.
 
     Raises: DataError where nearly all of the smaller is in the other, unless that is `allowed`.
     """
-    found, names = [], list(splits)
+    found, refused, names = [], [], list(splits)
     for i, name in enumerate(names):
         for other in names[:i]:
             smaller, larger = sorted((name, other), key=lambda split: len(splits[split]))
@@ -82,8 +104,26 @@ def overlap_warnings(splits: Mapping[str, Sequence[Hashable]], *, allowed: bool)
             common = sum(row in others for row in rows)
             if not rows or common < OVERLAP_TOLD * len(rows):
                 continue
-            text = f"{common:,} of {len(rows):,} rows of {smaller} are in {larger} too, text and label"
-            if common >= OVERLAP_REFUSED * len(rows) and not allowed:
-                raise DataError(f"{text}: its score says nothing; name other files, or insist: task.allow_overlap=true")
-            found.append(text)
+            text = f"{common:,} of {len(rows):,} {unit} of {smaller} are in {larger} too"
+            (found if allowed or common < OVERLAP_REFUSED * len(rows) else refused).append(text)
+    if refused:
+        way_out = "name other files or remove the duplicates, or insist with task.allow_overlap=true"
+        raise DataError(*(f"{text}, so its score says nothing: {way_out}" for text in refused))
+    return found
+
+
+def repeat_warnings(split: str, rows: Sequence[tuple[str, ...]], *, classes: bool) -> list[str]:
+    """A warning of many rows (texts and label) that come again, or whose texts have another class elsewhere."""
+    found: list[str] = []
+    labels: dict[tuple[str, ...], set[str]] = defaultdict(set)
+    for *texts, label in rows:
+        labels[tuple(texts)].add(label)
+    again = len(rows) - sum(map(len, labels.values()))
+    torn = sum(len(labels[tuple(texts)]) > 1 for *texts, _ in rows) if classes else 0
+    for count, what in (
+        (again, "repeat another, text and label"),
+        (torn, "have a text that others give another label"),
+    ):
+        if rows and count >= REPEATS_TOLD * len(rows):
+            found.append(f"{count:,} of {len(rows):,} rows of {split} {what}")
     return found

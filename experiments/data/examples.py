@@ -2,13 +2,22 @@
 
 import hashlib
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
-from experiments.data.doubts import NUMBER
+from experiments.data.doubts import (
+    NUMBER,
+    Suspicion,
+    doubts_of_labels,
+    looks_missing,
+    overlap_warnings,
+    repeat_warnings,
+    settled,
+)
 from experiments.data.reading import DataError, errors_together, one_part
 from experiments.data.rows import (
     Malformed,
@@ -20,6 +29,8 @@ from experiments.data.rows import (
     source_read,
 )
 from experiments.data.sources import enough, split_rows
+
+MOST = torch.finfo(torch.float32).max  # of the numbers that are predicted
 
 
 @dataclass(frozen=True)
@@ -109,6 +120,27 @@ def read_examples(
     return Labelled(splits, () if columns.regression else labels or (), warnings)
 
 
+def doubts_of(found: Labelled, columns: Columns, suspicion: Suspicion, *, overlap_allowed: bool) -> list[str]:
+    """What is doubtful in data that could be read. Raises: DataError for what of it is to be refused."""
+    keys, doubts = {split: examples.keys() for split, examples in found.splits.items()}, []
+    with errors_together():
+        with one_part():
+            labels = {split: examples.labels for split, examples in found.splits.items()}
+            suspicious = doubts_of_labels(labels, found.labels, given=columns.labels is not None)
+            doubts += settled(suspicious, suspicion)
+        with one_part():
+            doubts += overlap_warnings(keys, unit="rows (text and label)", allowed=overlap_allowed)
+    for split, rows in keys.items():
+        doubts += repeat_warnings(split, rows, classes=bool(found.labels)) + _texts_missing(split, found.splits[split])
+    return doubts
+
+
+def _texts_missing(split: str, examples: Examples) -> list[str]:
+    words = Counter(text for texts in examples.texts for text in texts if looks_missing(text))
+    shown = ", ".join(repr(word) for word, _ in words.most_common(3))
+    return [f"{words.total():,} texts of {split} look like missing values: {shown}"] if words else []
+
+
 def _parts_of_train(train: Examples, shares: Mapping[str, float], seed: int, limit: int | None) -> dict[str, Examples]:
     places = split_rows(len(train.labels), shares, seed=seed, limit=limit)
     splits = {split: train.chosen(rows) for split, rows in places.items()}
@@ -152,13 +184,15 @@ def _error_in(row: Row, columns: Columns, known: set[str] | None) -> str | None:
         value = row.values[column]
         if value is None or not str(value).strip():
             return f"{column!r} is empty"
+        if isinstance(value, float) and math.isnan(value) and column in columns.text:
+            return f"{column!r} is NaN, no text"
         if not isinstance(value, str | int | float):  # the brackets of a list would be read as text
             return f"{column!r} is a {type(value).__name__}, not a text or a number"
     label = _as_text(row.values[columns.label])
     if columns.regression:
         if not NUMBER.fullmatch(label):  # float() would take 1_0 and the digits of other scripts
             return f"{columns.label!r} is no number: {label!r}"
-        return None if math.isfinite(float(label)) else f"{columns.label!r} is {label}, beyond any float"
+        return None if abs(float(label)) <= MOST else f"{columns.label!r} is {label}, beyond {MOST:.2g}"
     return None if known is None or label in known else f"unknown label {label!r}"
 
 

@@ -9,13 +9,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
+from experiments.data.doubts import overlap_warnings
 from experiments.data.reading import DataError, errors_together, kind_of, one_part, read_text
 from experiments.data.rows import Malformed, Row, SourceRead, Table, refuse_malformed, refuse_without_rows, source_read
 from experiments.data.sources import enough, split_rows
 from experiments.data.tables import LINE
 
 LINE_BREAK = "\n"
-FEWEST_CHARACTERS = 20  # of a passage that is in two texts by no chance
+FEWEST_CHARACTERS = 20  # of a line that is in two streams by no chance: blank and short ones are in many texts
 
 
 @dataclass(frozen=True)
@@ -52,14 +53,18 @@ class Texts:
         return sum(source.left_out for source in self.read.get(split, []))
 
 
-def keys_of(splits: Mapping[str, Sequence[Passage]]) -> dict[str, list[tuple[str, str]]]:
-    """By split what makes a passage the same as another; blank lines and short ones, which many texts have, apart."""
-    return {
-        split: [
-            (passage.prompt, text) for passage in passages if len(text := passage.text.strip()) >= FEWEST_CHARACTERS
-        ]
+def overlap_of(splits: Mapping[str, Sequence[Passage]], layout: Layout, *, allowed: bool) -> list[str]:
+    """A warning for each two splits with many passages in common; of a stream those count that few texts have.
+
+    Raises: DataError where nearly all of the smaller split is in the other, unless that is `allowed`.
+    """
+    fewest = 0 if layout.rows == "lines" else FEWEST_CHARACTERS
+    unit = f"passages of {fewest} or more characters" if fewest else "rows"
+    keys = {
+        split: [(part.prompt, part.text) for part in passages if len(part.text.strip()) >= fewest]
         for split, passages in splits.items()
     }
+    return overlap_warnings(keys, unit=unit, allowed=allowed)
 
 
 def passages_sha256(passages: Sequence[Passage]) -> str:
@@ -84,6 +89,7 @@ def read_passages(
     sources: dict[str, list[SourceRead]] = {}
     malformed, rows = [], 0
     with errors_together():
+        _refuse_prompts_of_other_form([table for parts in tables.values() for table in parts], layout)
         for split, parts in tables.items():
             with one_part():
                 passages, errors, sources[split] = _passages(parts, layout)
@@ -133,7 +139,6 @@ def _passages(tables: Sequence[Table], layout: Layout) -> tuple[list[Passage], l
     malformed = [message for table in tables for message in table.malformed]
     passages, sources = [], []
     for table in tables:
-        _refuse_prompts_of_other_form(table, layout)
         if (table.rows or table.columns) and table.columns != (LINE,):
             table.need([layout.text, *([layout.prompt] if layout.prompt else [])])
         left_out = []
@@ -152,17 +157,17 @@ def _passages(tables: Sequence[Table], layout: Layout) -> tuple[list[Passage], l
     return passages, malformed, sources
 
 
-def _refuse_prompts_of_other_form(table: Table, layout: Layout) -> None:
-    """Raises: DataError where all would be text because prompts are looked for where this form of data has none."""
-    in_lines = table.columns == (LINE,)
-    if in_lines and layout.prompt:
-        way_out = (
-            "leave task.prompt out" if layout.prompt_separator else "say what ends their prompts, task.prompt_separator"
-        )
-        raise DataError(f"{table.place} has lines, no columns: {way_out}")
-    if not in_lines and layout.prompt_separator:
-        way_out = "leave task.prompt_separator out" if layout.prompt else "say which one is the prompt, task.prompt"
-        raise DataError(f"{table.place} has columns, no lines: {way_out}")
+def _refuse_prompts_of_other_form(tables: Sequence[Table], layout: Layout) -> None:
+    """Raises: DataError where prompts are looked for where this form of data has none, so that all would be text."""
+    lines, columns = ([table for table in tables if (table.columns == (LINE,)) == is_line] for is_line in (True, False))
+    if lines and layout.prompt and not layout.prompt_separator:
+        raise DataError(f"{lines[0].place} has lines, no columns: say what ends their prompts, task.prompt_separator")
+    if columns and layout.prompt_separator and not layout.prompt:
+        way_out = "leave task.prompt_separator out and say which one is the prompt, task.prompt"
+        raise DataError(f"{columns[0].place} has columns, no lines: {way_out}")
+    if columns and layout.prompt_separator and not lines:
+        way_out = "leave task.prompt_separator out; a text follows its prompt with nothing between them"
+        raise DataError(f"{columns[0].place} has columns, no lines: {way_out}")
 
 
 def _passage(row: Row, layout: Layout) -> Passage | str:

@@ -13,9 +13,8 @@ from torch import Tensor, nn
 
 from experiments.data.batching import evaluation_order, padded_length, training_order
 from experiments.data.description import describe_sources, describe_tokens
-from experiments.data.doubts import overlap_warnings
 from experiments.data.encoding import encode_lines, encode_stream
-from experiments.data.passages import Layout, Texts, keys_of, passages_sha256, read_passages, read_plain
+from experiments.data.passages import Layout, Texts, overlap_of, passages_sha256, read_passages, read_plain
 from experiments.data.reading import DataError, errors_together, one_part
 from experiments.data.rows import Malformed, refuse_malformed
 from experiments.data.sources import enough, read_splits, whole
@@ -107,7 +106,7 @@ class LanguageModeling(Task):
             config.layout, config.split, config.document_separator, config.prompt_separator, config.text, config.prompt
         )
         shares = {split: at for split in ("validation", "test") if isinstance(at := getattr(where, split), float)}
-        found = Texts({})
+        found, forgetting = Texts({}), None
         with errors_together():
             with one_part():
                 tables = read_splits(where, form, subset=config.subset, revision=config.revision)
@@ -115,11 +114,11 @@ class LanguageModeling(Task):
                     tables, layout, shares,
                     seed=config.split_seed, limit=config.train_rows, skip_malformed=config.skip_malformed,
                 )  # fmt: skip
-                doubts = overlap_warnings(keys_of(found.passages), allowed=config.allow_overlap)
-                found = replace(found, warnings=(*found.warnings, *doubts))
             if config.forgetting is not None:
-                found.passages["forgetting"] = read_plain(config.forgetting.path, encoding)
-        return found
+                forgetting = read_plain(config.forgetting.path, encoding)
+        doubts = overlap_of(found.passages, layout, allowed=config.allow_overlap)
+        passages = found.passages | ({"forgetting": forgetting} if forgetting else {})
+        return replace(found, passages=passages, warnings=(*found.warnings, *doubts))
 
     def read_data(self, report: Report = silent) -> None:
         splits = self.data.passages

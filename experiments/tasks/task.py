@@ -35,9 +35,8 @@ class TaskConfig(BaseModel):
     model_config = ConfigDict(strict=True, frozen=True, extra="forbid", allow_inf_nan=False)
 
     name: str
-    places: ClassVar[
-        tuple[str, ...]
-    ] = ()  # where data and W0 come from, and checks of them: a run depends on the content
+    # Knobs that say where data or W0 come from, or check them: a run depends on their content.
+    places: ClassVar[tuple[str, ...]] = ()
 
 
 class Task(ABC):

@@ -14,9 +14,9 @@ from torch import Tensor, nn
 
 from experiments.data.batching import evaluation_order, padded_length, training_order
 from experiments.data.description import describe_labels, describe_sources, describe_tokens
-from experiments.data.doubts import Suspicion, doubts_of_labels, overlap_warnings, settled
+from experiments.data.doubts import Suspicion
 from experiments.data.encoding import encode_texts
-from experiments.data.examples import Columns, Labelled, read_examples
+from experiments.data.examples import Columns, Labelled, doubts_of, read_examples
 from experiments.data.presets import PRESETS
 from experiments.data.reading import DataError, errors_together, one_part
 from experiments.data.sources import read_splits
@@ -45,6 +45,8 @@ MODEL_INPUTS = ("input_ids", "attention_mask", "token_type_ids")
 
 
 class TextClassificationConfig(TextDataConfig):
+    places: ClassVar[tuple[str, ...]] = (*TextDataConfig.places, "suspicious_labels")
+
     name: Literal["text_classification"] = "text_classification"
     preset: str | None = Field(None, description=f"columns, labels, splits and metrics of: {', '.join(PRESETS)}")
     text: list[str | int] | None = Field(
@@ -133,7 +135,8 @@ class TextClassification(Task):
             )  # fmt: skip
         if "f1" in self.metric_names and len(found.labels) != 2:
             raise DataError(f"task.metrics: f1 is that of the second of two labels, the data have {len(found.labels)}")
-        return replace(found, warnings=(*found.warnings, *self._doubts(found)))
+        doubts = doubts_of(found, self.columns, config.suspicious_labels, overlap_allowed=config.allow_overlap)
+        return replace(found, warnings=(*found.warnings, *doubts))
 
     @cached_property
     def outputs(self) -> int:
@@ -205,20 +208,6 @@ class TextClassification(Task):
 
     def data_warnings(self) -> list[str]:
         return list(self.data.warnings)
-
-    def _doubts(self, found: Labelled) -> list[str]:
-        """What is doubtful in the data. Raises: DataError where that is to be refused."""
-        train, config, warnings = found.splits["train"], self.config, []
-        with errors_together():
-            with one_part():
-                known = self.columns.labels
-                warnings += (
-                    settled(doubts_of_labels(train.labels, known), config.suspicious_labels) if found.labels else []
-                )
-            with one_part():
-                keys = {split: examples.keys() for split, examples in found.splits.items()}
-                warnings += overlap_warnings(keys, allowed=config.allow_overlap)
-        return warnings
 
     def find_base(self) -> None:
         self.base.find()

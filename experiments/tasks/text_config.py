@@ -15,7 +15,7 @@ Share = Annotated[float, Field(gt=0, lt=1)]
 class TextDataConfig(TaskConfig):
     """Data of the user's choice."""
 
-    places: ClassVar[tuple[str, ...]] = ("path", "subset", "revision", "allow_overlap", "suspicious_labels")
+    places: ClassVar[tuple[str, ...]] = ("path", "subset", "revision", "allow_overlap")
 
     path: str | None = Field(
         None, min_length=1, description="a file, a folder with one file or more a split, or a name on the Hub"

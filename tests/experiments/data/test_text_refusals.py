@@ -140,9 +140,13 @@ def test_knobs_that_the_data_or_the_model_cannot_meet_are_refused(
 def prompted(folder: Path, *overrides: str) -> Any:
     """Language modeling on lines with a prompt, one training and one validation prompt longer than the context."""
     (folder / "data").mkdir()
-    lines = [f"{'a cat ' * words}||is bad" for words in (1, 2, 9, 1, 2, 1)]
-    for split, part in {"train": [*lines, *lines], "valid": lines, "test": lines[:2]}.items():
-        (folder / "data" / f"{split}.txt").write_text("\n".join(part))
+    for split, words, end in (
+        ("train", (1, 2, 9, 1, 2, 1) * 2, "is bad"),
+        ("valid", (1, 2, 9, 1, 2, 1), "was bad"),
+        ("test", (1, 2), "sees"),
+    ):
+        lines = [f"{'a cat ' * times}||{end}" for times in words]
+        (folder / "data" / f"{split}.txt").write_text("\n".join(lines))
     task = {
         "name": "language_modeling",
         "layout": "lines",

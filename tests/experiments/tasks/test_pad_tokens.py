@@ -46,8 +46,9 @@ def model_in(folder: Path, kind: str, *, added: str | None, settings_know_it: bo
 
 def lines_in(folder: Path, *more: str) -> str:
     folder.mkdir()
-    for name in ("train", "validation", "test"):
-        (folder / f"{name}.txt").write_text("".join(f"{line}\n" for line in [*SENTENCES[:20], *more]))
+    for i, name in enumerate(("train", "validation", "test")):
+        lines = [*SENTENCES[20 * i : 20 * i + 20], *more]
+        (folder / f"{name}.txt").write_text("".join(f"{line}\n" for line in lines))
     return str(folder)
 
 

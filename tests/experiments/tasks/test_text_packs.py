@@ -36,7 +36,8 @@ def write_text(folder: Path, longest: int) -> str:
     """
     counts = [8 + i % 7 for i in range(72)] + [longest] * 120
     words = [" ".join(f"w{(i * 7 + j * j) % 60}" for j in range(count)) for i, count in enumerate(counts)]
-    for split, texts in {"train": words, "valid": words[:4], "test": words[4:8]}.items():
+    others = [" ".join(f"w{(i * 11 + 3 * j) % 60}" for j in range(8 + i)) for i in range(8)]
+    for split, texts in {"train": words, "valid": others[:4], "test": others[4:]}.items():
         rows = [{"text": text, "label": i % 2} for i, text in enumerate(texts)]
         (folder / f"{split}.jsonl").write_text("\n".join(json.dumps(row) for row in rows))
     return str(folder)
