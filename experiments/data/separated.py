@@ -44,7 +44,7 @@ def read_separated(path: Path, text: str, delimiter: str, *, header: bool, quote
             if header:
                 table.header = len(record.lines)
                 continue
-        if error := record.error or _other_number(record, names or (), header=header):
+        if error := record.error or _no_row(record, names or (), header=header):
             if len(record.lines) > 1:
                 raise DataError(f"{path} {record.where}: one row over {len(record.lines)} lines {error}; mend it")
             table.malformed.append(Malformed(table.place, record.first, error))
@@ -62,7 +62,10 @@ def _names(path: Path, record: Record, *, header: bool) -> tuple[str, ...]:
     return names
 
 
-def _other_number(record: Record, names: tuple[str, ...], *, header: bool) -> str | None:
+def _no_row(record: Record, names: tuple[str, ...], *, header: bool) -> str | None:
+    """Why the fields are none of a row: another number of them, or the header again, as in files that were joined."""
+    if header and len(names) > 1 and tuple(record.fields) == names:
+        return "repeats the header"
     if len(record.fields) == len(names):
         return None
     first = "the header" if header else "the first row"

@@ -4,11 +4,10 @@ import math
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, replace
 from functools import cached_property
-from typing import Any, ClassVar, Literal, Self
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 from torch import Tensor, nn
 
 from experiments.data.batching import evaluation_order, padded_length, training_order
@@ -17,68 +16,19 @@ from experiments.data.encoding import encode_lines, encode_stream
 from experiments.data.passages import Layout, Texts, overlap_of, passages_sha256, read_passages, read_plain
 from experiments.data.reading import DataError, errors_together, one_part
 from experiments.data.rows import Malformed, refuse_malformed
-from experiments.data.sources import enough, read_splits, whole
+from experiments.data.sources import enough, read_splits
 from experiments.data.tables import Form
 from experiments.data.tokens import Tokens
 from experiments.models.architecture import one_trial_reason
 from experiments.models.model_card import ModelCard
 from experiments.models.weights import Report, silent
+from experiments.tasks.language_modeling_config import LanguageModelingConfig
 from experiments.tasks.task import DIVERGED, Batch, Split, Task, TaskConfig, permuted
-from experiments.tasks.text_config import TextDataConfig, location, notes_of
+from experiments.tasks.text_config import location, notes_of
 from experiments.tasks.text_model import TextModel, counting
-from lora_variants.interface.config import MOST
 from lora_variants.interface.rng import stream
 
 LARGEST_EXPONENT = 700.0  # of a float64
-
-
-class ForgettingConfig(BaseModel):
-    """Text of the base's own domain, on which the model is scored before and after."""
-
-    model_config = ConfigDict(strict=True, frozen=True, extra="forbid")
-
-    path: str = Field(min_length=1, description="a text file, or a folder of .txt files")
-    windows: int = Field(64, ge=1, le=MOST, description="most windows of it, spread evenly")
-
-    @field_validator("path")
-    @classmethod
-    def _whole(cls, path: str) -> str:
-        return whole(path)
-
-
-class LanguageModelingConfig(TextDataConfig):
-    places: ClassVar[tuple[str, ...]] = (*TextDataConfig.places, "forgetting.path")
-
-    name: Literal["language_modeling"] = "language_modeling"
-    context: int = Field(256, ge=8, le=2**20, multiple_of=8, description="most tokens before the one that is predicted")
-    layout: Literal["stream", "lines"] = Field(
-        "stream", description="stream: all text, cut into windows; lines: every line or table row is a row"
-    )
-    split: Literal["contiguous", "documents"] = Field(
-        "contiguous", description="how shares are taken of the training text: its end, or documents drawn at random"
-    )
-    document_separator: str = Field("\n\n", min_length=1, description="what stands between the documents of a stream")
-    text: str = Field("text", description="column of the text, in tables")
-    prompt: str | None = Field(None, description="column of what stands before the text, in tables")
-    prompt_separator: str | None = Field(
-        None, min_length=1, description="what ends the prompt in the lines of text files"
-    )
-    score: Literal["all", "reference"] = Field("all", description="reference: prompts are read but not learned")
-    evaluation_rows: int | None = Field(
-        None, ge=1, le=MOST, description="most rows of validation and of test; null: all"
-    )
-    forgetting: ForgettingConfig | None = Field(None, description="text of the base's own domain; null: none")
-
-    @model_validator(mode="after")
-    def _complete(self) -> Self:
-        if self.path is None:
-            raise ValueError("path: missing; give a file, a folder or a name on the Hub")
-        has_prompt = self.prompt is not None or self.prompt_separator is not None
-        if has_prompt and self.layout == "stream":
-            raise ValueError("layout: a stream has no prompts; say layout=lines")
-        if self.score == "reference" and not has_prompt:
-            raise ValueError("score: reference needs a prompt or a prompt_separator to end where the reference begins")
-        return self
 
 
 class LanguageModeling(Task):

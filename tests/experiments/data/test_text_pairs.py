@@ -8,7 +8,8 @@ import torch
 from tiny_transformers import saved
 
 from experiments.models.huggingface import ModelConfig
-from experiments.tasks.text_classification import TextClassification, TextClassificationConfig
+from experiments.tasks.text_classification import TextClassification
+from experiments.tasks.text_classification_config import TextClassificationConfig
 
 
 def pairs(order: tuple[int, ...]) -> list[tuple[str, str]]:

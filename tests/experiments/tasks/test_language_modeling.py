@@ -19,7 +19,8 @@ from experiments.data.reading import DataError
 from experiments.data.sources import Location, read_splits
 from experiments.data.tables import Form, read_table
 from experiments.runner import execute
-from experiments.tasks.language_modeling import LanguageModeling, LanguageModelingConfig
+from experiments.tasks.language_modeling import LanguageModeling
+from experiments.tasks.language_modeling_config import LanguageModelingConfig
 from experiments.terminal import Display
 from experiments.training.context import attached, load_task
 from experiments.training.evaluation import evaluate

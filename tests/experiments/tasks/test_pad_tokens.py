@@ -9,9 +9,11 @@ from text_data import SENTENCES, write_labelled, write_tokenizer
 
 from experiments.data.reading import DataError
 from experiments.models.model_config import ModelConfig
-from experiments.tasks.language_modeling import LanguageModeling, LanguageModelingConfig
+from experiments.tasks.language_modeling import LanguageModeling
+from experiments.tasks.language_modeling_config import LanguageModelingConfig
 from experiments.tasks.task import Task
-from experiments.tasks.text_classification import TextClassification, TextClassificationConfig
+from experiments.tasks.text_classification import TextClassification
+from experiments.tasks.text_classification_config import TextClassificationConfig
 
 SHAPE = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
 

@@ -17,7 +17,8 @@ from experiments.config.yaml_files import parse_yaml, yaml_text
 from experiments.data.presets import PRESETS
 from experiments.data.reading import DataError
 from experiments.runner import execute
-from experiments.tasks.text_classification import TextClassification, TextClassificationConfig
+from experiments.tasks.text_classification import TextClassification
+from experiments.tasks.text_classification_config import TextClassificationConfig
 from experiments.terminal import Display
 from experiments.training.context import attached, load_task
 from experiments.training.evaluation import evaluate

@@ -16,9 +16,11 @@ from transformers import MixtralConfig
 
 from experiments.config.schema import Labels
 from experiments.models.huggingface import ModelConfig
-from experiments.tasks.language_modeling import LanguageModeling, LanguageModelingConfig
+from experiments.tasks.language_modeling import LanguageModeling
+from experiments.tasks.language_modeling_config import LanguageModelingConfig
 from experiments.tasks.task import Task
-from experiments.tasks.text_classification import TextClassification, TextClassificationConfig
+from experiments.tasks.text_classification import TextClassification
+from experiments.tasks.text_classification_config import TextClassificationConfig
 
 CAUSAL, BODY = "AutoModelForCausalLM", "AutoModel"
 ROWS, STEPS = 8, 24

@@ -20,10 +20,12 @@ from experiments.run import main
 from experiments.studies.protocol.progress import snapshot
 from experiments.tasks.bytes import Bytes, BytesConfig
 from experiments.tasks.digits import Digits, DigitsConfig
-from experiments.tasks.language_modeling import LanguageModeling, LanguageModelingConfig
+from experiments.tasks.language_modeling import LanguageModeling
+from experiments.tasks.language_modeling_config import LanguageModelingConfig
 from experiments.tasks.planted import Planted, PlantedConfig
 from experiments.tasks.task import Task
-from experiments.tasks.text_classification import TextClassification, TextClassificationConfig
+from experiments.tasks.text_classification import TextClassification
+from experiments.tasks.text_classification_config import TextClassificationConfig
 from experiments.terminal import Display
 from experiments.training.context import TrainingContext
 from experiments.training.early_stopping import Rungs
