@@ -2,6 +2,7 @@
 
 import io
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -65,20 +66,25 @@ def test_a_plan_refuses_what_a_launch_refuses_in_the_same_words(
     assert (str(planned.error), type(planned.error)) == (str(launched.error), type(launched.error))
 
 
+def study_on_text(folder: Path) -> dict[str, Any]:
+    """What a study of two steps a trial changes, with its data, its model and its configuration in the folder."""
+    write_labelled(folder / "data")
+    task = {"name": "text_classification", "path": str(folder / "data"), "text": ["sentence"], "max_length": 8}
+    tree = {"task": task, "model": {"name": write_model(folder / "model", "bert"), "pooling": "mean"}}
+    (folder / "c.yaml").write_text(yaml.safe_dump(tree | {"targets": ["all-linear"], "variant": {"name": "lora"}}))
+    knobs = {"training.steps": 2, "training.batch_size": 8, "training.learning_rate": 0.01, "rank": 2}
+    return {"config": str(folder / "c.yaml"), "set": knobs, "arms": [{"variant": ["lora", "head"]}]}
+
+
 def test_the_plan_of_a_study_on_text_shows_the_data_and_what_it_has_not_checked(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    write_labelled(tmp_path / "data")
-    task = {"name": "text_classification", "path": str(tmp_path / "data"), "text": ["sentence"], "max_length": 8}
-    tree = {"task": task, "model": {"name": write_model(tmp_path / "model", "bert"), "pooling": "mean"}}
-    (tmp_path / "c.yaml").write_text(yaml.safe_dump(tree | {"targets": ["all-linear"], "variant": {"name": "lora"}}))
-    knobs = {"training.steps": 2, "training.batch_size": 8, "training.learning_rate": 0.01, "rank": 2}
-    study = {"config": str(tmp_path / "c.yaml"), "set": knobs, "arms": [{"variant": ["lora", "head"]}]}
+    study = study_on_text(tmp_path)
     plan = start(study_file(tmp_path, **study), tmp_path / "runs", plan=True, pack=2)
     assert (plan.error, plan.code) == (None, 0)
     assert "53 rows (66.2%), 105 tokens" in plan.said
-    elsewhere = {"set": knobs | {"model.name": "some/model"}}
+    elsewhere = {"set": study["set"] | {"model.name": "some/model"}}
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     plan = start(study_file(tmp_path, **(study | elsewhere)), tmp_path / "runs", plan=True)
     assert (plan.error, plan.code) == (None, 0)
@@ -116,3 +122,16 @@ def test_what_a_plan_says_of_fixed_rates_stands_under_its_heading_whatever_the_g
     assert {len(row) for row in rows.values()} == {len(rows["full"])}
     assert (rows["lora r=4"]["fixed"], rows["lora r=4"]["reads"]) == ("0", "32")  # both are of its grid
     assert (rows["full"]["fixed"], rows["full"]["reads"]) == ("16", "16")
+
+
+def test_a_launch_on_text_says_what_it_read_and_how_much_of_it_is_cut(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stop(*_: object) -> None:
+        raise ValueError("before anything is trained")
+
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr("experiments.studies.launch.refuse_other_bases", stop)
+    said = " ".join(start(study_file(tmp_path, **study_on_text(tmp_path)), tmp_path / "runs").said.split())
+    assert "train: rows 80; left out 0; labels 0: 53, 1: 27; read from train.tsv" in said
+    assert "cut at 8 tokens 53 rows (66.2%), 105 tokens (15.2%)" in said

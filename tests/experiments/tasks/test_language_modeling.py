@@ -184,14 +184,33 @@ def test_a_table_whose_index_has_no_name_is_no_file_of_lines(tmp_path: Path) -> 
 
 def test_prompts_that_are_looked_for_in_the_other_form_of_data_are_refused(tmp_path: Path) -> None:
     (tmp_path / "t.txt").write_text("a||b\n")
-    (tmp_path / "t.jsonl").write_text('{"text": "a||b"}\n')
+    (tmp_path / "t.jsonl").write_text('{"prompt": "a", "text": "a||b"}\n')
+    both = Layout(rows="lines", prompt="prompt", prompt_separator="||")
     for name, layout, message in (
         ("t.txt", Layout(rows="lines", prompt="p"), r"t\.txt has lines, no columns: .* task\.prompt_separator"),
         ("t.jsonl", Layout(rows="lines", prompt_separator="||"), r"t\.jsonl has columns, no lines: .* task\.prompt$"),
+        ("t.jsonl", both, r"has columns, no lines: leave task\.prompt_separator out; .* nothing between them"),
     ):
         table = read_table(tmp_path / name, Form(of_txt="text"))
         with pytest.raises(DataError, match=message):
             read_passages({"train": [table]}, layout, {}, seed=0, limit=None, skip_malformed=False)
+
+
+def test_what_only_checks_the_data_is_no_part_of_a_config_hash(tmp_path: Path, model: str) -> None:
+    config, insisting = (configured(tmp_path, model, path="x", allow_overlap=allowed) for allowed in (False, True))
+    assert config.config_hash(base="w") == insisting.config_hash(base="w")
+    knobs = "name train validation test split_seed train_rows format encoding skip_malformed context layout split "
+    knobs += "document_separator text prompt prompt_separator score evaluation_rows forgetting"
+    assert config.hashed_config()["task"].keys() == set(knobs.split())
+
+
+def test_a_column_and_a_separator_of_prompts_are_for_tables_and_lines_side_by_side(tmp_path: Path) -> None:
+    (tmp_path / "train.jsonl").write_text('{"prompt": "a ", "text": "cat"}\n')
+    (tmp_path / "valid.txt").write_text("a ||dog\n")
+    tables = {name: [read_table(tmp_path / name, Form(of_txt="text"))] for name in ("train.jsonl", "valid.txt")}
+    both = Layout(rows="lines", prompt="prompt", prompt_separator="||")
+    read = read_passages(tables, both, {}, seed=0, limit=None, skip_malformed=False).passages.values()
+    assert [(passage.prompt, passage.text) for (passage,) in read] == [("a ", "cat"), ("a ||", "dog")]
 
 
 def test_trials_of_one_pack_have_lines_of_one_length_at_each_step_and_the_losses_they_have_alone(
@@ -242,6 +261,6 @@ REAL = os.environ.get("LORA_STUDIES_DATA", "")
     ],
 )
 def test_texts_that_circulate_are_read_whole(folder: str, knobs: dict[str, Any]) -> None:
-    passages, malformed = LanguageModeling(LanguageModelingConfig(path=f"{REAL}/{folder}", **knobs)).data
-    assert set(passages) == {"train", "validation", "test"}
-    assert not any(malformed.values())
+    data = LanguageModeling(LanguageModelingConfig(path=f"{REAL}/{folder}", **knobs)).data
+    assert set(data.passages) == {"train", "validation", "test"}
+    assert not any(data.malformed(split) for split in data.passages)

@@ -1,5 +1,6 @@
 """The text_classification task from files to a record, on tiny random models."""
 
+import io
 import json
 import os
 from pathlib import Path
@@ -8,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from project_paths import CONFIGS
+from rich.console import Console
 from text_data import SENTENCES, write_labelled, write_model
 from tiny_transformers import saved
 
@@ -164,6 +166,24 @@ def test_texts_that_are_cut_are_counted_and_texts_longer_than_the_model_refused(
     assert task.data_facts()["train"]["truncated"] == cut > 0
     with pytest.raises(DataError, match="rows of 128 tokens are longer than the 64 places"):
         load_task(configured(tmp_path, model, data, max_length=128)).architecture()
+
+
+def test_a_run_says_what_it_read_and_how_much_of_it_is_cut(tmp_path: Path, model: str, data: str) -> None:
+    said = io.StringIO()
+    config = configured(tmp_path, model, data, max_length=8)
+    execute(config, runs_dir=tmp_path / "runs", test=False, display=Display(Console(file=said, width=400)))
+    train = next(line for line in said.getvalue().splitlines() if line.startswith("train: "))
+    assert "rows 80; left out 0; labels 0: 53, 1: 27; read from train.tsv (81 lines: 1 header, 80 of rows)" in train
+    assert train.endswith("tokens 586; longest 8; cut at 8 tokens 53 rows (66.2%), 105 tokens (15.2%)")
+
+
+def test_what_only_checks_the_data_is_no_part_of_a_config_hash(tmp_path: Path, model: str, data: str) -> None:
+    checks = [[], ["task.suspicious_labels=warn"], ["task.allow_overlap=true"]]
+    configs = [configured(tmp_path, model, data, *own) for own in checks]
+    assert len({config.config_hash(base="w") for config in configs}) == 1
+    knobs = "name train validation test split_seed train_rows format encoding skip_malformed preset text label labels "
+    knobs += "regression metrics header quoted max_length"
+    assert configs[0].hashed_config()["task"].keys() == set(knobs.split())
 
 
 def test_positions_that_roberta_gives_to_no_token_do_not_count(tmp_path: Path, data: str) -> None:
