@@ -96,8 +96,9 @@ def overlap_warnings(splits: Mapping[str, Sequence[Hashable]], *, unit: str, all
 
     Raises: DataError where nearly all of the smaller is in the other, unless that is `allowed`.
     """
-    found, refused, names = [], [], list(splits)
-    for i, name in enumerate(names):
+    found: list[str] = []
+    refused: list[str] = []
+    for i, name in enumerate(names := list(splits)):
         for other in names[:i]:
             smaller, larger = sorted((name, other), key=lambda split: len(splits[split]))
             rows, others = splits[smaller], set(splits[larger])

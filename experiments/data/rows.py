@@ -73,6 +73,11 @@ class Table:
             raise DataError(f"{self.place} has no column {', '.join(missing)}; {has}{_other_separator(there)}")
 
 
+def twice(names: Sequence[str]) -> list[str]:
+    """The names that are there more than once."""
+    return sorted({name for name in names if names.count(name) > 1})
+
+
 @dataclass(frozen=True)
 class SourceRead:
     """What became of a source: its rows that are used and left out, and of a text file its lines by what they hold."""

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from experiments.data.reading import DataError
-from experiments.data.rows import Malformed, Row, Table
+from experiments.data.rows import Malformed, Row, Table, twice
 
 QUOTE = '"'
 csv.field_size_limit(2**31 - 1)  # the limit of 131,072 characters would split a long cell into rows
@@ -57,8 +57,8 @@ def read_separated(path: Path, text: str, delimiter: str, *, header: bool, quote
 
 def _names(path: Path, record: Record, *, header: bool) -> tuple[str, ...]:
     names = tuple(record.fields) if header else tuple(str(i) for i in range(len(record.fields)))
-    if twice := sorted({name for name in names if names.count(name) > 1}):
-        raise DataError(f"{path} {record.where}: the header has {', '.join(twice)} more than once; rename one")
+    if again := twice(names):
+        raise DataError(f"{path} {record.where}: the header has {', '.join(again)} more than once; rename one")
     return names
 
 

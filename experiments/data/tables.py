@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from experiments.data.reading import DataError, decoded, kind_of, line_breaks, read_bytes
-from experiments.data.rows import Malformed, Row, Table
+from experiments.data.rows import Malformed, Row, Table, twice
 from experiments.data.separated import read_separated
 
 KINDS = {"csv": "csv", "tsv": "tsv", "jsonl": "jsonl", "json": "jsonl", "parquet": "parquet", "label": "trec"}
@@ -76,7 +76,7 @@ def _one_value(text: str) -> list[Any] | dict[str, Any] | None:
     if not text.lstrip().startswith(("[", "{")) or ("\n" not in text.strip() and text.lstrip()[0] == "{"):
         return None
     try:
-        found: list[Any] | dict[str, Any] = json.loads(text)
+        found: list[Any] | dict[str, Any] = json.loads(text, object_pairs_hook=_Object)
     except (json.JSONDecodeError, RecursionError):
         return None
     return found
@@ -99,14 +99,24 @@ def _array(path: Path, whole: list[Any] | dict[str, Any]) -> Table:
 
 def _json_object(content: str) -> dict[str, Any] | str:
     try:
-        return _object(json.loads(content))
+        return _object(json.loads(content, object_pairs_hook=_Object))
     except json.JSONDecodeError as error:
         return f"not JSON: {error.msg} at column {error.colno}"
     except RecursionError:
         return "nested too deep"
 
 
+class _Object(dict[str, Any]):
+    """An object of JSON, and the keys that it has more than once, of which a dict keeps the last."""
+
+    def __init__(self, pairs: list[tuple[str, Any]]) -> None:
+        super().__init__(pairs)
+        self.twice = twice([key for key, _ in pairs]) if len(self) < len(pairs) else []
+
+
 def _object(value: object) -> dict[str, Any] | str:
+    if isinstance(value, _Object) and value.twice:
+        return f"has {', '.join(value.twice)} more than once"
     try:
         json.dumps(value, ensure_ascii=False).encode()
     except UnicodeEncodeError:

@@ -53,6 +53,8 @@ class LanguageModelingConfig(TextDataConfig):
         has_prompt = self.prompt is not None or self.prompt_separator is not None
         if has_prompt and self.layout == "stream":
             raise ValueError("layout: a stream has no prompts; say layout=lines")
+        if self.prompt == self.text:
+            raise ValueError(f"prompt: {self.prompt!r} is the column of the text too; the model would copy it")
         if self.score == "reference" and not has_prompt:
             raise ValueError("score: reference needs a prompt or a prompt_separator to end where the reference begins")
         return self

@@ -92,6 +92,7 @@ def test_files_that_hold_no_table_are_refused_by_name_and_reason(tmp_path: Path)
         ("t.jsonl", '{"text": "a"}\n\n[1]\n', "line 3: a list, not an object of columns"),
         ("t.jsonl", '{"text": "a"}\n{"text": "\\ud800"}\n', "line 2: has half of a character, a lone surrogate"),
         ("t.jsonl", '{"text": "a"}\n' + "[" * 100_000, "line 2: nested too deep"),
+        ("t.jsonl", '{"text": "a"}\n{"text": "b", "text": "c"}', "line 2: has text more than once"),
     ],
 )
 def test_a_malformed_row_is_named_by_file_line_and_reason(tmp_path: Path, name: str, text: str, reason: str) -> None:

@@ -204,6 +204,7 @@ def test_a_text_task_without_a_model_and_another_task_with_one_are_errors(tmp_pa
     [
         ({"preset": "glue/colla"}, "preset: 'glue/colla' is not known"),
         ({"path": None}, "path: missing"),
+        ({"path": "x", "text": ["a", 1], "label": "1"}, "label: '1' is a column of the text too"),
         ({"path": "x", "metrics": ["pearson"]}, "pearson is not for labels"),
         ({"path": "x", "regression": True, "metrics": ["mcc"]}, "mcc is not for regression"),
     ],
