@@ -103,10 +103,11 @@ def overlap_warnings(splits: Mapping[str, Sequence[Hashable]], *, unit: str, all
             smaller, larger = sorted((name, other), key=lambda split: len(splits[split]))
             rows, others = splits[smaller], set(splits[larger])
             common = sum(row in others for row in rows)
-            if not rows or common < OVERLAP_TOLD * len(rows):
+            share = common / max(1, len(rows))
+            if share < OVERLAP_TOLD:
                 continue
             text = f"{common:,} of {len(rows):,} {unit} of {smaller} are in {larger} too"
-            (found if allowed or common < OVERLAP_REFUSED * len(rows) else refused).append(text)
+            (found if allowed or share < OVERLAP_REFUSED else refused).append(text)
     if refused:
         way_out = "name other files or remove the duplicates, or insist with task.allow_overlap=true"
         raise DataError(*(f"{text}, so its score says nothing: {way_out}" for text in refused))
@@ -125,6 +126,6 @@ def repeat_warnings(split: str, rows: Sequence[tuple[str, ...]], *, classes: boo
         (again, "repeat another, text and label"),
         (torn, "have a text that others give another label"),
     ):
-        if rows and count >= REPEATS_TOLD * len(rows):
+        if count / max(1, len(rows)) >= REPEATS_TOLD:
             found.append(f"{count:,} of {len(rows):,} rows of {split} {what}")
     return found
