@@ -1,13 +1,16 @@
 """What is doubtful in data that can be read is refused or told: labels that are none or one, rows that come twice."""
 
 import json
+import re
 import unicodedata
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
+from project_paths import ROOT
 
+from experiments.data.doubts import MISSING
 from experiments.data.reading import DataError
 from experiments.tasks.language_modeling import LanguageModeling
 from experiments.tasks.language_modeling_config import LanguageModelingConfig
@@ -54,6 +57,11 @@ def refused(folder: Path, **knobs: Any) -> str:
 
 
 # Labels
+
+
+def test_the_words_for_a_missing_value_are_in_the_documentation() -> None:
+    section = (ROOT / "docs" / "data.md").read_text().partition("The words, in any case:")[2].partition("NaN")[0]
+    assert set(re.findall(r"`([^`]+)`", section)) == MISSING
 
 
 @pytest.mark.parametrize(
