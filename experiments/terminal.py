@@ -14,6 +14,8 @@ from rich.text import Text
 from experiments.config.seed import describe_seed, read_seed
 from experiments.config.shown import message, printable
 
+SOURCE = "read from"  # of a split: its files
+
 
 class _Console(Console):
     """A console whose reader may go away (`| head`): the work goes on in silence."""
@@ -106,18 +108,21 @@ class Display:
 
     def splits(self, described: Mapping[str, Mapping[str, str]]) -> None:
         """The data of a plan: of each split its rows, its labels and what is cut; nothing where nothing is known."""
-        columns = list(dict.fromkeys(name for row in described.values() for name in row))
+        columns = list(dict.fromkeys(name for row in described.values() for name in row if name != SOURCE))
         if not columns:
             return
         table = Table(title="data")
         for name in ("split", *columns):
             table.add_column(
-                name, justify="left" if name in ("split", "labels", "read from") else "right", overflow="fold",
-                no_wrap=name not in ("labels", "read from") and not name.startswith("cut"),
+                name, justify="left" if name in ("split", "labels") else "right", overflow="fold",
+                no_wrap=name != "labels" and not name.startswith("cut"),
             )  # fmt: skip
         for split, row in described.items():
             table.add_row(*(Text(text) for text in (split, *(row.get(name, "") for name in columns))))
         self.console.print(table)
+        for split, row in described.items():  # files with long names, below the table and not in a narrow column of it
+            if SOURCE in row:
+                self.say(f"{split} is {SOURCE} {row[SOURCE]}")
 
 
 def _lines(result: Mapping[str, Any]) -> Iterator[tuple[str, str]]:

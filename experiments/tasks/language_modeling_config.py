@@ -53,8 +53,13 @@ class LanguageModelingConfig(TextDataConfig):
         has_prompt = self.prompt is not None or self.prompt_separator is not None
         if has_prompt and self.layout == "stream":
             raise ValueError("layout: a stream has no prompts; say layout=lines")
+        in_documents = self.layout == "stream" and self.split == "documents"
+        if self.document_separator != type(self).model_fields["document_separator"].default and not in_documents:
+            raise ValueError("document_separator: a stream alone is cut at it, with split=documents; leave it out")
         if self.prompt == self.text:
-            raise ValueError(f"prompt: {self.prompt!r} is the column of the text too; the model would copy it")
+            raise ValueError(
+                f"prompt: {self.prompt!r} is the column of the text too; name another one, or a copy of it"
+            )
         if self.score == "reference" and not has_prompt:
             raise ValueError("score: reference needs a prompt or a prompt_separator to end where the reference begins")
         return self

@@ -44,7 +44,8 @@ class TextClassificationConfig(TextDataConfig):
         if labels is not None and len(set(labels)) < len(labels):
             raise ValueError(f"labels: each once, got {', '.join(labels)}")
         if str(self.knobs()["label"]) in map(str, self.knobs()["text"]):
-            raise ValueError(f"label: {self.knobs()['label']!r} is a column of the text too; the model would read it")
+            label = self.knobs()["label"]
+            raise ValueError(f"label: {label!r} is a column of the text too; name another one, or a copy of it")
         if unfit := [metric for metric in self.knobs()["metrics"] if metric not in fitting]:
             raise ValueError(f"metrics: {', '.join(unfit)} is not for {kind}; choose from {', '.join(fitting)}")
         return self

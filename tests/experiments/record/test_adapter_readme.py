@@ -220,7 +220,7 @@ def test_a_base_in_16_bits_gives_the_same_logits_to_16_bits(
 
 @pytest.mark.filterwarnings("ignore:Unexpected keyword arguments")
 def test_pairs_of_texts_are_told_apart_in_the_lines_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    config = configured(tmp_path, BASES["bert, mean"], "lora", text=["sentence", "label"])
+    config = configured(tmp_path, BASES["bert, mean"], "lora", text=["sentence", "sentence"])
     settings = json.loads((tmp_path / "tiny" / "tokenizer_config.json").read_text())
     settings["model_input_names"] = ["input_ids", "token_type_ids", "attention_mask"]
     (tmp_path / "tiny" / "tokenizer_config.json").write_text(json.dumps(settings))

@@ -240,6 +240,7 @@ def test_trials_of_one_pack_have_lines_of_one_length_at_each_step_and_the_losses
     [
         ({}, "path: missing"),
         ({"path": "x", "prompt": "p"}, "a stream has no prompts"),
+        ({"path": "x", "document_separator": "|"}, "a stream alone is cut at it, with split=documents"),
         ({"path": "x", "layout": "lines", "prompt": "text"}, "prompt: 'text' is the column of the text too"),
         ({"path": "x", "layout": "lines", "score": "reference"}, "reference needs a prompt"),
     ],
