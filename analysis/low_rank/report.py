@@ -147,11 +147,10 @@ def _range(values: Sequence[float | None], form: str = "g") -> str:
 
 
 def _least(found: FixedSequence | None, required: float, name: str) -> str:
-    return (
-        f"surely {required:g} at no {name} tried"
-        if found is None or found.least is None
-        else f"surely {required:g} from {name} = {found.least} on"
-    )
+    if found is None:
+        return f"too few seeds to say from which {name} on surely {required:g}"
+    where = f"at no {name} tried" if found.least is None else f"from {name} = {found.least} on"
+    return f"surely {required:g} {where}"
 
 
 def _interval(found: Retention) -> str:

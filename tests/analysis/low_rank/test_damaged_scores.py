@@ -102,5 +102,7 @@ def test_what_three_seeds_cannot_test_is_said(copy: Path, capsys: pytest.Capture
     said = capsys.readouterr().out
     assert "directions that recur in other seeds: ΔW unknown; p of sign flips unknown" in said
     assert "not tested: " in said
+    assert "too few seeds to say from which k on surely 0.95" in said
+    assert "from k = " not in said
     (matrix,) = json.loads((copy.parent / "out" / "hypothesis.json").read_text())["tasks"][0]["reproducible"]
     assert "no p is below" in matrix["untested"]
