@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from experiments.terminal import Display
 
 ROOT = Path(__file__).resolve().parent.parent
+DRAWN = ("retention", "retention_by_energy")
+FILES = ("hypothesis.json", *(f"{name}.{kind}" for name in DRAWN for kind in ("csv", "png", "pdf")))
 if not __package__:  # run as a script: this folder is first on the path, the repository is not on it
     sys.path[:] = [str(ROOT), *(entry for entry in sys.path if entry != str(ROOT / "analysis"))]
 
@@ -64,10 +66,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _test(asked: argparse.Namespace, display: "Display") -> None:
     from analysis.low_rank.family import assess_family, write_family
+    from experiments.record.output_folder import refuse_unwritable
 
     out = asked.out or asked.studies[0] / "hypothesis"
-    if out.exists() and not out.is_dir():
-        raise ValueError(f"--out {out} is a file, not a folder; name another")
+    if asked.out or asked.studies[0].is_dir():
+        refuse_unwritable(out, FILES, way_out="name another folder with --out")
     family = assess_family(asked.studies, display)
     for line in family.lines():
         display.say(line)

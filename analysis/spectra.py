@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
     from analysis.spectra_tables import SpectrumTables
 
+FILES = ("spectra.csv", "spectra_values.csv", "spectra.png", "spectra.pdf")
+
 if not __package__:  # run as a script: this folder is first on the path, the repository is not on it
     here = Path(__file__).resolve().parent
     sys.path[:] = [str(here.parent), *(entry for entry in sys.path if entry != str(here))]
@@ -98,11 +100,9 @@ def write_spectra(tables: "SpectrumTables", out: Path, console: "Console") -> li
     from analysis.figures.style import save_figure
     from experiments.record.atomic_files import write_atomically
 
-    texts = {
-        out / "spectra.csv": tables.summary.to_csv(index=False),
-        out / "spectra_values.csv": tables.values.to_csv(index=False),
-    }
-    refuse_to_replace(texts, [out / "spectra.png", out / "spectra.pdf"])
+    summary, values, *drawn = (out / name for name in FILES)
+    texts = {summary: tables.summary.to_csv(index=False), values: tables.values.to_csv(index=False)}
+    refuse_to_replace(texts, drawn)
     out.mkdir(parents=True, exist_ok=True)
     for path, text in texts.items():
         write_atomically(path, text)
@@ -137,8 +137,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         described.error("--before and --after go together, and --targets with them: give both models")
     from experiments.record.adapter_formats import RunStoreError
     from experiments.record.errors import RecordError
+    from experiments.record.output_folder import refuse_unwritable
 
     try:
+        refuse_unwritable(given.out, FILES, way_out="name another folder with --out")
         if differs:
             report_difference(given.before, given.after, given.targets, given.out)
         else:

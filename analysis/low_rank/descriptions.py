@@ -1,7 +1,7 @@
 """H3 and H4, which describe and decide nothing: directions that recur across seeds, spectra beside two nulls."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 from jaxtyping import Float
@@ -30,7 +30,7 @@ class Matrix:
     k_rep: int | None  # directions that recur in the other half of the seeds
     p_flip: float | None  # of whole seeds' signs
     p_contrast: float | None  # true against false labels
-    untested: str = ""  # why a figure is None that the seeds could give
+    not_tested: Mapping[str, str] = field(default_factory=dict)  # which of these three seeds are too few for -> why
 
 
 def describe_matrices(
@@ -54,8 +54,13 @@ def _described(
     name: str, kind: str, true: Stack, false: Stack | None, r90s: tuple[float, float | None], study: StudyRuns
 ) -> Matrix:
     shape, seeds = (true.shape[1], true.shape[2]), list(study.seeds)
-    contrast = None if false is None else contrast_test(true, false, true_seeds=seeds, false_seeds=seeds)
     recurring, flips = split_seed_rank(true, alpha=study.hypothesis["alpha"]), sign_flip_test(true)
+    contrast = None if false is None else contrast_test(true, false, true_seeds=seeds, false_seeds=seeds)
+    not_tested = {
+        "k_rep": recurring.reason if recurring.k_rep is None else "",
+        "p_flip": flips.reason,
+        "p_contrast": "" if contrast is None else contrast.reason,
+    }
     return Matrix(
         name=name,
         kind=kind,
@@ -66,7 +71,7 @@ def _described(
         k_rep=recurring.k_rep,
         p_flip=flips.p,
         p_contrast=None if contrast is None else contrast.p,
-        untested="; ".join(dict.fromkeys(filter(None, (recurring.reason, flips.reason)))),
+        not_tested={name: reason for name, reason in not_tested.items() if reason},
     )
 
 

@@ -7,9 +7,11 @@ from typing import Any
 import pandas as pd
 
 from analysis.low_rank.assessment import Assessment, Kept
+from analysis.low_rank.noted_reads import noted_reads
 from analysis.low_rank.seeds_to_settle import of_undecided
+from analysis.stats.comparisons import FEWEST_PAIRS
 from analysis.stats.rank_hypothesis import Finding, Judgement, family_verdict
-from experiments.record.ledger import lines_of_study
+from analysis.stats.retention import FixedSequence
 
 DRAWN = ("top", "adapter", "random", "shrunk")
 
@@ -55,7 +57,7 @@ def drawn_table(tasks: Sequence[Assessment]) -> pd.DataFrame:
 
 
 def _task(task: Assessment, judged: Judgement) -> dict[str, Any]:
-    study, gain = task.study, task.gain
+    study, gain, reads = task.study, task.gain, noted_reads(task.study)
     return {
         "study": study.name,
         "verdict": str(judged.verdict),
@@ -71,8 +73,8 @@ def _task(task: Assessment, judged: Judgement) -> dict[str, Any]:
         "gate": {"gain": gain.gain, "interval": [gain.low, gain.high], "p": gain.p, "testable": task.testable},
         "truncation": [_kept(each) for each in task.kept if each.kind != "adapter"],
         "capacity": [_kept(each) for each in task.kept if each.kind == "adapter"],
-        "k95": None if task.k95 is None else task.k95._asdict(),
-        "r95": None if task.r95 is None else task.r95._asdict(),
+        "k95": _sequence(task, task.k95),
+        "r95": _sequence(task, task.r95),
         "h1": _finding(judged.truncation),
         "h2": _finding(judged.capacity),
         "spectra": [
@@ -91,7 +93,7 @@ def _task(task: Assessment, judged: Judgement) -> dict[str, Any]:
                 "k_rep": each.k_rep,
                 "p_flip": each.p_flip,
                 "p_contrast": each.p_contrast,
-                "untested": each.untested,
+                "not_tested": dict(each.not_tested),
             }
             for each in task.described
         ],
@@ -99,7 +101,8 @@ def _task(task: Assessment, judged: Judgement) -> dict[str, Any]:
         "seeds_to_settle": of_undecided(task.seeds_needed, judged) if task.testable else {},
         "missing": list(task.missing),
         "from_own_head": None if task.from_own_head is None else task.from_own_head.share,
-        "test_reads": len(lines_of_study(study.runs_dir, study.name)),
+        "test_reads": reads.count,
+        "test_reads_missing_of": list(reads.missing),
     }
 
 
@@ -111,6 +114,11 @@ def _kept(each: Kept) -> dict[str, Any]:
         "energy": each.energy, "p_holds": found.p_holds, "p_fails": found.p_fails,
         "p_flip_holds": found.p_flip_holds, "p_flip_fails": found.p_flip_fails,
     }  # fmt: skip
+
+
+def _sequence(task: Assessment, found: FixedSequence | None) -> dict[str, Any] | None:
+    """None under five seeds too: it would be a word."""
+    return None if found is None or len(task.study.seeds) < FEWEST_PAIRS else found._asdict()
 
 
 def _ends(each: Kept) -> Mapping[str, float | None]:

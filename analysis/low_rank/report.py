@@ -6,11 +6,12 @@ from statistics import fmean
 
 from analysis.low_rank.assessment import AT_K0, Assessment
 from analysis.low_rank.descriptions import Matrix
+from analysis.low_rank.noted_reads import noted_reads
 from analysis.low_rank.seeds_to_settle import of_undecided
+from analysis.stats.comparisons import FEWEST_PAIRS
 from analysis.stats.rank_hypothesis import Finding, Judgement, family_verdict
 from analysis.stats.retention import FixedSequence, Retention
 
-NONE = "unknown"
 CONTROLS = {
     "random": "random {k}",
     "removed": "top {k} removed",
@@ -29,7 +30,7 @@ def lines_of(task: Assessment, judged: Judgement) -> list[str]:
     ]
     if task.testable:
         lines += [*_truncation(task, judged.truncation), *_capacity(task, judged.capacity), *_described(task)]
-    lines += [f"               {note}" for note in task.missing]
+    lines += [f"               {note}" for note in (*task.missing, noted_reads(study).note) if note]
     return [*lines, verdict_line(task, judged)]
 
 
@@ -70,7 +71,6 @@ def _gate(task: Assessment) -> str:
 def _truncation(task: Assessment, found: Finding) -> list[str]:
     top, ks = task.of("top", task.k0), [each for each in task.kept if each.kind == "top"]
     assert top is not None
-    required = task.study.hypothesis["retention"]
     columns = [(str(each.k), _share(each.found.share)) for each in ks]
     widths = [max(map(len, column)) for column in columns]
     rows = [
@@ -84,7 +84,7 @@ def _truncation(task: Assessment, found: Finding) -> list[str]:
     )
     shrunk = task.of("shrunk", task.k0)
     energy = "" if shrunk is None else f"; ΔW shrunk to their energy ({shrunk.energy:.0%}) {_share(shrunk.found.share)}"
-    least = _least(task.k95, required, "k")
+    least = _least(task, task.k95, "k")
     own, loose, head = task.of("base", 0), task.from_own_head, list[str]()
     if own is not None and loose is not None:
         head.append(
@@ -104,7 +104,7 @@ def _capacity(task: Assessment, found: Finding) -> list[str]:
     below = [each for each in adapters if each.k <= task.k0]
     nearest = below[-1] if below else adapters[0]
     shares = " ".join(f"{each.k}: {_share(each.found.share)}" for each in adapters)
-    least = _least(task.r95, task.study.hypothesis["retention"], "r")
+    least = _least(task, task.r95, "r")
     return [
         f"H2 capacity    adapter r = {nearest.k} reaches {_interval(nearest.found)}; {least}   {found.word}",
         f"               r {shares}",
@@ -116,19 +116,20 @@ def _described(task: Assessment) -> list[str]:
     kinds: dict[str, list[Matrix]] = {}
     for matrix in task.described:
         kinds.setdefault(matrix.kind, []).append(matrix)
-    recurring = ", ".join(f"{kind} {_range([m.k_rep for m in of])}" for kind, of in kinds.items())
-    flips = _range([m.p_flip for m in task.described], ".2g")
-    contrasts = _range([m.p_contrast for m in task.described], ".2g")
-    against = f"; p against false labels {contrasts}" if contrasts != NONE else ""
+    tests = {
+        "k_rep": ", ".join(f"{kind} {_range([m.k_rep for m in of])}" for kind, of in kinds.items()),
+        "p_flip": _range([m.p_flip for m in task.described], ".2g"),
+        "p_contrast": _range([m.p_contrast for m in task.described], ".2g"),
+    } | {name: f"not tested ({why})" for name, why in task.described[0].not_tested.items()}  # of all matrices alike
+    against = f"; p against false labels {tests['p_contrast']}" if tests["p_contrast"] else ""
     rows = [
         f"{kind} {fmean(m.r90 for m in of):.1f} ({fmean(m.gaussian_r90 for m in of):.1f}{_of_false_labels(of)})"
         for kind, of in kinds.items()
     ]
-    why = next((m.untested for m in task.described if m.untested), "")
     told = "Gaussian, false labels" if any(m.false_labels_r90 is not None for m in task.described) else "Gaussian"
     return [
-        f"H3 recurring   directions that recur in other seeds: {recurring}; p of sign flips {flips}{against}",
-        *([f"               not tested: {why}"] if why else []),
+        f"H3 recurring   directions that recur in other seeds: {tests['k_rep']}; p of sign flips {tests['p_flip']}"
+        f"{against}",
         f"H4 spectra     r90 ({told}): {', '.join(rows)}",
     ]
 
@@ -141,16 +142,17 @@ def _of_false_labels(matrices: Sequence[Matrix]) -> str:
 def _range(values: Sequence[float | None], form: str = "g") -> str:
     known = sorted(value for value in values if value is not None)
     if not known:
-        return NONE
+        return ""
     ends = dict.fromkeys(f"{value:{form}}" for value in (known[0], known[-1]))
     return "-".join(ends)
 
 
-def _least(found: FixedSequence | None, required: float, name: str) -> str:
-    if found is None:
-        return f"too few seeds to say from which {name} on surely {required:g}"
-    where = f"at no {name} tried" if found.least is None else f"from {name} = {found.least} on"
-    return f"surely {required:g} {where}"
+def _least(task: Assessment, found: FixedSequence | None, name: str) -> str:
+    required = task.study.hypothesis["retention"]
+    if len(task.study.seeds) < FEWEST_PAIRS:
+        return f"{len(task.study.seeds)} seeds are too few for a word"
+    least = None if found is None else found.least
+    return f"surely {required:g} " + (f"at no {name} tried" if least is None else f"from {name} = {least} on")
 
 
 def _interval(found: Retention) -> str:

@@ -1,6 +1,5 @@
 """The runs of a study that test the low-rank hypothesis, by what they are to it; what is missing is refused by name."""
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,14 +9,20 @@ import numpy as np
 import pandas as pd
 from jaxtyping import Float
 
+from analysis.low_rank.stored_tables import stored_table
+from analysis.low_rank.summary_file import WRITTEN_AGAIN, read_summary
 from analysis.study_results.summary import sha256_of
 from experiments.config.loading import resolve
 from experiments.config.schema import RunConfig
+from experiments.record.ledger import lines_of_study
 from experiments.record.run_dir import RunDirectory
 from experiments.studies.protocol.trials import TUNED
 
 SETTINGS_APART = ", "  # of the column `settings`
-WRITTEN_AGAIN = "; the same study.py command writes it again"
+COLUMNS = {
+    "arm": str, "stage": str, "settings": str, "seed": int, "key": str, "state": str, "folder": object,
+    "failure": object,
+}  # fmt: skip
 Runs = Mapping[int, Path]  # seed -> run directory
 
 
@@ -66,16 +71,14 @@ class StudyRuns:
 
 
 def read_study(folder: Path) -> StudyRuns:
-    """The study in a folder that `study.py` left. Raises: HypothesisError, RecordError for a damaged run."""
+    """The study in a folder that `study.py` left. Raises: HypothesisError, RecordError for what is damaged."""
     summary = _summary(folder)
     asked = summary["hypothesis"]
-    try:
-        table = pd.read_parquet(folder / "study.parquet")
-    except (OSError, ValueError) as error:
-        raise HypothesisError(f"{folder / 'study.parquet'} cannot be read ({error}){WRITTEN_AGAIN}") from None
+    table = stored_table(folder / "study.parquet", COLUMNS, key=("arm", "key"), way_out=WRITTEN_AGAIN)
     seeds = tuple(int(seed) for seed in summary["evaluation"]["seeds"])
     if len(seeds) < 2:
         raise HypothesisError(f"{folder}: one seed has no spread; a test needs two seeds, and a word needs five")
+    lines_of_study(folder.parent, summary["study"])  # a damaged ledger is refused before anything is scored
     arms = asked["arms"]
     runs = {label: _runs_of(label, table, folder, seeds) for label in _labels(arms)}
     lower = asked["score"] == "loss"
@@ -109,17 +112,12 @@ def _summary(folder: Path) -> dict[str, Any]:
         raise HypothesisError(
             f"{folder}{there} has no summary.json: give the folder of a study that study.py has finished, runs/<study>"
         )
-    try:
-        summary: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise HypothesisError(f"{path} cannot be read ({error}){WRITTEN_AGAIN}") from None
+    summary = read_summary(path)
     if "hypothesis" not in summary:
         raise HypothesisError(
             f"{folder}: the study's file has no section `hypothesis`, which says what is tested before the test split "
             "is read; add it to a study of another name"
         )
-    if "arms" not in summary["hypothesis"]:
-        raise HypothesisError(f"{path}: its section `hypothesis` names no arms{WRITTEN_AGAIN}")
     _refuse_edited(summary, path)
     if not summary["complete"]:
         raise HypothesisError(f"{folder}: the study is not over; the same study.py command goes on with it")
@@ -165,7 +163,7 @@ def _runs_of(label: str, table: pd.DataFrame, folder: Path, seeds: Sequence[int]
         found[int(row["seed"])] = run.path
     if lacking := [seed for seed in seeds if seed not in found]:
         raise HypothesisError(f"{label} has no run at seed {', '.join(map(str, lacking))}; the same study.py goes on")
-    return found
+    return {seed: found[seed] for seed in seeds}
 
 
 def _one_base(paths: Sequence[Path]) -> str:

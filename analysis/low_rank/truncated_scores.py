@@ -19,6 +19,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from analysis.low_rank.stored_tables import stored_table
 from analysis.low_rank.study_runs import HypothesisError, Runs, StudyRuns
 from analysis.stats.truncation import (
     Svd,
@@ -33,6 +34,7 @@ from analysis.stats.truncation import (
 from analysis.study_results.results import write_table
 from experiments.record.adapter_formats import Adapter
 from experiments.record.adapter_reading import read_adapter
+from experiments.record.output_folder import refuse_unwritable
 from experiments.training.context import TrainingContext
 from experiments.training.input_moments import input_moments
 from experiments.training.scoring import Scored, score_updates
@@ -40,8 +42,11 @@ from lora_variants.interface.rng import stream_key
 
 FILE = "truncations.parquet"
 ENERGY = "energy"
-KEYS = ("run", "update_sha256", "base_sha256", "test_sha256", "kind", "k")
-AGAIN = "; delete the file: its scores are evaluated again, which reads the test split again"
+PURPOSE = "hypothesis: "  # how that of a read begins in the ledger
+KEY = ("run", "kind", "k")  # of a row; what else a row has to have is in `COLUMNS`
+SOURCES = {"update_sha256": str, "base_sha256": str, "test_sha256": str}
+COLUMNS = {"run": str, **SOURCES, "seed": int, "kind": str, "k": int, ENERGY: float}
+WAY_OUT = "delete it: the scores are evaluated again, and those reads of the test split are counted as well"
 PACK = 8
 OnScore = Callable[[int, int], None]
 
@@ -56,7 +61,7 @@ class Wanted:
 
     @property
     def purpose(self) -> str:
-        return "hypothesis: W0 alone" if self.kind == "base" else f"hypothesis: {self.kind} {self.k}"
+        return PURPOSE + ("W0 alone" if self.kind == "base" else f"{self.kind} {self.k}")
 
 
 class Update:
@@ -139,7 +144,7 @@ class TruncatedScores:
     def __init__(self, study: StudyRuns, updates: Mapping[int, Update], load: Callable[[], TrainingContext]) -> None:
         self.study, self.updates, self.load = study, updates, load
         self.path = study.folder / FILE
-        self.table = self._of_these_updates(read_scores(self.path)) if self.path.exists() else pd.DataFrame()
+        self.table = self._of_these_updates(_kept(self.path, study.score)) if self.path.exists() else pd.DataFrame()
 
     def need(self, kinds: Iterable[tuple[str, int]], on_score: OnScore) -> None:
         """Have these kinds and ks of every seed's update; each read of the test split goes into the ledger."""
@@ -149,6 +154,8 @@ class TruncatedScores:
             (seed, Wanted(self.updates[seed].path.name, kind, k)) for seed in self.study.seeds for kind, k in asked
         ]
         lacking = [(seed, each) for seed, each in wanted if (each.run, each.kind, each.k) not in known]
+        if lacking:
+            refuse_unwritable(self.path.parent, (), way_out="scores are kept there: copy the study to another folder")
         for first in range(0, len(lacking), PACK):
             self._evaluate(lacking[first : first + PACK])
             on_score(min(first + PACK, len(lacking)), len(lacking))
@@ -180,6 +187,16 @@ class TruncatedScores:
         rows = self.table[(self.table["kind"] == kind) & (self.table["k"] == k)].set_index("run")[score]
         return np.array([rows[self.updates[seed].path.name] for seed in self.study.seeds], dtype=np.float64)
 
+    def _refuse_not_finite(self, rows: Sequence[Mapping[str, Any]]) -> None:
+        study = self.study
+        for row in rows:
+            if not np.isfinite(row.get(study.score, np.nan)):
+                raise HypothesisError(
+                    f"{study.name}: {study.score} is {row.get(study.score)} on the test split for {row['run']}, kind "
+                    f"{row['kind']}, k {row['k']}, so that no share of the gain can be measured in it: name another "
+                    "score (hypothesis.score) in a study of another name"
+                )
+
     def _evaluate(self, wanted: Sequence[tuple[int, Wanted]]) -> None:
         context, config = self.load(), self.study.config()
         given = [
@@ -195,26 +212,14 @@ class TruncatedScores:
             }
             for (seed, each), energy, found in zip(wanted, energies, scores, strict=True)
         ]  # fmt: skip
+        self._refuse_not_finite(rows)
         self.table = pd.concat([self.table, pd.DataFrame(rows)], ignore_index=True)
         write_table(self.table, self.path)
 
 
-def read_scores(path: Path) -> pd.DataFrame:
-    """What the file has. Raises: HypothesisError where it is not what was written there."""
-    try:
-        stored = pd.read_parquet(path)
-    except (OSError, ValueError) as error:
-        raise HypothesisError(f"{path} cannot be read ({str(error).splitlines()[0]}){AGAIN}") from None
-    if lacking := [column for column in KEYS if column not in stored.columns]:
-        raise HypothesisError(f"{path} has no column {', '.join(lacking)}{AGAIN}")
-    if stored.duplicated([*KEYS]).any():
-        raise HypothesisError(f"{path} has rows more than once{AGAIN}")
-    numbers = stored.select_dtypes("number")
-    broken = stored[~np.isfinite(numbers.to_numpy(dtype=np.float64)).all(axis=1)]
-    if len(broken):
-        row = broken.iloc[0]
-        raise HypothesisError(f"{path}: {row['kind']} {row['k']} of {row['run']} has a score that is not finite{AGAIN}")
-    return stored
+def _kept(path: Path, score: str) -> pd.DataFrame:
+    """What was scored before. Raises: RecordError where the file is not what was written, or lacks a score."""
+    return stored_table(path, {**COLUMNS, score: float}, key=KEY, way_out=WAY_OUT)
 
 
 def updates_of(runs: Runs, study: StudyRuns, load: Callable[[], TrainingContext]) -> dict[int, Update]:

@@ -136,9 +136,11 @@ def _parquet(path: Path) -> Table:
     from pyarrow import ArrowException, BufferReader
     from pyarrow.parquet import read_table as read_parquet
 
+    content = read_bytes(path)
     try:
-        found = read_parquet(BufferReader(read_bytes(path)))
-    except ArrowException as error:
-        raise DataError(f"{path} is no whole parquet file ({str(error).splitlines()[0]})") from None
-    rows = [Row(str(path), i, values, unit="row") for i, values in enumerate(found.to_pylist(), 1)]
+        found = read_parquet(BufferReader(content))
+        values = found.to_pylist()
+    except (ArrowException, OSError, ValueError) as error:  # a text that is no UTF-8 shows as it is taken out
+        raise DataError(f"{path} is no whole parquet file ({(str(error).splitlines() or [''])[0]})") from None
+    rows = [Row(str(path), i, row, unit="row") for i, row in enumerate(values, 1)]
     return Table(str(path), tuple(found.column_names), rows)

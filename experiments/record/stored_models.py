@@ -1,6 +1,7 @@
 """Two stored models, a matrix at a time: what somebody's full fine-tuning changed."""
 
 import json
+import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -18,18 +19,27 @@ from lora_variants.frozen_model.layer_names import by_layer
 from lora_variants.frozen_model.linear_map import matches
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
-DTYPES = {"F16": "float16", "BF16": "bfloat16", "F32": "float32", "F64": "float64"}
-NO_WEIGHTS = ("I64", "I32", "BOOL")  # positions, masks
+DTYPES = {"F16": "float16", "BF16": "bfloat16", "F32": "float32", "F64": "float64"}  # those that are read
+BUFFERS = re.compile("bool|u?int(16|32|64)")  # types of positions and masks: weights have them where others have floats
 
 
 @dataclass(frozen=True)
 class StoredTensor:
-    """A tensor of floating-point numbers in a safetensors file, by its header."""
+    """A tensor in a safetensors file, by its header."""
 
     file: Path
     key: str
     shape: tuple[int, ...]
     dtype: str
+
+    @property
+    def readable(self) -> bool:
+        """Whether its numbers are those of the model: weights in int8 or float8 are less without their scales."""
+        return self.dtype in DTYPES.values()
+
+    @property
+    def is_matrix(self) -> bool:
+        return len(self.shape) == 2 and not BUFFERS.fullmatch(self.dtype)
 
     def read(self) -> Float64[Tensor, "d_out d_in"]:
         """The matrix. Raises RunStoreError where it is not finite."""
@@ -51,14 +61,15 @@ class Change(NamedTuple):
     before: Float64[Tensor, "d_out d_in"]
     after: Float64[Tensor, "d_out d_in"]
     dtype_before: str
-    dtype: str
+    dtype_after: str
 
 
 @dataclass(frozen=True)
 class ModelPair:
     """The matrices that two models share, by the later model's names without '.weight', in order of layers.
 
-    `unpaired` are the matrices that one of them has alone, `unread` those that one has in a type that is not read.
+    `unpaired` are the matrices that one of them has alone, `unread` those that either stores in a type which is not
+    read, with that type.
     """
 
     matrices: Mapping[str, tuple[StoredTensor, StoredTensor]]
@@ -79,14 +90,21 @@ def pair_models(before: Path, after: Path, targets: Sequence[str]) -> ModelPair:
     Names of one model may have a prefix before those of the other, as a classifier has before those of its encoder.
     Raises RunStoreError, whose text is for the user, where the models cannot be compared.
     """
-    unread: dict[str, str] = {}
-    first, last = _tensors(before, unread), _tensors(after, unread)
+    first, last = _tensors(before), _tensors(after)
     prefix_first, prefix_last = _prefixes(first, last)
     first = {f"{prefix_first}{name}": tensor for name, tensor in first.items()}
     last = {f"{prefix_last}{name}": tensor for name, tensor in last.items()}
-    names = {name for model in (first, last) for name, tensor in model.items() if len(tensor.shape) == 2}
+    names = {name for model in (first, last) for name, tensor in model.items() if tensor.is_matrix}
     names = _targeted(names, targets)
-    both = sorted((name for name in names if name in first and name in last), key=by_layer)
+    shared = sorted((name for name in names if name in first and name in last), key=by_layer)
+    types = {name: [model[name].dtype for model in (first, last) if not model[name].readable] for name in shared}
+    unread = {name: " and ".join(dict.fromkeys(found)) for name, found in types.items() if found}
+    both = [name for name in shared if name not in unread]
+    if unread and not both:
+        raise RunStoreError(
+            f"weights are read in {', '.join(DTYPES.values())}; {before} and {after} share none by name and such a "
+            f"type: {unread_line(unread)}"
+        )
     if not both:
         raise RunStoreError(
             f"two models are compared by the matrices that both have; {before} and {after} share none by name: "
@@ -98,8 +116,16 @@ def pair_models(before: Path, after: Path, targets: Sequence[str]) -> ModelPair:
                 f"a matrix has one shape before and after; {name} is {_shape(old)} in {before} and {_shape(new)} in "
                 f"{after}: leave it out with patterns of --targets that name the others"
             )
-    alone = sorted(names - set(both) - unread.keys())
-    return ModelPair({name: (first[name], last[name]) for name in both}, tuple(alone), unread)
+    return ModelPair({name: (first[name], last[name]) for name in both}, tuple(sorted(names - set(shared))), unread)
+
+
+def unread_line(unread: Mapping[str, str]) -> str:
+    """'2 stored as int8, which is not read (a, b)', for each type, and the way out."""
+    by_type: dict[str, list[str]] = {}
+    for name, dtype in unread.items():
+        by_type.setdefault(dtype, []).append(name)
+    told = [f"{len(names)} stored as {dtype}, which is not read ({_some(names)})" for dtype, names in by_type.items()]
+    return f"{'; '.join(told)}: save that model dequantised, in float32"
 
 
 def _targeted(names: set[str], targets: Sequence[str]) -> set[str]:
@@ -121,24 +147,28 @@ def _prefix(longer: Iterable[str], shorter: set[str]) -> tuple[str, int]:
     return max(found.items(), key=lambda item: (item[1], not item[0]), default=("", 0))
 
 
-def _tensors(path: Path, unread: dict[str, str]) -> dict[str, StoredTensor]:
-    """Every tensor of floating-point numbers by its name without '.weight'; of other matrices the type, in `unread`."""
+def _tensors(path: Path) -> dict[str, StoredTensor]:
+    """Every tensor of a model, by its name without '.weight'."""
     found: dict[str, StoredTensor] = {}
     for file in _files(path):
         try:
             with safe_open(file, framework="pt") as opened:
                 for key in opened.keys():  # noqa: SIM118 - not a mapping
                     part = opened.get_slice(key)
-                    shape, stored = tuple(part.get_shape()), part.get_dtype()
-                    if stored in DTYPES and 0 not in shape:
-                        found[key.removesuffix(".weight")] = StoredTensor(file, key, shape, DTYPES[stored])
-                    elif len(shape) == 2 and stored not in (*DTYPES, *NO_WEIGHTS):
-                        unread[key.removesuffix(".weight")] = stored
+                    shape, dtype = tuple(part.get_shape()), _dtype(part.get_dtype())
+                    if 0 not in shape:
+                        found[key.removesuffix(".weight")] = StoredTensor(file, key, shape, dtype)
         except (SafetensorError, OSError, ValueError) as error:
             raise RunStoreError(
                 f"a safetensors file must be whole; {file} cannot be read ({str(error)[:200]}): copy it again"
             ) from error
     return found
+
+
+def _dtype(stored: str) -> str:
+    """The type as PyTorch calls it: F8_E4M3 is float8_e4m3."""
+    long = {"I": "int", "U": "uint", "F": "float"}.get(stored[0])
+    return DTYPES.get(stored, stored.lower() if long is None else long + stored[1:].lower())
 
 
 def _files(path: Path) -> list[Path]:
