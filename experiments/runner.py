@@ -130,11 +130,11 @@ def found_result(
         result.pop("test", None)
     elif "test" not in result:
         _tell_unchecked(folder.path, display)
-        result["test"] = score_on_test(
+        result["test"] = test = score_on_test(
             config, context, folder, options.runs_dir, name=folder.path.name, purpose=options.test
         )
-        _refuse(context.task.divergence(result["test"], "test"), folder)
-        folder.add_test(result["test"])
+        _refuse(context.task.divergence(test, "test"), folder)
+        folder.add_test(test, test.predictions)
     return result
 
 

@@ -82,13 +82,17 @@ def starts_until_over(worker_of: Callable[[], Worker]) -> tuple[int, Worker]:
 
 
 def outcome(worker: Worker) -> dict[str, tuple[Any, ...]]:
-    """What the study knows of every trial, and the bytes of what it learned; a failed one keeps its checkpoint."""
+    """What the study knows of every trial, and the bytes of what it learned and predicted.
+
+    A failed one keeps its checkpoint.
+    """
     study_state = snapshot(worker.study, worker.queue)
     assert study_state.complete
     found = {}
     for key, entry in study_state.entries.items():
         folder = RunDirectory(worker.runs_dir / "tiny" / str(entry.facts["folder"]))
-        files = {path.name: path.read_bytes() for path in folder.path.glob("*.safetensors")}
+        paths = [*folder.path.glob("*.safetensors"), *folder.path.glob("predictions.parquet")]
+        files = {path.name: path.read_bytes() for path in paths}
         files.pop("checkpoint.safetensors", None)  # its random state is the process's
         history = folder.history()
         found[key] = (entry.state, entry.score, entry.facts.get("test"), entry.facts.get("failure"), history, files)

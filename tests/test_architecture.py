@@ -21,7 +21,7 @@ OWNERS = {  # a file, or a folder with all in it
     "transformers": ("experiments/models/huggingface.py", "experiments/benchmarking/workload.py"),
     "huggingface_hub": ("experiments/models/model_files.py",),
     "datasets": ("experiments/data/hub.py",),
-    "pyarrow": ("experiments/data/tables.py",),
+    "pyarrow": ("experiments/data/tables.py", "experiments/record/predictions.py"),
     "peft": ("experiments/benchmarking/implementations.py",),
     "loralib": ("experiments/benchmarking/implementations.py",),
     "optuna": ("experiments/studies/queue", "experiments/studies/search"),

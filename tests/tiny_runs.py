@@ -58,5 +58,5 @@ def unfinished_run(runs_dir: Path, *arguments: str, step: int = 6) -> RunDirecto
 
 def is_as(run: RunDirectory, whole: RunDirectory) -> bool:
     """Whether it ended as the one that was never interrupted, bit by bit."""
-    names = ("adapter_model.safetensors", "metrics.jsonl", "config.yaml")
+    names = ("adapter_model.safetensors", "metrics.jsonl", "config.yaml", "predictions.parquet")
     return run.finished and all((run.path / n).read_bytes() == (whole.path / n).read_bytes() for n in names)

@@ -54,6 +54,11 @@ def evaluation_order(lengths: Int[Tensor, " all"], rows: int) -> Iterator[tuple[
         yield batch, int(lengths[batch].max())
 
 
+def back_in_order(lengths: Int[Tensor, " all"]) -> Int[Tensor, " all"]:
+    """Where each row comes in `evaluation_order`: what was found in that order, taken at these places, is in order."""
+    return torch.argsort(torch.argsort(lengths, stable=True))
+
+
 def _classes(lengths: Tensor, rows: int) -> list[Tensor]:
     """Places of the rows by length; each class fills whole batches, what is left over is in the last, the longest."""
     size = rows * BATCHES_IN_CLASS

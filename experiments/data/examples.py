@@ -45,12 +45,13 @@ class Columns:
 
 @dataclass
 class Examples:
-    """Texts of one split with their labels as they stand in the data, and the rows that were left out."""
+    """Texts of one split with their labels as they stand in the data, where they do, and the rows left out."""
 
     texts: list[tuple[str, ...]] = field(default_factory=list)
     labels: list[str] = field(default_factory=list)
     malformed: int = 0
     read: list[SourceRead] = field(default_factory=list)
+    lines: list[int] = field(default_factory=list)  # of their files, counted from 1
 
     def sha256(self) -> str:
         """What is learned from: texts and labels in order."""
@@ -64,7 +65,8 @@ class Examples:
         return [(*texts, label) for texts, label in zip(self.texts, self.labels, strict=True)]
 
     def chosen(self, places: Sequence[int]) -> "Examples":
-        return Examples([self.texts[i] for i in places], [self.labels[i] for i in places])
+        texts, labels = [self.texts[i] for i in places], [self.labels[i] for i in places]
+        return Examples(texts, labels, lines=[self.lines[i] for i in places])
 
 
 @dataclass(frozen=True)
@@ -170,6 +172,7 @@ def _examples(
             else:
                 examples.texts.append(tuple(str(row.values[column]).strip() for column in columns.text))
                 examples.labels.append(_as_text(row.values[columns.label]))
+                examples.lines.append(row.line)
         malformed += [*table.malformed, *left_out]
         examples.read.append(source_read(table, left_out))
     examples.malformed = len(malformed)

@@ -3,7 +3,7 @@
 import json
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -12,16 +12,18 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
+PARTIAL = ".partial"
+
 
 def write_atomically(path: Path, text: str) -> None:
     """The whole text or, after a crash, what was there before."""
-    with _replacing(path) as partial:
+    with replacing(path) as partial:
         partial.write_text(text, encoding="utf-8", errors="backslashreplace")  # of a path that is no UTF-8
 
 
 def save_atomically(tensors: Mapping[str, Tensor], path: Path, metadata: Mapping[str, str] | None = None) -> None:
     """The same for tensors, as safetensors."""
-    with _replacing(path) as partial:
+    with replacing(path) as partial:
         written = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
         try:
             save_file(written, partial, metadata=None if metadata is None else dict(metadata))
@@ -49,9 +51,9 @@ def sync(path: Path) -> None:
 
 
 @contextmanager
-def _replacing(path: Path) -> Iterator[Path]:
+def replacing(path: Path) -> Iterator[Path]:
     """A file to write, which then takes the place of `path`; after an error there is none, and no disk space lost."""
-    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
+    partial = path.with_name(f"{path.name}.{os.getpid()}{PARTIAL}")
     try:
         yield partial
         sync(partial)
@@ -63,3 +65,14 @@ def _replacing(path: Path) -> Iterator[Path]:
         partial.unlink(missing_ok=True)
     with suppress(OSError):  # some file systems sync no folder
         sync(path.parent)
+
+
+def put_in_place(path: Path, is_meant: Callable[[Path], bool]) -> bool:
+    """Whether a kill has left beside `path` what is meant to be there; then it is there now."""
+    for partial in path.parent.glob(f"{path.name}.*{PARTIAL}"):
+        if is_meant(partial):
+            content = partial.read_bytes()  # its writer may be alive, and move it there itself
+            with replacing(path) as ours:
+                ours.write_bytes(content)
+            return True
+    return False

@@ -6,20 +6,22 @@ from pathlib import Path
 from typing import Any
 
 from experiments.record.adapter_formats import CONFIG, DELTA, HEAD, WEIGHTS
+from experiments.record.atomic_files import put_in_place
 from experiments.record.metrics_file import METRICS
+from experiments.record.predictions import PREDICTIONS
 
 KEY = "files_sha256"  # of result.json
 UPDATE = (WEIGHTS, CONFIG, DELTA, HEAD)  # what a folder is read as an adapter by
 
 
 def digest_files(folder: Path) -> dict[str, str]:
-    """Path in the run directory -> sha256, of adapters and heads in every layout, and of the metrics."""
+    """Path in the run directory -> sha256, of adapters and heads in every layout, of metrics and predictions."""
     layouts = [
         folder,
         *sorted(path.parent for path in folder.glob(f"*/{CONFIG}")),
     ]  # the latter a variant's own in PEFT
-    paths = [folder / METRICS, *(layout / name for layout in layouts for name in UPDATE)]
-    return {path.relative_to(folder).as_posix(): _sha256(path) for path in paths if path.is_file()}
+    paths = [folder / METRICS, folder / PREDICTIONS, *(layout / name for layout in layouts for name in UPDATE)]
+    return {path.relative_to(folder).as_posix(): digest(path) for path in paths if path.is_file()}
 
 
 def difference(folder: Path, sha256: Mapping[str, str], names: Collection[str]) -> str | None:
@@ -29,7 +31,7 @@ def difference(folder: Path, sha256: Mapping[str, str], names: Collection[str]) 
             return f"{folder / name} is missing"
         if name not in sha256:
             return f"{folder / name} is not of this run"
-        if _sha256(folder / name) != sha256[name]:
+        if not _holds(folder / name, sha256[name]):
             return f"{folder / name} is not what the run wrote: its content has another sha256 than in result.json"
     return None
 
@@ -49,6 +51,11 @@ def lost_without_sha256(folder: Path, result: Mapping[str, Any], names: Collecti
     return next((f"{folder / name} is missing" for name in names if not (folder / name).is_file()), None)
 
 
-def _sha256(path: Path) -> str:
+def _holds(path: Path, sha256: str) -> bool:
+    """Whether a file is the one that is meant, also where a kill has left that beside it."""
+    return digest(path) == sha256 or put_in_place(path, lambda other: digest(other) == sha256)
+
+
+def digest(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

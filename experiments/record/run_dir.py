@@ -17,11 +17,13 @@ from experiments.config.retired_keys import rename_retired
 from experiments.config.schema import RunConfig
 from experiments.config.seed import describe_seed
 from experiments.config.yaml_files import read_tree, yaml_text
-from experiments.record.atomic_files import as_json, write_atomically
+from experiments.record.atomic_files import as_json, replacing, sync, write_atomically
 from experiments.record.errors import RecordError, RunInUseError, shortened, train_again
-from experiments.record.files_sha256 import KEY, UPDATE, difference, digest_files, lost_without_sha256
+from experiments.record.files_sha256 import KEY, UPDATE, difference, digest, digest_files, lost_without_sha256
 from experiments.record.metrics_file import METRICS, MetricsFile
+from experiments.record.predictions import PREDICTIONS, read_predictions, write_predictions
 from experiments.record.result_file import Result, refuse_other_types
+from experiments.tasks.task import Predictions
 
 CONFIG_FILE, ENVIRONMENT, RESULT = "config.yaml", "environment.json", "result.json"
 PRUNED = "pruned.txt"
@@ -135,9 +137,21 @@ class RunDirectory:
                 raise RecordError(f"{file} was deleted by somebody else while the run went on")
         write_atomically(self.path / RESULT, as_json({**result, KEY: sha256}))
 
-    def add_test(self, scores: Mapping[str, float]) -> None:
-        """Write down what a finished run scores on the test split."""
-        write_atomically(self.path / RESULT, as_json({**self._stored(), "test": dict(scores)}))
+    def add_test(self, scores: Mapping[str, float], predictions: Predictions) -> None:
+        """Write down what a finished run scores on the test split, and what it predicted there, if that is known.
+
+        A kill may leave the new predictions beside the old ones that they replace; `check_files` puts them in place.
+        """
+        result, path = self._stored() | {"test": dict(scores)}, self.path / PREDICTIONS
+        if not predictions:
+            write_atomically(self.path / RESULT, as_json(result))
+            return
+        with replacing(path) as partial:
+            write_predictions(partial, read_predictions(path) | {"test": predictions})
+            sync(partial)
+            if KEY in result:
+                result[KEY] |= {PREDICTIONS: digest(partial)}
+            write_atomically(self.path / RESULT, as_json(result))
 
     def fail(self, reason: str) -> None:
         """Say why there is no result."""
@@ -184,6 +198,11 @@ class RunDirectory:
         update = [Path(layout, name).as_posix() for name in UPDATE]
         if not layout or not sha256.keys().isdisjoint(update):
             self.check_files([name for name in update if name in sha256 or (self.path / name).exists()])
+
+    def check_predictions(self) -> None:
+        """The same for what a finished run predicted; those of earlier versions have not written it down."""
+        if self.finished and PREDICTIONS in self._stored().get(KEY, {}):
+            self.check_files([PREDICTIONS])
 
     def config_tree(self) -> dict[str, Any]:
         """The resolved configuration of the run, under the names that keys have now."""

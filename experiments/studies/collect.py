@@ -12,6 +12,7 @@ from experiments.config.schema import RunConfig
 from experiments.record.earlier_run import has_earlier_keys
 from experiments.record.errors import RecordError
 from experiments.record.ledger import LEDGER, append_lines, lines_of_study
+from experiments.record.predictions import PREDICTIONS, read_predictions
 from experiments.record.run_description import hash_run
 from experiments.record.run_dir import RunDirectory
 from experiments.record.starting_point import read_start
@@ -108,7 +109,7 @@ class Collection:
                     "machines may round differently: keep one of them, and move the other away"
                 )
             if tests[0] is not None and tests[1] is None:  # read there, of the same run
-                run_dir.add_test(tests[0])
+                run_dir.add_test(tests[0], read_predictions(path / PREDICTIONS).get("test", {}))
             return False
         partial = run_dir.path.with_name(f".{path.name}.collected")
         shutil.rmtree(partial, ignore_errors=True)

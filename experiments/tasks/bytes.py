@@ -20,7 +20,7 @@ from experiments.models.transformer import ByteTransformer
 from experiments.models.weights import Report, load_shipped, silent
 from experiments.shipped_files import read_shipped
 from experiments.tasks.built_in_base import BuiltInBaseConfig
-from experiments.tasks.task import DIVERGED, Batch, Split, Task, TaskConfig, permuted
+from experiments.tasks.task import DIVERGED, Batch, Predictions, Split, Task, TaskConfig, permuted
 from lora_variants.interface.config import MOST
 from lora_variants.interface.rng import stream
 
@@ -111,6 +111,9 @@ class Bytes(Task):
 
     def metrics(self, means: Mapping[str, float]) -> dict[str, float]:
         return {"loss": means["loss"], "bits_per_byte": means["loss"] / math.log(2)}
+
+    def predictions(self, split: Split, rows: Mapping[str, Tensor], counts: Tensor) -> Predictions:
+        return super().predictions(split, rows, counts) | {"tokens": counts.long()}
 
     @property
     def score_range(self) -> tuple[float, float]:

@@ -15,11 +15,12 @@ from experiments.models.digit_transformer import LABELS, DigitRecipe, DigitTrans
 from experiments.models.model_card import ModelCard
 from experiments.models.weights import Report, load_shipped, silent
 from experiments.tasks.built_in_base import BuiltInBaseConfig
-from experiments.tasks.task import Batch, Split, Task, TaskConfig, permuted
+from experiments.tasks.task import Batch, Predictions, Split, Task, TaskConfig, names_of, permuted
 from lora_variants.interface.config import MOST, Seed
 from lora_variants.interface.rng import stream
 
 EVALUATION_ROWS = 256
+DIGITS = tuple(str(digit) for digit in range(LABELS, 2 * LABELS))  # by label
 PARTS = {"train": (0.0, 0.5), "validation": (0.5, 0.75), "test": (0.75, 1.0)}
 
 
@@ -70,11 +71,10 @@ class Digits(Task):
         }
 
     def describe_data(self) -> dict[str, dict[str, str]]:
-        names = [str(digit) for digit in range(LABELS, 10)]
         return {
             split: {
                 "rows": f"{len(labels):,}",
-                "labels": describe_labels([names[label] for label in labels.tolist()], names),
+                "labels": describe_labels(names_of(DIGITS, labels), DIGITS),
             }
             for split, (_, labels) in self.splits.items()
         }
@@ -90,7 +90,7 @@ class Digits(Task):
         return pretrained_digits(*self.known_digits, recipe, report)
 
     def model_card(self) -> ModelCard:
-        return ModelCard(labels=tuple(str(digit) for digit in range(LABELS, 2 * LABELS)))
+        return ModelCard(labels=DIGITS)
 
     def training_batches(self, seed: int, batch_size: int) -> Iterator[Batch]:
         """Every image once an epoch, in a new order each; a step may span two epochs."""
@@ -120,8 +120,16 @@ class Digits(Task):
 
     def row_quantities(self, model: nn.Module, batch: Batch) -> dict[str, Tensor]:
         logits = model(batch["images"])
-        right = (logits.argmax(dim=1) == batch["labels"]).float()
-        return {"loss": F.cross_entropy(logits, batch["labels"], reduction="none"), "accuracy": right}
+        losses = F.cross_entropy(logits, batch["labels"], reduction="none")
+        return {"loss": losses, "label": batch["labels"], "prediction": logits.argmax(dim=1)}
+
+    def split_metrics(self, rows: Mapping[str, Tensor], counts: Tensor) -> dict[str, float]:
+        right = (rows["label"] == rows["prediction"]).double()
+        return super().split_metrics({"loss": rows["loss"], "accuracy": right}, counts)
+
+    def predictions(self, split: Split, rows: Mapping[str, Tensor], counts: Tensor) -> Predictions:
+        named = {side: names_of(DIGITS, rows[side]) for side in ("label", "prediction")}
+        return super().predictions(split, rows, counts) | named
 
     def metrics(self, means: Mapping[str, float]) -> dict[str, float]:
         return {"loss": means["loss"], "accuracy": means["accuracy"]}

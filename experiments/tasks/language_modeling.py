@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from experiments.data.batching import evaluation_order, padded_length, training_order
+from experiments.data.batching import back_in_order, evaluation_order, padded_length, training_order
 from experiments.data.description import describe_sources, describe_tokens
 from experiments.data.encoding import encode_lines, encode_stream
 from experiments.data.passages import Layout, Texts, overlap_of, passages_sha256, read_passages, read_plain
@@ -23,7 +23,7 @@ from experiments.models.architecture import one_trial_reason
 from experiments.models.model_card import ModelCard
 from experiments.models.weights import Report, silent
 from experiments.tasks.language_modeling_config import LanguageModelingConfig
-from experiments.tasks.task import DIVERGED, Batch, Split, Task, TaskConfig, permuted
+from experiments.tasks.task import DIVERGED, Batch, Predictions, Split, Task, TaskConfig, permuted
 from experiments.tasks.text_config import location, notes_of
 from experiments.tasks.text_model import TextModel, counting
 from lora_variants.interface.rng import stream
@@ -225,6 +225,15 @@ class LanguageModeling(Task):
 
     def metrics(self, means: Mapping[str, float]) -> dict[str, float]:
         return {"loss": means["loss"], "perplexity": _perplexity(means["loss"])}
+
+    def predictions(self, split: Split, rows: Mapping[str, Tensor], counts: Tensor) -> Predictions:
+        used = self.rows_of(split)
+        order = back_in_order(self.tokens(split).lengths[used])
+        found = super().predictions(split, {"loss": rows["loss"][order]}, counts[order])
+        found |= {"row": used, "tokens": counts[order].long()}
+        if self.config.layout == "lines" and split != "forgetting":
+            found["line"] = torch.tensor([passage.line for passage in self.data.passages[split]])[used]
+        return found
 
     @property
     def score_range(self) -> tuple[float, float]:

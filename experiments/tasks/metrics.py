@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from typing import Literal
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float, Shaped
 from scipy.stats import rankdata
 from torch import Tensor
 
@@ -25,14 +25,13 @@ def metric_range(metric: Metric) -> tuple[float, float]:
 
 
 def class_counts(
-    logits: Float[Tensor, "rows classes"], labels: Int[Tensor, " rows"]
+    guesses: Shaped[Tensor, " rows"], labels: Shaped[Tensor, " rows"], classes: int
 ) -> dict[str, Float[Tensor, " rows"]]:
     """For each row 0 or 1: is it right, is class k true, predicted, both."""
-    guesses, classes = logits.argmax(dim=1), logits.shape[1]
     counts = {"right": guesses == labels}
     for k in range(classes):
         counts |= {f"true/{k}": labels == k, f"guessed/{k}": guesses == k, f"both/{k}": (labels == k) & (guesses == k)}
-    return {name: count.float() for name, count in counts.items()}
+    return {name: count.double() for name, count in counts.items()}
 
 
 def products(guesses: Float[Tensor, " rows"], values: Float[Tensor, " rows"]) -> dict[str, Float[Tensor, " rows"]]:

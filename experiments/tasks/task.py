@@ -2,7 +2,7 @@
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -18,6 +18,7 @@ from lora_variants.interface.variant import Variant
 
 Split = Literal["validation", "test", "forgetting"]
 Batch = dict[str, Tensor]
+Predictions = dict[str, Tensor | list[str]]  # column -> a value for each row of a split
 
 # Times the cross-entropy of a predictor that ignores its input. At up to 100 times the shipped learning rates no run of
 # 12 or 60 steps came beyond that predictor's on `bytes`, nor beyond 1.3 times it on `stories`, whatever the variant.
@@ -27,6 +28,11 @@ DIVERGED = 10.0
 def permuted(targets: Tensor, seed: int) -> Tensor:
     """The targets of a training split in another order, that of a run's seed."""
     return targets[torch.randperm(len(targets), generator=stream(seed, "labels"))]
+
+
+def names_of(names: Sequence[str], labels: Tensor) -> list[str]:
+    """The name of each label; `labels` are their numbers, of any type."""
+    return [names[int(label)] for label in labels.tolist()]
 
 
 class TaskConfig(BaseModel):
@@ -144,7 +150,7 @@ class Task(ABC):
         """For each row how many losses `row_losses` sums."""
 
     def row_quantities(self, model: nn.Module, batch: Batch) -> dict[str, Float[Tensor, " rows"]]:
-        """For each row the sums of what an evaluation averages: the loss, and more where a task scores more."""
+        """For each row what an evaluation needs of it: the sum of its losses, and more where a task scores more."""
         return {"loss": self.row_losses(model, batch)}
 
     @abstractmethod
@@ -155,6 +161,14 @@ class Task(ABC):
         """`metrics` from the `row_quantities` (rows,) of a whole split; to override where means do not do: ranks."""
         total = float(counts.sum())
         return self.metrics({name: float(values.sum()) / total for name, values in rows.items()})
+
+    def predictions(self, split: Split, rows: Mapping[str, Tensor], counts: Tensor) -> Predictions:
+        """What a run keeps of each row of a split, in the order of the split: its place there, its mean loss.
+
+        From `row_quantities` in the order of `evaluation_batches`. A task adds what its metrics are computed from, so
+        that they and any other follow from what is kept.
+        """
+        return {"row": torch.arange(len(counts)), "loss": rows["loss"] / counts}
 
     @property
     def scores(self) -> tuple[str, ...]:

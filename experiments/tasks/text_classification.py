@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from experiments.data.batching import evaluation_order, padded_length, training_order
+from experiments.data.batching import back_in_order, evaluation_order, padded_length, training_order
 from experiments.data.description import describe_labels, describe_sources, describe_tokens
 from experiments.data.encoding import encode_texts
 from experiments.data.examples import Columns, Labelled, doubts_of, read_examples
@@ -24,7 +24,7 @@ from experiments.models.first_row import compute_first_row_only
 from experiments.models.model_card import ModelCard
 from experiments.models.weights import Report, silent
 from experiments.tasks.metrics import Metric, class_counts, metric_range, products, score, spearman
-from experiments.tasks.task import Batch, Split, Task, TaskConfig, permuted
+from experiments.tasks.task import Batch, Predictions, Split, Task, TaskConfig, names_of, permuted
 from experiments.tasks.text_classification_config import TextClassificationConfig
 from experiments.tasks.text_config import location, notes_of
 from experiments.tasks.text_model import TextModel, counting
@@ -188,15 +188,27 @@ class TextClassification(Task):
 
     def row_quantities(self, model: nn.Module, batch: Batch) -> dict[str, Tensor]:
         logits, labels = self._logits(model, batch), batch["labels"]
-        found = products(logits[:, 0], labels) if self.columns.regression else class_counts(logits, labels)
-        return {"loss": self._losses(logits, labels)} | found
+        predictions = logits[:, 0] if self.columns.regression else logits.argmax(dim=1)
+        return {"loss": self._losses(logits, labels), "label": labels, "prediction": predictions}
 
     def metrics(self, means: Mapping[str, float]) -> dict[str, float]:
         return {"loss": means["loss"]} | {name: score(name, means) for name in self.metric_names if name != "spearman"}
 
     def split_metrics(self, rows: Mapping[str, Tensor], counts: Tensor) -> dict[str, float]:
-        found = super().split_metrics(rows, counts)
-        return found | {"spearman": spearman(rows["x"], rows["y"])} if "spearman" in self.metric_names else found
+        guesses, labels = rows["prediction"], rows["label"]
+        regression = self.columns.regression
+        found = products(guesses, labels) if regression else class_counts(guesses, labels, self.outputs)
+        scores = super().split_metrics({"loss": rows["loss"]} | found, counts)
+        return scores | {"spearman": spearman(guesses, labels)} if "spearman" in self.metric_names else scores
+
+    def predictions(self, split: Split, rows: Mapping[str, Tensor], counts: Tensor) -> Predictions:
+        order = back_in_order(self.tokens(split).lengths)
+        in_order = {name: values[order] for name, values in rows.items()}
+        found = super().predictions(split, in_order, counts[order])
+        found["line"] = torch.tensor(self.data.splits[split].lines)
+        for side in ("label", "prediction"):
+            found[side] = in_order[side] if self.columns.regression else names_of(self.data.labels, in_order[side])
+        return found
 
     @property
     def scores(self) -> tuple[str, ...]:

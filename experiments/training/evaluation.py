@@ -7,12 +7,19 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from experiments.tasks.task import Split, Task
+from experiments.tasks.task import Predictions, Split, Task
 from experiments.training.batches import stack
 from lora_variants.interface.pack import Pack
 from lora_variants.interface.variant import Variant
 
-FinalScores = tuple[dict[str, float], dict[str, float] | None]  # on validation, and on the base's own domain
+
+class Evaluation(dict[str, float]):
+    """The task's metrics on a whole split, with what was predicted of each of its rows."""
+
+    predictions: Predictions
+
+
+FinalScores = tuple[Evaluation, dict[str, float] | None]  # on validation, and on the base's own domain
 
 
 def final_scores(variant: Variant, task: Task, precision: str) -> list[FinalScores]:
@@ -31,25 +38,37 @@ def _forgetting(variant: Variant, task: Task, precision: str) -> list[dict[str, 
     return [{"before": b, "after": a, "change": a - b} for b, a in losses]
 
 
-def evaluate(variant: Variant, task: Task, split: Split, precision: str) -> list[dict[str, float]]:
-    """The task's metrics of every trial on a whole split: task loss alone, no penalty, no dropout.
+def evaluate(variant: Variant, task: Task, split: Split, precision: str) -> list[Evaluation]:
+    """What every trial scores on a whole split: task loss alone, no penalty, no dropout.
 
-    A variant that can be evaluated in several ways has each way's metrics under 'way/...'.
+    A variant that can be evaluated in several ways has each way's metrics under 'way/...'; the predictions are those
+    that give the score.
     """
-    found: list[dict[str, float]] = [{} for _ in range(variant.pack.trials)]
+    found = [Evaluation() for _ in range(variant.pack.trials)]
     for mode, holds in variant.evaluation_modes().items():
         with holds:
-            rows, counts = split_rows(variant.model, variant.pack, task, split, precision)
-        for k, metrics in enumerate(found):
-            of_trial = task.split_metrics({name: values[k] for name, values in rows.items()}, counts[k])
-            metrics |= {f"{mode}/{name}" if mode else name: value for name, value in of_trial.items()}
+            evaluations = _evaluations(variant.model, variant.pack, task, split, precision)
+        for of_trial, evaluation in zip(found, evaluations, strict=True):
+            of_trial |= {f"{mode}/{name}" if mode else name: value for name, value in evaluation.items()}
+            if not mode:
+                of_trial.predictions = evaluation.predictions
     return found
 
 
-def evaluate_plain(model: nn.Module, task: Task, split: Split, precision: str) -> dict[str, float]:
-    """The task's metrics of a model without adapters on a whole split."""
-    rows, counts = split_rows(model, Pack(seeds=(0,), total_steps=(0,)), task, split, precision)
-    return task.split_metrics({name: values[0] for name, values in rows.items()}, counts[0])
+def evaluate_plain(model: nn.Module, task: Task, split: Split, precision: str) -> Evaluation:
+    """What a model without adapters scores on a whole split."""
+    (found,) = _evaluations(model, Pack(seeds=(0,), total_steps=(0,)), task, split, precision)
+    return found
+
+
+def _evaluations(model: nn.Module, pack: Pack, task: Task, split: Split, precision: str) -> list[Evaluation]:
+    rows, counts = split_rows(model, pack, task, split, precision)
+    found = []
+    for k in range(pack.trials):
+        of_trial = {name: values[k] for name, values in rows.items()}
+        found.append(evaluation := Evaluation(task.split_metrics(of_trial, counts[k])))
+        evaluation.predictions = task.predictions(split, of_trial, counts[k])
+    return found
 
 
 @torch.no_grad()

@@ -10,6 +10,7 @@ from typing import Any, Protocol
 from experiments.config.schema import RunConfig
 from experiments.record.adapter_files import load_update, save_update
 from experiments.record.ledger import note_test_read
+from experiments.record.predictions import save_predictions
 from experiments.record.run_description import RunDescription
 from experiments.record.run_dir import RunDirectory
 from experiments.record.run_logger import RunLogger
@@ -19,7 +20,7 @@ from experiments.training.checkpoint import CheckpointError, Checkpoints, Holder
 from experiments.training.context import TrainingContext
 from experiments.training.device import peak_bytes
 from experiments.training.early_stopping import Rungs
-from experiments.training.evaluation import by_split, evaluate_plain
+from experiments.training.evaluation import Evaluation, by_split, evaluate_plain
 from experiments.training.hyperparameters import SharedHyperparameters
 from lora_variants.interface.variant import Variant
 
@@ -189,8 +190,9 @@ class TrialRun:
         self.checkpoints.hold(self.step, self.training.holders)
         self.start = None
 
-    def conclude(self, scores: dict[str, float], forgetting: dict[str, float] | None) -> None:
+    def conclude(self, scores: Evaluation, forgetting: dict[str, float] | None) -> None:
         """Write down what was learned and what it scored, while the pack stands; `close` comes after it."""
+        self.predictions = {"validation": scores.predictions}
         self._fail_if(self.context.task.divergence(scores, "validation"))
         if forgetting is not None and not all(map(math.isfinite, forgetting.values())):
             self._fail_if(f"not finite on the forgetting split: {forgetting}; a lower learning rate may help")
@@ -232,7 +234,7 @@ class TrialRun:
                 name=self.name,
                 purpose=self.options.test,
             )
-            self.result["test"] = test
+            self.result["test"], self.predictions["test"] = test, test.predictions
             self._fail_if(self.context.task.divergence(test, "test"))
         if self.failure is not None:
             self.folder.fail(self.failure)
@@ -244,18 +246,20 @@ class TrialRun:
                 self.checkpoints.remove()
             self.logger.abandon("pruned")
             return
-        self.folder.finish(self.result, self.files)
+        predictions = save_predictions(self.folder.path, self.predictions)
+        self.folder.finish(self.result, [*self.files, predictions])
         self.checkpoints.remove()
         self.logger.finish(self.result, self.files)
 
 
 def score_on_test(
     config: RunConfig, context: TrainingContext, folder: RunDirectory, runs_dir: Path, *, name: str, purpose: str
-) -> dict[str, float]:
+) -> Evaluation:
     """The score on the test split of what is on disk, now or later the same; the read goes into the ledger.
 
     Raises: RecordError, before the split is read, where that is not what a finished run wrote.
     """
+    folder.check_predictions()
     base = copy.deepcopy(context.base)
     if next(base.parameters()).dtype.itemsize < 4:
         base.float()  # in a narrow W0 + ΔW most of ΔW would be rounded away

@@ -63,7 +63,7 @@ def test_one_command_leaves_the_whole_record(adalora: Path) -> None:
     files = {path.name for path in only_run(adalora).iterdir()}
     assert files == {
         "config.yaml", "environment.json", "metrics.jsonl", "adapter_model.safetensors", "adapter_config.json",
-        "adalora", "result.json", "README.md", "wandb",
+        "adalora", "predictions.parquet", "result.json", "README.md", "wandb",
     }  # fmt: skip
 
 

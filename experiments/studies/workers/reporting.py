@@ -46,7 +46,7 @@ class Reporter:
                 test = score_on_test(trial.config, self.context, run_dir, self.runs_dir, name=name, purpose=purpose)
             failure, facts["test"] = task.divergence(test, "test"), test[result["score_name"]]
             if failure is None and "test" not in result:
-                run_dir.add_test(test)
+                run_dir.add_test(test, test.predictions)
         if failure is None:
             self.queue.finish(claim, result["score"], facts, _finite(reached))
         else:

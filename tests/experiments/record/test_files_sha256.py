@@ -54,7 +54,7 @@ def test_result_json_has_the_sha256_of_every_file_with_numbers(
 ) -> None:
     run = only_run(finished(variant))
     stored = json.loads((run.path / "result.json").read_text())["files_sha256"]
-    assert stored.keys() == names | {"metrics.jsonl"}
+    assert stored.keys() == names | {"metrics.jsonl", "predictions.parquet"}
     assert all(len(sha256) == 64 for sha256 in stored.values())
     assert "files_sha256" not in run.result(), "tables, summaries and the terminal show results only"
 
@@ -143,11 +143,15 @@ def test_metrics_that_have_changed_are_not_read(copied: Callable[[str], RunDirec
         run.history()
 
 
-def test_a_later_test_score_leaves_the_sha256_as_they_were(copied: Callable[[str], RunDirectory]) -> None:
+def test_a_later_test_score_changes_no_sha256_but_that_of_the_predictions(
+    copied: Callable[[str], RunDirectory],
+) -> None:
     run = copied("lora")
     before = json.loads((run.path / "result.json").read_text())
     assert tiny_run(run.path.parents[1], "--test") == 0
     after = json.loads((run.path / "result.json").read_text())
+    name = "predictions.parquet"
+    assert after["files_sha256"].pop(name) != before["files_sha256"].pop(name)
     assert after == before | {"test": after["test"]}
 
 

@@ -38,6 +38,7 @@ def a_trial(copy: Path, stage: str = "evaluation") -> tuple[str, RunDirectory]:
 DAMAGE: dict[str, Callable[[Path], object]] = {
     "adapter_model.safetensors": lambda path: path.unlink(),
     "metrics.jsonl": lambda path: os.truncate(path, 100),
+    "predictions.parquet": lambda path: os.truncate(path, 100),
     "result.json": lambda path: path.write_text(""),
     "config.yaml": lambda path: path.write_text("a: [1"),
 }

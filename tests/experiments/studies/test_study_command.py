@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from project_paths import ROOT
 from tiny_studies import TINY, finished_study, learned, queue_of, start, study_file, study_state_of
 from wandb_reading import read_offline_run
@@ -17,6 +18,7 @@ from wandb_reading import read_offline_run
 from analysis.spectra_tables import spectrum_tables
 from experiments.config.errors import ConfigError
 from experiments.record.errors import RecordError
+from experiments.record.run_dir import RunDirectory
 from experiments.studies.consistency import check_protocol, check_runs_dir
 from experiments.studies.launch import LaunchOptions
 from experiments.studies.protocol.progress import enqueue, snapshot
@@ -253,10 +255,13 @@ def test_a_test_score_that_was_read_elsewhere_of_the_same_run_is_taken_over(copy
     shutil.copytree(copy / "runs", copy / "other")
     (folder,) = [path.name for path in (copy / "runs" / "tiny").glob("lora-*-s0-*") if "test" in result_of(path)][:1]
     ours = copy / "runs" / "tiny" / folder
-    read = result_of(ours)
-    (ours / "result.json").write_text(json.dumps({key: value for key, value in read.items() if key != "test"}))
+    read, rows = result_of(ours), (ours / "predictions.parquet").read_bytes()
+    RunDirectory(ours).add_test({"loss": 0.0}, {"row": torch.tensor([0]), "loss": torch.tensor([0.0]).double()})
+    unread = {key: value for key, value in result_of(ours).items() if key != "test"}
+    (ours / "result.json").write_text(json.dumps(unread))
     start(copy / "tiny.yaml", copy / "runs", collect=[copy / "other"])
     assert result_of(ours)["test"] == read["test"]
+    assert (ours / "predictions.parquet").read_bytes() == rows
 
 
 def result_of(folder: Path) -> dict[str, Any]:

@@ -17,7 +17,8 @@ def test_accuracy_mcc_and_f1_are_those_of_scikit_learn(classes: int) -> None:
     generator = torch.Generator().manual_seed(classes)
     labels = torch.randint(classes, (200,), generator=generator)
     logits = torch.randn(200, classes, generator=generator) + 1.5 * torch.nn.functional.one_hot(labels, classes)
-    found, guesses = means(class_counts(logits, labels)), logits.argmax(1)
+    guesses = logits.argmax(1)
+    found = means(class_counts(guesses, labels, classes))
     assert score("accuracy", found) == pytest.approx(metrics.accuracy_score(labels, guesses))
     assert score("mcc", found) == pytest.approx(metrics.matthews_corrcoef(labels, guesses))
     if classes == 2:
@@ -34,6 +35,6 @@ def test_correlations_are_those_of_scipy_with_ties() -> None:
 
 def test_a_model_that_always_says_the_same_has_no_correlation() -> None:
     labels = torch.tensor([0, 1, 1, 0])
-    assert score("mcc", means(class_counts(torch.tensor([[1.0, 0.0]] * 4), labels))) == 0.0
-    assert score("f1", means(class_counts(torch.tensor([[1.0, 0.0]] * 4), labels * 0))) == 0.0
+    assert score("mcc", means(class_counts(labels * 0, labels, 2))) == 0.0
+    assert score("f1", means(class_counts(labels * 0, labels * 0, 2))) == 0.0
     assert score("pearson", means(products(torch.full((4,), 0.1), labels))) == 0.0

@@ -129,7 +129,7 @@ def test_a_number_is_predicted_with_squared_error_and_both_correlations(tmp_path
     whole = task.split_metrics(rows, task.row_counts(batches[0]))
     assert whole["pearson"] == pytest.approx(found["pearson"])
     assert -1 <= whole["spearman"] <= 1
-    assert whole["loss"] == pytest.approx(float((rows["x"] - rows["y"]).square().mean()), rel=1e-5)
+    assert whole["loss"] == pytest.approx(float((rows["prediction"] - rows["label"]).square().mean()), rel=1e-5)
     pair = task.base.tokenizer.decode(batches[0]["input_ids"][0])
     assert pair.count("[SEP]") == 2
 

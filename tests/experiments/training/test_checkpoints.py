@@ -84,7 +84,7 @@ def test_a_run_killed_at_five_random_moments_ends_bit_identical(tmp_path: Path, 
 
     ours, theirs = record(killed), record(whole)
     assert ours.history() == theirs.history()
-    for path in theirs.path.glob("*.safetensors"):
+    for path in (*theirs.path.glob("*.safetensors"), theirs.path / "predictions.parquet"):
         assert path.read_bytes() == (ours.path / path.name).read_bytes()
     result = ours.result()
     assert result["score"] == theirs.result()["score"]

@@ -81,7 +81,7 @@ def assert_equal_records(ours: Path, theirs: Path, expected: int) -> None:
     for name, folder in alone.items():
         assert found[name].history() == folder.history()
         assert {p.name for p in found[name].path.iterdir()} == {p.name for p in folder.path.iterdir()}
-        for path in folder.path.glob("*.safetensors"):
+        for path in (*folder.path.glob("*.safetensors"), *folder.path.glob("predictions.parquet")):
             assert (found[name].path / path.name).read_bytes() == path.read_bytes()
         if folder.finished:
             ours_result, theirs_result = found[name].result(), folder.result()

@@ -39,9 +39,11 @@ def test_no_update_scores_what_the_base_does_and_a_run_s_own_what_the_run_did(
     base = evaluate_plain(context.base, task, "test", "float32")
     delta = load_file(finished.folder / "delta.safetensors")
     given = [Scored("base", "nothing", {}), Scored(finished.folder.name, "whole", delta)]
+    files = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file() and path.name != LEDGER}
     nothing, whole = score_updates(context, config, given, runs_dir=tmp_path, pack=2)
     assert nothing == pytest.approx(base, rel=1e-6)
     assert whole == pytest.approx(finished.result["test"], rel=1e-5)
+    assert {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file() and p.name != LEDGER} == files
     rows = [json.loads(line) for line in (tmp_path / LEDGER).read_text().splitlines()]
     assert [(row["run"], row["purpose"]) for row in rows[-2:]] == [
         ("base", "nothing"), (finished.folder.name, "whole")
