@@ -11,6 +11,7 @@ from analysis.low_rank.descriptions import Matrix
 from analysis.low_rank.seeds_to_settle import seeds_by_hypothesis
 from analysis.low_rank.study_runs import HypothesisError, StudyRuns
 from analysis.low_rank.truncated_scores import ENERGY, TruncatedScores, Update, grid_of, least_rank
+from analysis.stats.comparisons import FEWEST_PAIRS
 from analysis.stats.rank_hypothesis import Hypothesis, Judgement, Task, capacity_ranks, judge, k0_of
 from analysis.stats.retention import (
     FixedSequence,
@@ -124,8 +125,8 @@ def _assessment(
         study, p, k0, gain, True, full, floor,
         kept=(*cut, *adapters),
         matrices=len(truncated.shapes),
-        k95=fixed_sequence({k: found.p_holds for k, found in of_cut.items()}, asked["alpha"]),
-        r95=fixed_sequence({rank: found.p_holds for rank, found in of_rank.items()}, asked["alpha"]),
+        k95=_least(of_cut, asked["alpha"]),
+        r95=_least(of_rank, asked["alpha"]),
         task=task,
         by_rho0={
             rho0: judge([_task(of_cut, of_rank, k0_of(rho0, p))[0]], alpha=asked["alpha"])[0] for rho0 in RHO0S
@@ -134,6 +135,12 @@ def _assessment(
         missing=(*missing, *_controls_that_keep_as_much(cut, k0, asked["retention"])),
         from_own_head=_from_own_head(study, truncated, k0, full),
     )  # fmt: skip
+
+
+def _least(found: Mapping[int, Retention], alpha: float) -> FixedSequence | None:
+    """The least rank that surely keeps enough; None under five seeds: it would be a word."""
+    enough = all(each.n >= FEWEST_PAIRS for each in found.values())
+    return fixed_sequence({rank: each.p_holds for rank, each in found.items()}, alpha) if enough else None
 
 
 def _controls_that_keep_as_much(cut: Sequence[Kept], k0: int, required: float) -> list[str]:

@@ -9,9 +9,7 @@ import pandas as pd
 from analysis.low_rank.assessment import Assessment, Kept
 from analysis.low_rank.noted_reads import noted_reads
 from analysis.low_rank.seeds_to_settle import of_undecided
-from analysis.stats.comparisons import FEWEST_PAIRS
 from analysis.stats.rank_hypothesis import Finding, Judgement, family_verdict
-from analysis.stats.retention import FixedSequence
 
 DRAWN = ("top", "adapter", "random", "shrunk")
 
@@ -73,8 +71,8 @@ def _task(task: Assessment, judged: Judgement) -> dict[str, Any]:
         "gate": {"gain": gain.gain, "interval": [gain.low, gain.high], "p": gain.p, "testable": task.testable},
         "truncation": [_kept(each) for each in task.kept if each.kind != "adapter"],
         "capacity": [_kept(each) for each in task.kept if each.kind == "adapter"],
-        "k95": _sequence(task, task.k95),
-        "r95": _sequence(task, task.r95),
+        "k95": None if task.k95 is None else task.k95._asdict(),
+        "r95": None if task.r95 is None else task.r95._asdict(),
         "h1": _finding(judged.truncation),
         "h2": _finding(judged.capacity),
         "spectra": [
@@ -114,11 +112,6 @@ def _kept(each: Kept) -> dict[str, Any]:
         "energy": each.energy, "p_holds": found.p_holds, "p_fails": found.p_fails,
         "p_flip_holds": found.p_flip_holds, "p_flip_fails": found.p_flip_fails,
     }  # fmt: skip
-
-
-def _sequence(task: Assessment, found: FixedSequence | None) -> dict[str, Any] | None:
-    """None under five seeds too: it would be a word."""
-    return None if found is None or len(task.study.seeds) < FEWEST_PAIRS else found._asdict()
 
 
 def _ends(each: Kept) -> Mapping[str, float | None]:

@@ -8,7 +8,6 @@ from analysis.low_rank.assessment import AT_K0, Assessment
 from analysis.low_rank.descriptions import Matrix
 from analysis.low_rank.noted_reads import noted_reads
 from analysis.low_rank.seeds_to_settle import of_undecided
-from analysis.stats.comparisons import FEWEST_PAIRS
 from analysis.stats.rank_hypothesis import Finding, Judgement, family_verdict
 from analysis.stats.retention import FixedSequence, Retention
 
@@ -149,10 +148,10 @@ def _range(values: Sequence[float | None], form: str = "g") -> str:
 
 def _least(task: Assessment, found: FixedSequence | None, name: str) -> str:
     required = task.study.hypothesis["retention"]
-    if len(task.study.seeds) < FEWEST_PAIRS:
+    if found is None:
         return f"{len(task.study.seeds)} seeds are too few for a word"
-    least = None if found is None else found.least
-    return f"surely {required:g} " + (f"at no {name} tried" if least is None else f"from {name} = {least} on")
+    where = f"at no {name} tried" if found.least is None else f"from {name} = {found.least} on"
+    return f"surely {required:g} {where}"
 
 
 def _interval(found: Retention) -> str:

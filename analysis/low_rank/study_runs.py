@@ -167,26 +167,20 @@ def _runs_of(label: str, table: pd.DataFrame, folder: Path, seeds: Sequence[int]
 
 
 def _one_base(paths: Sequence[Path]) -> str:
-    """Raises: HypothesisError where runs adapted different base models."""
-    found: dict[str, Path] = {}
-    for path in paths:
-        found.setdefault(str(RunDirectory(path).environment()["base_sha256"]), path)
-    if len(found) > 1:
-        (one, first), (other, second) = list(found.items())[:2]
-        raise HypothesisError(
-            f"the runs adapted different base models: {first.name} {one[:12]}, {second.name} {other[:12]}; a gain is "
-            "measured from one W0: train them again over one"
-        )
-    return next(iter(found))
+    """The sha256 of W0. Raises: HypothesisError where runs adapted different base models."""
+    found = {str(RunDirectory(path).environment()["base_sha256"]): path for path in reversed(paths)}
+    return _only(found, "adapted different base models", "a gain is measured from one W0: train them again over one")
 
 
 def _one_test_split(paths: Sequence[Path]) -> str:
-    """Raises: HypothesisError where runs were scored on different test splits."""
-    found = {str(RunDirectory(path).environment()["data_sha256"]["test"]): path for path in paths}
+    """The sha256 of the test split. Raises: HypothesisError where runs were scored on different ones."""
+    found = {str(RunDirectory(path).environment()["data_sha256"]["test"]): path for path in reversed(paths)}
+    return _only(found, "were scored on different test splits", "train them again on one")
+
+
+def _only(found: Mapping[str, Path], differ: str, way_out: str) -> str:
+    """What all runs have; `found`: value -> a run that has it."""
     if len(found) > 1:
         (one, first), (other, second) = list(found.items())[:2]
-        raise HypothesisError(
-            f"the runs were scored on different test splits: {first.name} {one[:12]}, {second.name} {other[:12]}; "
-            "train them again on one"
-        )
+        raise HypothesisError(f"the runs {differ}: {first.name} {one[:12]}, {second.name} {other[:12]}; {way_out}")
     return next(iter(found))
