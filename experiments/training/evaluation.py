@@ -1,7 +1,8 @@
 """What a trained variant is worth: the task's metrics of every trial of a pack on a whole split."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 
 import torch
 from jaxtyping import Float
@@ -16,7 +17,12 @@ from lora_variants.interface.variant import Variant
 class Evaluation(dict[str, float]):
     """The task's metrics on a whole split, with what was predicted of each of its rows."""
 
-    predictions: Predictions
+    predict: Callable[[], Predictions]
+
+    @property
+    def predictions(self) -> Predictions:
+        """Made when they are asked for: of the evaluations during training nobody asks."""
+        return self.predict()
 
 
 FinalScores = tuple[Evaluation, dict[str, float] | None]  # on validation, and on the base's own domain
@@ -51,7 +57,7 @@ def evaluate(variant: Variant, task: Task, split: Split, precision: str) -> list
         for of_trial, evaluation in zip(found, evaluations, strict=True):
             of_trial |= {f"{mode}/{name}" if mode else name: value for name, value in evaluation.items()}
             if not mode:
-                of_trial.predictions = evaluation.predictions
+                of_trial.predict = evaluation.predict
     return found
 
 
@@ -67,7 +73,7 @@ def _evaluations(model: nn.Module, pack: Pack, task: Task, split: Split, precisi
     for k in range(pack.trials):
         of_trial = {name: values[k] for name, values in rows.items()}
         found.append(evaluation := Evaluation(task.split_metrics(of_trial, counts[k])))
-        evaluation.predictions = task.predictions(split, of_trial, counts[k])
+        evaluation.predict = partial(task.predictions, split, of_trial, counts[k])
     return found
 
 
