@@ -5,6 +5,7 @@ Where the quoting is broken nobody knows where rows begin and end, so nothing is
 
 import csv
 import io
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -86,8 +87,8 @@ def _plain(text: str, delimiter: str) -> Iterator[Record]:
 
 
 def _quoted(path: Path, text: str, delimiter: str) -> Iterator[Record]:
-    """Raises: DataError where a quoted field is not closed, or a quote is where no field begins or ends."""
-    lines, first = list(io.StringIO(text, newline="")), 1
+    """Raises: DataError where a quoted field is not closed, a quote is where no field begins or ends, or ends differ."""
+    lines, first, ends = list(io.StringIO(text, newline="")), 1, dict[bool, str]()
     reader = csv.reader(lines, delimiter=delimiter, strict=True)
     while first <= len(lines):
         try:
@@ -95,21 +96,30 @@ def _quoted(path: Path, text: str, delimiter: str) -> Iterator[Record]:
         except csv.Error as error:
             record = Record(first, [], [], str(error))
         record.lines.extend(lines[first - 1 : reader.line_num])
-        _refuse_unsure(path, record)
+        _refuse_unsure(path, record, delimiter)
         yield record
         first = reader.line_num + 1
+        if first <= len(lines):
+            ends.setdefault(record.lines[-1].endswith("\r"), record.where)
+        if len(ends) == 2:
+            raise DataError(
+                f"{path}: {ends[True]} ends with a carriage return alone, {ends[False]} with a line feed, so where rows "
+                "end is not sure; end all lines alike"
+            )
 
 
-def _refuse_unsure(path: Path, record: Record) -> None:
+def _refuse_unsure(path: Path, record: Record, delimiter: str) -> None:
     """Raises: DataError where a quote is missing or one too many, so that lines before or behind may belong here.
 
     The quotes of a row come in pairs. An odd one in the middle of a field that is not quoted can be none of a pair
-    (a screen of 13" is one), at its end it may close a field that has lost its first quote.
+    (a screen of 13" is one), at its end it may close a field that has lost its first quote, or the comma before it.
     """
-    quotes = sum(line.count(QUOTE) for line in record.lines)
-    if quotes % 2 == 0 and (record.error is None or len(record.lines) == 1):
+    even = sum(line.count(QUOTE) for line in record.lines) % 2 == 0
+    if even and record.error is not None and len(record.lines) == 1:
         return
     if record.error is None and not any(field.endswith(QUOTE) for field in record.fields):
+        return
+    if even and record.error is None and not _ends_odd(record, delimiter):
         return
     if record.error is not None and "end of data" in record.error:
         what = f"a quoted field that begins in line {record.first} is never closed"
@@ -119,3 +129,10 @@ def _refuse_unsure(path: Path, record: Record) -> None:
         f"{path} {record.where}: {what}, so where rows end there is not sure; mend it (a quote in a quoted field is "
         "doubled), or say task.quoted=false for a file without quoting"
     )
+
+
+def _ends_odd(record: Record, delimiter: str) -> bool:
+    """Whether a field that is not quoted ends with a quote that has no pair in it."""
+    mark = re.escape(delimiter)
+    bare = re.sub(rf'(?:^|(?<={mark}))"(?:[^"]|"")*"(?={mark}|[\r\n]*\Z)', "", "".join(record.lines))
+    return any(field.endswith(QUOTE) and field.count(QUOTE) % 2 for field in bare.rstrip("\r\n").split(delimiter))

@@ -7,6 +7,7 @@ from tempfile import TemporaryDirectory
 
 import pandas as pd
 import pyarrow as pa
+import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from pyarrow.csv import WriteOptions, write_csv
@@ -94,3 +95,15 @@ def test_a_byte_too_few_or_too_many_never_loses_or_makes_up_a_row_in_silence(
         )
     assert not damaged.unaccounted
     assert damaged.lines == len(list(io.StringIO(spoiled.decode(), newline="")))
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        ('a,b,c\nx",y",\n', "a quote is missing or one too many"),  # was x,",y", : a comma is lost
+        ("a,b\r\nx,y\r,\nz,w\r\n", "line 2 ends with a carriage return alone, line 1 with a line feed"),
+    ],
+)
+def test_a_lost_comma_and_a_split_line_end_are_refused(content: str, reason: str) -> None:
+    with pytest.raises(DataError, match=reason):
+        read(content.encode())
