@@ -87,7 +87,7 @@ def _plain(text: str, delimiter: str) -> Iterator[Record]:
 
 
 def _quoted(path: Path, text: str, delimiter: str) -> Iterator[Record]:
-    """Raises: DataError where a quoted field is not closed, a quote is where no field begins or ends, or ends differ."""
+    """Raises: DataError where a quote is missing or one too many, and where lines end in two ways."""
     lines, first, ends = list(io.StringIO(text, newline="")), 1, dict[bool, str]()
     reader = csv.reader(lines, delimiter=delimiter, strict=True)
     while first <= len(lines):
@@ -103,8 +103,8 @@ def _quoted(path: Path, text: str, delimiter: str) -> Iterator[Record]:
             ends.setdefault(record.lines[-1].endswith("\r"), record.where)
         if len(ends) == 2:
             raise DataError(
-                f"{path}: {ends[True]} ends with a carriage return alone, {ends[False]} with a line feed, so where rows "
-                "end is not sure; end all lines alike"
+                f"{path}: {ends[True]} ends with a carriage return alone, {ends[False]} with a line feed, so where "
+                "rows end is not sure; end all lines alike"
             )
 
 
