@@ -76,8 +76,10 @@ class Location:
     def _find(self, split: str, patterns: str, there: dict[str, Source], *, given: bool) -> Source:
         for pattern in patterns.split("|"):
             names = _meant(pattern, [name for name in there if fnmatchcase(name.lower(), pattern.lower())])
+            names.sort(key=_number_of)
             files = tuple(file for name in names for file in there[name].files)
-            if len({kind_of(file) for file in files}) > 1 or len({_set_of(name) for name in names}) > 1:
+            unlike = len({kind_of(file) for file in files}) > 1 or len({_set_of(name) for name in names}) > 1
+            if unlike or len(files) > len(names):  # one name twice: train.csv and train.csv.gz
                 listed = ", ".join(file.name for file in files) or ", ".join(names)
                 raise DataError(f"{self.path}: {listed} could all be the {split} split; name one: task.{split}=NAME")
             self._refuse_missing_shards(names)
@@ -92,12 +94,12 @@ class Location:
         numbers = [tuple(map(int, found.groups()[1:])) for name in names if (found := SHARD.fullmatch(name))]
         if not numbers:
             return
-        there, most = sorted(number for number, _ in numbers), max(most for _, most in numbers)
+        there, most = [number for number, _ in numbers], sorted({most for _, most in numbers})
         first = 0 if 0 in there else 1
-        if there != list(range(first, first + most)):
+        if len(most) > 1 or there != list(range(first, first + most[0])):
             raise DataError(
-                f"{self.path}: of {_set_of(names[0])} there are the shards {', '.join(map(str, there))} of {most}; "
-                "fetch the others too, or name a file of another set"
+                f"{self.path}: of {_set_of(names[0])} there are the shards {', '.join(map(str, there))} of "
+                f"{' and of '.join(map(str, most))}; fetch the others too, or name the files of another set"
             )
 
 
@@ -109,6 +111,12 @@ def _meant(pattern: str, names: list[str]) -> list[str]:
         or [name for name in names if _set_of(name).lower() == own and name.lower() != own]
         or names
     )
+
+
+def _number_of(name: str) -> int:
+    """Which shard of its set a file is; of another file 0."""
+    found = SHARD.fullmatch(name)
+    return int(found.group(2)) if found else 0
 
 
 def _set_of(name: str) -> str:
@@ -123,9 +131,14 @@ def is_local(path: str) -> bool:
 
 
 def whole(path: str) -> str:
-    """A path of this machine from the root on; a name on the Hub as it is."""
+    """A path of this machine from the root on; a name on the Hub as it is.
+
+    A file that is a link keeps its own name, which says its form: caches link train.csv.gz to one that says nothing.
+    """
     place = Path(path).expanduser()
-    return str(place.resolve()) if is_local(str(place)) else path
+    if not is_local(str(place)):
+        return path
+    return str(place.resolve() if place.is_dir() else place.parent.resolve() / place.name)
 
 
 def _files_in(folder: Path) -> dict[str, Source]:

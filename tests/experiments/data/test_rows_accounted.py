@@ -1,5 +1,6 @@
 """Which files are read and what of them: no file is joined by chance, and every line is a row or has a reason."""
 
+import gzip
 import json
 import re
 from pathlib import Path
@@ -8,7 +9,7 @@ import pytest
 
 from experiments.data.examples import Columns, Labelled, read_examples
 from experiments.data.reading import DataError
-from experiments.data.sources import Location, read_splits
+from experiments.data.sources import Location, read_splits, whole
 from experiments.data.tables import Form, read_table
 
 COLUMNS = Columns(("text",), "label")
@@ -48,11 +49,34 @@ def test_numbered_shards_are_read_one_after_another_and_no_other_file(tmp_path: 
     assert {text for (text,) in train.texts} == {"shard 0", "shard 1", "shard 2"}
 
 
+def test_shards_are_read_in_the_order_of_their_numbers_also_where_these_have_no_zeros_in_front(tmp_path: Path) -> None:
+    write(tmp_path, **{f"train-{i}-of-11": f"shard {i},{i % 2}\n" * 9 for i in range(11)})
+    train = labelled(tmp_path).splits["train"]
+    assert [Path(source.place).name for source in train.read] == [f"train-{i}-of-11.csv" for i in range(11)]
+
+
+def test_a_file_and_its_gzipped_copy_are_not_read_both(tmp_path: Path) -> None:
+    write(tmp_path, train=ROWS, test=ROWS)
+    (tmp_path / "train.csv.gz").write_bytes(gzip.compress((tmp_path / "train.csv").read_bytes()))
+    with pytest.raises(DataError, match=r"train\.csv, train\.csv\.gz could all be the train split"):
+        labelled(tmp_path)
+
+
+def test_a_file_that_is_a_link_is_read_by_the_name_of_the_link(tmp_path: Path) -> None:
+    (tmp_path / "0123abcd").write_bytes(gzip.compress(f"text,label\n{ROWS}".encode()))
+    (tmp_path / "rows.csv.gz").symlink_to(tmp_path / "0123abcd")
+    (table,) = read_splits(
+        Location(whole(str(tmp_path / "rows.csv.gz")), validation=0.2, test=0.2), Form(), subset=None, revision=None
+    )["train"]
+    assert len(table.rows) == 10
+
+
 @pytest.mark.parametrize(
     ("names", "told"),
     [
         (["train_a", "train_b"], "train_a.csv, train_b.csv could all be the train split; name one: task.train=NAME"),
         (["train-00000-of-00003", "train-00002-of-00003"], "of train there are the shards 0, 2 of 3; fetch the others"),
+        (["train-00000-of-00001", "train-00001-of-00002"], "the shards 0, 1 of 1 and of 2; .* the files of another set"),
     ],
 )
 def test_files_that_may_or_may_not_be_one_split_are_refused(tmp_path: Path, names: list[str], told: str) -> None:
