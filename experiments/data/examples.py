@@ -190,9 +190,12 @@ def _error_in(row: Row, columns: Columns, known: set[str] | None) -> str | None:
         if isinstance(value, float) and math.isnan(value) and column in columns.text:
             return f"{column!r} is NaN, no text"
         if not isinstance(value, str | int | float):  # the brackets of a list would be read as text
-            return f"{column!r} is a {type(value).__name__}, not a text or a number"
+            kind = "dict" if isinstance(value, dict) else type(value).__name__
+            return f"{column!r} is a {kind}, not a text or a number"
     label = _as_text(row.values[columns.label])
     if columns.regression:
+        if isinstance(row.values[columns.label], bool):
+            return f"{columns.label!r} is {bool(int(label))}, no number; write 1 or 0"
         if not NUMBER.fullmatch(label):  # float() would take 1_0 and the digits of other scripts
             return f"{columns.label!r} is no number: {label!r}"
         return None if abs(float(label)) <= MOST else f"{columns.label!r} is {label}, beyond {MOST:.2g}"
@@ -206,10 +209,10 @@ def _as_text(label: object) -> str:
 def _classes(train: Examples) -> tuple[str, ...]:
     """The labels of the training rows. Raises: DataError where they are unlike classes."""
     labels = tuple(sorted(set(train.labels)))
+    if not labels:
+        raise DataError("the train split has no row")
     if len(labels) < 2:
-        raise DataError(
-            f"all training rows have the label {', '.join(labels) or 'none'}: there is nothing to tell apart"
-        )
+        raise DataError(f"all training rows have the label {labels[0]}: there is nothing to tell apart")
     if len(labels) > 2 and len(labels) > len(train.labels) / 2:
         raise DataError(
             f"{len(labels)} different labels in {len(train.labels)} rows: is task.label the right column? "

@@ -9,6 +9,7 @@ from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from pathlib import Path
 
+MARK = "\ufeff"  # some editors put it first, and joined files keep it where another begins
 C1 = re.compile(rb"[\x80-\x9f]")  # curly quotes and dashes in cp1252, nothing that is written in latin-1
 
 _kept: ContextVar[list[str] | None] = ContextVar("kept", default=None)
@@ -79,7 +80,7 @@ def line_breaks(text: str) -> str:
 
 
 def decoded(path: Path, encoding: str = "utf-8") -> str:
-    """A text file as it is, without the mark that some editors put first.
+    """A text file as it is, without byte order marks where a line begins.
 
     Raises: DataError, also for what is not text in this encoding.
     """
@@ -89,13 +90,15 @@ def decoded(path: Path, encoding: str = "utf-8") -> str:
     except UnicodeDecodeError as error:
         line, advice = content.count(b"\n", 0, error.start) + 1, _advice(content, encoding)
         raise DataError(f"{path} line {line}: not {encoding} text ({error.reason}){advice}") from None
-    except LookupError:
+    except (LookupError, UnicodeError):
         raise DataError(f"task.encoding: Python knows no encoding {encoding!r}; try utf-8 or latin-1") from None
     if "\0" in text:
         raise DataError(f"{path} is no text: it has a zero byte at {content.index(0)}{_advice(content, encoding)}")
-    if content.startswith(codecs.BOM_UTF8) and not text.startswith("\ufeff") and "utf" not in encoding.lower():
+    if content.startswith(codecs.BOM_UTF8) and not text.startswith(MARK) and "utf" not in encoding.lower():
         raise DataError(f"{path} begins with the mark of utf-8 text, not {encoding}; say task.encoding=utf-8")
-    return text.removeprefix("\ufeff")
+    if not text.strip(f"{MARK} \t\r\n"):
+        raise DataError(f"{path} is empty")
+    return re.sub(f"(?<![^\r\n]){MARK}", "", text) if MARK in text else text
 
 
 def _advice(content: bytes, encoding: str) -> str:

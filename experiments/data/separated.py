@@ -58,7 +58,7 @@ def read_separated(path: Path, text: str, delimiter: str, *, header: bool, quote
 
 def _names(path: Path, record: Record, *, header: bool) -> tuple[str, ...]:
     names = tuple(record.fields) if header else tuple(str(i) for i in range(len(record.fields)))
-    if again := twice(names):
+    if again := twice([name for name in names if name.strip()]):  # spreadsheets leave columns without a name
         raise DataError(f"{path} {record.where}: the header has {', '.join(again)} more than once; rename one")
     return names
 

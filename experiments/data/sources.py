@@ -32,8 +32,8 @@ class Source:
 class Location:
     """A path or a name on the Hub, and where each split is in it.
 
-    A split is patterns of file names without their endings, or names of Hub splits, tried in turn
-    ('dev*|validation*'); a number: this share of the training rows; None: the usual names.
+    A split is patterns of file names without their endings, whole names of files, or names of Hub splits, tried in
+    turn ('dev*|validation*'); a number: this share of the training rows; None: the usual names.
     """
 
     path: str
@@ -75,6 +75,8 @@ class Location:
 
     def _find(self, split: str, patterns: str, there: dict[str, Source], *, given: bool) -> Source:
         for pattern in patterns.split("|"):
+            if named := [file for source in there.values() for file in source.files if file.name == pattern]:
+                return Source(files=tuple(named))
             names = _meant(pattern, [name for name in there if fnmatchcase(name.lower(), pattern.lower())])
             names.sort(key=_number_of)
             files = tuple(file for name in names for file in there[name].files)

@@ -77,7 +77,7 @@ def _one_value(text: str) -> list[Any] | dict[str, Any] | None:
         return None
     try:
         found: list[Any] | dict[str, Any] = json.loads(text, object_pairs_hook=_Object)
-    except (json.JSONDecodeError, RecursionError):
+    except (ValueError, RecursionError):
         return None
     return found
 
@@ -102,6 +102,8 @@ def _json_object(content: str) -> dict[str, Any] | str:
         return _object(json.loads(content, object_pairs_hook=_Object))
     except json.JSONDecodeError as error:
         return f"not JSON: {error.msg} at column {error.colno}"
+    except ValueError as error:  # that Python reads no number of so many digits
+        return str(error).partition(";")[0]
     except RecursionError:
         return "nested too deep"
 

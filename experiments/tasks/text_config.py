@@ -23,7 +23,7 @@ class TextDataConfig(TaskConfig):
     subset: str | None = Field(None, description="configuration of a data set on the Hub")
     revision: str | None = Field(None, description="branch, tag or commit on the Hub; null: its main branch")
     train: str | None = Field(
-        None, description="file of training rows, its ending left out, or Hub split; patterns 'a*|b*' are tried in turn"
+        None, description="file of training rows, with or without its ending, or Hub split; 'a*|b*' are tried in turn"
     )
     validation: str | Share | None = Field(None, description="likewise, or a share of the training rows")
     test: str | Share | None = Field(None, description="likewise, or a share of the training rows")

@@ -173,6 +173,11 @@ def test_a_decimal_comma_is_malformed_in_regression(tmp_path: Path) -> None:
     assert "'label' is no number: '1,5'" in refused(with_labels(tmp_path, [1, "1,5", 2], "jsonl"), regression=True)
 
 
+def test_a_boolean_is_no_number_in_regression(tmp_path: Path) -> None:
+    folder = with_labels(tmp_path, [1, True, 2], "jsonl")
+    assert "train.jsonl line 2: 'label' is True, no number; write 1 or 0" in refused(folder, regression=True)
+
+
 def test_numbers_are_read_as_they_are_usually_written(tmp_path: Path) -> None:
     folder = with_labels(tmp_path, ["1.", ".5", "+2", "-3e-1", " 1E1 ", "0"])
     assert task(folder, regression=True).data.targets("train").tolist() == pytest.approx([1, 0.5, 2, -0.3, 10, 0])

@@ -58,8 +58,11 @@ def test_shards_are_read_in_the_order_of_their_numbers_also_where_these_have_no_
 def test_a_file_and_its_gzipped_copy_are_not_read_both(tmp_path: Path) -> None:
     write(tmp_path, train=ROWS, test=ROWS)
     (tmp_path / "train.csv.gz").write_bytes(gzip.compress((tmp_path / "train.csv").read_bytes()))
-    with pytest.raises(DataError, match=r"train\.csv, train\.csv\.gz could all be the train split"):
+    with pytest.raises(DataError, match=r"train\.csv, train\.csv\.gz could all be the train split; .*task.train=NAME"):
         labelled(tmp_path)
+    for name in ("train.csv", "train.csv.gz"):
+        files = Location(str(tmp_path), train=name, validation=0.2).sources()["train"].files
+        assert [file.name for file in files] == [name]
 
 
 def test_a_file_that_is_a_link_is_read_by_the_name_of_the_link(tmp_path: Path) -> None:
@@ -76,7 +79,10 @@ def test_a_file_that_is_a_link_is_read_by_the_name_of_the_link(tmp_path: Path) -
     [
         (["train_a", "train_b"], "train_a.csv, train_b.csv could all be the train split; name one: task.train=NAME"),
         (["train-00000-of-00003", "train-00002-of-00003"], "of train there are the shards 0, 2 of 3; fetch the others"),
-        (["train-00000-of-00001", "train-00001-of-00002"], "the shards 0, 1 of 1 and of 2; .* the files of another set"),
+        (
+            ["train-00000-of-00001", "train-00001-of-00002"],
+            "the shards 0, 1 of 1 and of 2; .* the files of another set",
+        ),
     ],
 )
 def test_files_that_may_or_may_not_be_one_split_are_refused(tmp_path: Path, names: list[str], told: str) -> None:
@@ -139,6 +145,7 @@ def test_a_file_is_read_in_its_encoding_with_and_without_a_mark(tmp_path: Path, 
         ("utf-16-be", "utf-8", "task.encoding=utf-16-be"),
         ("utf-8", "utf-16", "task.encoding=utf-8"),
         ("utf-8-sig", "latin-1", "say task.encoding=utf-8"),
+        ("utf-8", "undefined", "Python knows no encoding 'undefined'; try utf-8 or latin-1"),
     ],
 )
 def test_the_way_out_of_a_wrong_encoding_is_the_right_one(
@@ -207,3 +214,23 @@ def test_the_lines_of_a_file_add_up(tmp_path: Path) -> None:
     assert read.lines == {"all": 18, "header": 1, "of rows": 13, "malformed": 2, "empty": 2}
     assert (read.rows, read.left_out) == (12, 2)
     assert str(read) == "train.csv (18 lines: 1 header, 13 of rows, 2 malformed, 2 empty)"
+
+
+def test_files_that_were_joined_with_their_byte_order_marks_hold_the_same_rows_as_without(tmp_path: Path) -> None:
+    part = f"\ufefftext,label\n{ROWS}"
+    (tmp_path / "train.csv").write_text(part + part.replace("text ", "\ufeffmore "))
+    with pytest.raises(DataError, match=r"1 of 21 rows .*\n.*train\.csv line 12: repeats the header"):
+        labelled(tmp_path)
+    (tmp_path / "train.csv").write_text(part)
+    assert all(text in ROWS for (text,) in labelled(tmp_path).splits["train"].texts)
+
+
+def test_columns_without_a_name_that_spreadsheets_leave_keep_nothing_from_being_read(tmp_path: Path) -> None:
+    (tmp_path / "train.csv").write_text(f"text,label\n{ROWS}".replace("\n", ",,\n"))
+    assert len(labelled(tmp_path).splits["train"].labels) == 6
+
+
+def test_a_file_of_a_header_alone_has_no_row(tmp_path: Path) -> None:
+    write(tmp_path, train="", test=ROWS)
+    with pytest.raises(DataError, match="the train split has no row"):
+        labelled(tmp_path)

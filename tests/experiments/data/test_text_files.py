@@ -69,6 +69,8 @@ def test_trec_lines_have_a_fine_and_a_coarse_label(tmp_path: Path) -> None:
 def test_files_that_hold_no_table_are_refused_by_name_and_reason(tmp_path: Path) -> None:
     (tmp_path / "empty.csv").write_text("  \n")
     assert "empty.csv is empty" in refused(tmp_path / "empty.csv")
+    (tmp_path / "mark.csv").write_text("\ufeff\r\n")
+    assert "mark.csv is empty" in refused(tmp_path / "mark.csv")
     (tmp_path / "binary.csv").write_bytes(b"a,b\n\x00\x01")
     assert "binary.csv is no text" in refused(tmp_path / "binary.csv")
     (tmp_path / "latin.csv").write_bytes("a,b\ncaf\u00e9,1\n".encode("latin-1"))
@@ -92,9 +94,11 @@ def test_files_that_hold_no_table_are_refused_by_name_and_reason(tmp_path: Path)
         ("t.jsonl", '{"text": "a"}\n\n[1]\n', "line 3: a list, not an object of columns"),
         ("t.jsonl", '{"text": "a"}\n{"text": "\\ud800"}\n', "line 2: has half of a character, a lone surrogate"),
         ("t.jsonl", '{"text": "a"}\n' + "[" * 100_000, "line 2: nested too deep"),
+        ("t.jsonl", '{"text": "a"}\n' + "9" * 5000, "line 2: Exceeds the limit (4300 digits) for integer string "
+         "conversion: value has 5000 digits"),
         ("t.jsonl", '{"text": "a"}\n{"text": "b", "text": "c"}', "line 2: has text more than once"),
     ],
-)
+)  # fmt: skip
 def test_a_malformed_row_is_named_by_file_line_and_reason(tmp_path: Path, name: str, text: str, reason: str) -> None:
     (tmp_path / name).write_text(text)
     table = read_table(tmp_path / name, Form())
