@@ -5,6 +5,7 @@ import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -51,7 +52,8 @@ class Examples:
     labels: list[str] = field(default_factory=list)
     malformed: int = 0
     read: list[SourceRead] = field(default_factory=list)
-    lines: list[int] = field(default_factory=list)  # of their files, counted from 1
+    files: list[str] = field(default_factory=list)  # the name of each row's
+    lines: list[int] = field(default_factory=list)  # in them, counted from 1
 
     def sha256(self) -> str:
         """What is learned from: texts and labels in order."""
@@ -66,7 +68,8 @@ class Examples:
 
     def chosen(self, places: Sequence[int]) -> "Examples":
         texts, labels = [self.texts[i] for i in places], [self.labels[i] for i in places]
-        return Examples(texts, labels, lines=[self.lines[i] for i in places])
+        files, lines = [self.files[i] for i in places], [self.lines[i] for i in places]
+        return Examples(texts, labels, files=files, lines=lines)
 
 
 @dataclass(frozen=True)
@@ -172,6 +175,7 @@ def _examples(
             else:
                 examples.texts.append(tuple(str(row.values[column]).strip() for column in columns.text))
                 examples.labels.append(_as_text(row.values[columns.label]))
+                examples.files.append(Path(row.place).name)
                 examples.lines.append(row.line)
         malformed += [*table.malformed, *left_out]
         examples.read.append(source_read(table, left_out))

@@ -5,7 +5,7 @@ A line may be a prompt and a reference, which alone may be what the model is sco
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
@@ -88,8 +88,11 @@ def read_passages(
     read: dict[str, list[Passage]] = {}
     sources: dict[str, list[SourceRead]] = {}
     malformed, rows = [], 0
+    if layout.rows == "lines":
+        tables = {split: [_without_blank_lines(table) for table in parts] for split, parts in tables.items()}
+    all_tables = [table for parts in tables.values() for table in parts]
     with errors_together():
-        _refuse_prompts_of_other_form([table for parts in tables.values() for table in parts], layout)
+        _refuse_prompts_of_other_form(all_tables, layout)
         for split, parts in tables.items():
             with one_part():
                 passages, errors, sources[split] = _passages(parts, layout)
@@ -107,8 +110,8 @@ def read_passages(
                     raise DataError(f"the {split} split has no text")
         if not skip_malformed:
             refuse_malformed(malformed, rows)
-    warnings = tuple(warning for parts in tables.values() for table in parts for warning in table.warnings)
-    return Texts(read, sources, warnings)
+    warnings = [warning for table in all_tables for warning in table.warnings]
+    return Texts(read, sources, (*warnings, *_columns_of_none(all_tables, layout)))
 
 
 def _parts_of_train(
@@ -135,6 +138,15 @@ def read_plain(path: str, encoding: str) -> list[Passage]:
         raise DataError(f"task.forgetting.path: {error}") from None
 
 
+def _without_blank_lines(table: Table) -> Table:
+    """Of a text file the lines that are rows of their own; a table is as it was."""
+    if table.columns != (LINE,):
+        return table
+    blank = [row for row in table.rows if not str(row.values[LINE]).strip()]
+    rows = [row for row in table.rows if str(row.values[LINE]).strip()]
+    return replace(table, rows=rows, empty=table.empty + sum(row.lines for row in blank))
+
+
 def _passages(tables: Sequence[Table], layout: Layout) -> tuple[list[Passage], list[Malformed], list[SourceRead]]:
     malformed = [message for table in tables for message in table.malformed]
     passages, sources = [], []
@@ -146,7 +158,7 @@ def _passages(tables: Sequence[Table], layout: Layout) -> tuple[list[Passage], l
             found = _passage(row, layout)
             if isinstance(found, str):
                 left_out.append(row.malformed(found))
-            elif layout.rows == "stream" or found.text.strip():  # a blank line of a text file is no row
+            else:
                 passages.append(found)
         malformed += left_out
         sources.append(source_read(table, left_out))
@@ -170,6 +182,19 @@ def _refuse_prompts_of_other_form(tables: Sequence[Table], layout: Layout) -> No
         raise DataError(f"{columns[0].place} has columns, no lines: {way_out}")
 
 
+def _columns_of_none(tables: Sequence[Table], layout: Layout) -> list[str]:
+    """A warning of columns that are named where no file has columns: then all of every line is text."""
+    usual = Layout()
+    named = [
+        f"task.{knob}={at}" for knob in ("text", "prompt") if (at := getattr(layout, knob)) != getattr(usual, knob)
+    ]
+    if not named or any(table.columns != (LINE,) for table in tables):
+        return []
+    return [
+        f"{tables[0].place} has lines, no columns: {' and '.join(named)} without effect; a table is task.format=tsv"
+    ]
+
+
 def _passage(row: Row, layout: Layout) -> Passage | str:
     """The passage of a row, or why it has none."""
     is_line = row.values.keys() == {LINE}
@@ -181,7 +206,7 @@ def _passage(row: Row, layout: Layout) -> Passage | str:
         text = text.removesuffix(LINE_BREAK) + LINE_BREAK
     elif not is_line and not text.strip():
         return f"{layout.text!r} is empty"
-    elif is_line and layout.prompt_separator is not None and text.strip():
+    elif is_line and layout.prompt_separator is not None:
         before, separator, text = text.partition(layout.prompt_separator)
         if not text.strip():
             return f"no text behind {layout.prompt_separator!r}: {before[:40]!r}"

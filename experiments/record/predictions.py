@@ -10,8 +10,8 @@ from experiments.record.atomic_files import replacing
 from experiments.tasks.task import Predictions
 
 PREDICTIONS = "predictions.parquet"
-COLUMNS = ("split", "row", "line", "label", "prediction", "tokens", "loss")  # a task has some of them
-TEXTS = ["split", "label", "prediction"]  # of few values, in regression apart from the first
+COLUMNS = ("split", "row", "file", "line", "label", "prediction", "tokens", "loss")  # a task has some of them
+TEXTS = ["split", "file", "label", "prediction"]  # of few values, in regression apart from the first
 
 
 def save_predictions(folder: Path, splits: Mapping[str, Predictions]) -> Path:
@@ -27,7 +27,7 @@ def write_predictions(path: Path, splits: Mapping[str, Predictions]) -> None:
     from pyarrow.parquet import write_table
 
     tables = [pa.table(_columns(split, found)) for split, found in splits.items()]
-    write_table(pa.concat_tables(tables), path, compression="zstd", use_dictionary=TEXTS)
+    write_table(pa.concat_tables(tables, promote_options="default"), path, compression="zstd", use_dictionary=TEXTS)
 
 
 def read_predictions(path: Path) -> dict[str, Predictions]:

@@ -4,6 +4,7 @@ import math
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, replace
 from functools import cached_property
+from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
@@ -137,6 +138,7 @@ class LanguageModeling(Task):
                 "malformed": self.data.malformed(split) + int((self.tokens(split).scored == 0).sum()),
                 "sources": [asdict(source) for source in self.data.read.get(split, [])],
                 "truncated": int(self.tokens(split).truncated[self.rows_of(split)].sum()),
+                "tokens_lost": int(self.tokens(split).cut[self.rows_of(split)].sum()),
             }
             for split in self.data.passages
         }
@@ -232,7 +234,9 @@ class LanguageModeling(Task):
         found = super().predictions(split, {"loss": rows["loss"][order]}, counts[order])
         found |= {"row": used, "tokens": counts[order].long()}
         if self.config.layout == "lines" and split != "forgetting":
-            found["line"] = torch.tensor([passage.line for passage in self.data.passages[split]])[used]
+            passages = [self.data.passages[split][i] for i in used.tolist()]
+            found["file"] = [Path(passage.place).name for passage in passages]
+            found["line"] = torch.tensor([passage.line for passage in passages])
         return found
 
     @property

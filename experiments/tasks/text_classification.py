@@ -126,6 +126,7 @@ class TextClassification(Task):
                 "sources": [asdict(source) for source in examples.read],
                 "rows_by_label": {} if self.columns.regression else dict(sorted(Counter(examples.labels).items())),
                 "truncated": int(self.tokens(split).truncated.sum()),
+                "tokens_lost": int(self.tokens(split).cut.sum()),
             }
             for split, examples in self.data.splits.items()
         }
@@ -205,7 +206,8 @@ class TextClassification(Task):
         order = back_in_order(self.tokens(split).lengths)
         in_order = {name: values[order] for name, values in rows.items()}
         found = super().predictions(split, in_order, counts[order])
-        found["line"] = torch.tensor(self.data.splits[split].lines)
+        examples = self.data.splits[split]
+        found |= {"file": examples.files, "line": torch.tensor(examples.lines)}
         for side in ("label", "prediction"):
             found[side] = in_order[side] if self.columns.regression else names_of(self.data.labels, in_order[side])
         return found

@@ -19,6 +19,7 @@ from experiments.plan import show_plan
 from experiments.run import main
 from experiments.runner import execute
 from experiments.terminal import Display
+from experiments.training.context import load_task
 
 TRAINING = {"steps": 2, "batch_size": 8, "threads": 1, "learning_rate": 1e-2}
 TASK = {"name": "text_classification", "text": ["sentence"], "labels": ["0", "1"], "max_length": 8}
@@ -153,6 +154,8 @@ def test_the_plan_of_a_language_model_counts_lines_and_the_tokens_that_are_cut(t
     assert "cut at 17 tokens" in said
     assert cells(said, "train") == ["4", "4 of 4", "0", "35", "17", "1 row (25.0%), 5 tokens (12.5%)"]
     assert cells(said, "validation")[1] == "2 of 4"
+    facts = load_task(config).data_facts()["train"]
+    assert (facts["truncated"], facts["tokens_lost"]) == (1, 5)
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import sklearn
+import torch
 from project_paths import CONFIGS, ROOT
 from scipy import stats
 from sklearn import metrics
@@ -21,6 +22,7 @@ from experiments.config.loading import load
 from experiments.config.schema import RunConfig
 from experiments.config.yaml_files import yaml_text
 from experiments.packed_runs import execute_in_packs
+from experiments.record.predictions import read_predictions, write_predictions
 from experiments.record.run_dir import RunDirectory
 from experiments.runner import Finished, execute
 from experiments.terminal import Display
@@ -75,7 +77,7 @@ def test_accuracy_mcc_and_f1_are_those_that_scikit_learn_has_of_the_predictions(
     finished = executed(tmp_path, task | {"metrics": ["accuracy", "mcc", "f1"]}, models["bert"])
     for split in ("validation", "test"):
         rows = of_split(finished, split)
-        assert list(rows) == ["split", "row", "line", "label", "prediction", "loss"]
+        assert list(rows) == ["split", "row", "file", "line", "label", "prediction", "loss"]
         assert finished.result[split] == pytest.approx(
             {
                 "loss": rows["loss"].mean(),
@@ -131,7 +133,7 @@ def test_loss_and_perplexity_are_means_over_the_tokens_of_the_rows(
         rows = of_split(finished, split)
         loss = (rows["loss"] * rows["tokens"]).sum() / rows["tokens"].sum()
         assert finished.result[split] == pytest.approx({"loss": loss, "perplexity": math.exp(loss)}, rel=1e-12)
-        assert list(rows) == ["split", "row", *(["line"] if layout == "lines" else []), "tokens", "loss"]
+        assert list(rows) == ["split", "row", *(["file", "line"] if layout == "lines" else []), "tokens", "loss"]
         assert list(rows["row"]) == [*range(len(rows))]
 
 
@@ -189,8 +191,23 @@ def test_rows_that_were_drawn_from_the_training_file_have_its_lines(tmp_path: Pa
     task = write_csv(tmp_path, float) | {"regression": True, "validation": 0.3, "test": "test", "train": "train"}
     rows = of_split(executed(tmp_path, task, models["bert"], test=False), "validation")
     assert list(rows["row"]) == [*range(19)]
+    assert set(rows["file"]) == {"train.csv"}
     assert list(rows["line"]) == [*(rows["label"].astype(int) + 2)]
     assert len(set(rows["line"])) == 19
+
+
+def test_a_row_of_one_of_several_files_has_the_file_s_name(tmp_path: Path, models: dict[str, str]) -> None:
+    task = write_csv(tmp_path, float) | {"regression": True}
+    data = tmp_path / "data"
+    header, *lines = (data / "dev.csv").read_text().splitlines()
+    for i, part in enumerate((lines[:9], lines[9:])):
+        (data / f"dev-{i}-of-2.csv").write_text("\n".join([header, *part]) + "\n")
+    (data / "dev.csv").unlink()
+    rows = of_split(executed(tmp_path, task, models["bert"], test=False), "validation")
+    content = {name: (data / name).read_text().splitlines() for name in set(rows["file"])}
+    found = [content[file][line - 1] for file, line in zip(rows["file"], rows["line"], strict=True)]
+    assert found == lines
+    assert len(content) == 2
 
 
 def lines_of_text(folder: Path) -> dict[str, Any]:
@@ -270,6 +287,14 @@ def test_a_run_of_an_earlier_version_stays_readable_and_gets_the_rows_of_a_later
     rows = pd.read_parquet(run.path / FILE)
     assert set(rows["split"]) == {"test"}
     assert rows["loss"].mean() == pytest.approx(run.result()["test"]["loss"], rel=1e-12)
+
+
+def test_rows_of_a_split_that_were_kept_without_a_column_stay_beside_those_that_have_it(tmp_path: Path) -> None:
+    row, loss = torch.arange(2), torch.rand(2)
+    write_predictions(tmp_path / FILE, {"validation": {"row": row, "loss": loss}})
+    of_test = {"row": row, "file": ["a.csv", "b.csv"], "loss": loss}
+    write_predictions(tmp_path / FILE, read_predictions(tmp_path / FILE) | {"test": of_test})
+    assert list(pd.read_parquet(tmp_path / FILE)["file"].fillna("")) == ["", "", "a.csv", "b.csv"]
 
 
 def test_a_test_score_that_comes_without_rows_changes_no_predictions(tmp_path: Path) -> None:

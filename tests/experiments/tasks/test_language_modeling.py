@@ -157,6 +157,17 @@ def test_a_line_without_its_separator_is_malformed_and_an_empty_split_refused(tm
         read_passages(tables, layout, {"validation": 0.1}, seed=0, limit=None, skip_malformed=False)
     texts = read_passages(tables, layout, {"validation": 0.1}, seed=0, limit=None, skip_malformed=True)
     assert [texts.malformed(split) for split in ("train", "validation", "test")] == [1, 0, 0]
+    (read,) = texts.read["train"]
+    assert (read.rows, read.lines) == (60, {"all": 62, "header": 0, "of rows": 60, "malformed": 1, "empty": 1})
+
+
+def test_a_column_that_is_named_for_lines_is_told_to_be_without_effect(tmp_path: Path) -> None:
+    (tmp_path / "t.txt").write_text("question\tanswer\na\tb\n")
+    tables = {"train": [read_table(tmp_path / "t.txt", Form(of_txt="text"))]}
+    found = read_passages(tables, Layout(text="answer"), {}, seed=0, limit=None, skip_malformed=False)
+    told = "t.txt has lines, no columns: task.text=answer without effect; a table is task.format=tsv"
+    assert [warning.endswith(told) for warning in found.warnings] == [True]
+    assert not read_passages(tables, Layout(), {}, seed=0, limit=None, skip_malformed=False).warnings
 
 
 def test_an_empty_text_of_a_table_is_malformed_as_a_row_and_nothing_in_a_stream(tmp_path: Path) -> None:

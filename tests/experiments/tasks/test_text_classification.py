@@ -72,6 +72,7 @@ def test_a_run_on_files_records_data_tokenizer_and_model_by_content(tmp_path: Pa
         "sources": [source(Path(data) / "train.tsv", rows=80)],
         "rows_by_label": {"0": 53, "1": 27},
         "truncated": 0,
+        "tokens_lost": 0,
     }
     environment = json.loads((finished.folder / "environment.json").read_text())
     assert set(environment["data_sha256"]) == {"train", "validation", "test", "tokenizer", "model_settings"}
@@ -155,6 +156,7 @@ def test_what_is_wrong_with_the_data_is_known_before_a_record_is_begun(tmp_path:
         "sources": [source(Path(data) / "dev.tsv", rows=16, malformed=1)],
         "rows_by_label": {"0": 11, "1": 5},
         "truncated": 0,
+        "tokens_lost": 0,
     }
 
 
@@ -163,7 +165,10 @@ def test_texts_that_are_cut_are_counted_and_texts_longer_than_the_model_refused(
 ) -> None:
     task = load_task(configured(tmp_path, model, data, max_length=8))
     cut = sum(len(sentence.split()) + 2 > 8 for (sentence,) in task.data.splits["train"].texts)  # type: ignore[attr-defined]
-    assert task.data_facts()["train"]["truncated"] == cut > 0
+    lost = sum(max(0, len(sentence.split()) + 2 - 8) for (sentence,) in task.data.splits["train"].texts)  # type: ignore[attr-defined]
+    facts = task.data_facts()["train"]
+    assert (facts["truncated"], facts["tokens_lost"]) == (cut, lost)
+    assert lost > cut > 0
     with pytest.raises(DataError, match="rows of 128 tokens are longer than the 64 places"):
         load_task(configured(tmp_path, model, data, max_length=128)).architecture()
 
