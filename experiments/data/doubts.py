@@ -19,6 +19,7 @@ MISSING = frozenset((
 NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?", re.ASCII)
 TRUTH = {"true": 1.0, "false": 0.0}  # as the booleans of JSON and parquet are read
 AROUND = " \"'`.,;:"  # quotes and punctuation that a label may have beside it
+OF_CP1252 = {ord(mark): byte for byte in range(0x80, 0xA0) if (mark := bytes([byte]).decode("cp1252", "ignore"))}
 FEWEST_ROWS = 2  # of a class: one alone is either learned or scored, never both
 OVERLAP_TOLD, OVERLAP_REFUSED = 0.1, 0.9  # shares of the smaller split
 REPEATS_TOLD = 0.1
@@ -112,6 +113,27 @@ def overlap_warnings(splits: Mapping[str, Sequence[Hashable]], *, unit: str, all
         way_out = "name other files or remove the duplicates, or insist with task.allow_overlap=true"
         raise DataError(*(f"{text}, so its score says nothing: {way_out}" for text in refused))
     return found
+
+
+def garbled_warnings(split: str, texts: Sequence[str]) -> list[str]:
+    """A warning of texts that were once read in a wrong encoding, by this project or by who wrote them down."""
+    found = [text for text in texts if not text.isascii() and _is_garbled(text)]
+    if not found:
+        return []
+    first = next(i for i, mark in enumerate(found[0]) if not mark.isascii())
+    shown = found[0][max(0, first - 10) : first + 10].strip()
+    return [f"{len(found):,} of {len(texts):,} texts of {split} look as if read in a wrong encoding: {shown!r}"]
+
+
+def _is_garbled(text: str) -> bool:
+    """Whether a character was lost, or the bytes of the text in cp1252 or latin-1 are utf-8: 'Ã©' for 'é'."""
+    if "\ufffd" in text:
+        return True
+    try:
+        text.translate(OF_CP1252).encode("latin-1").decode()
+    except UnicodeError:
+        return False
+    return True
 
 
 def repeat_warnings(split: str, rows: Sequence[tuple[str, ...]], *, classes: bool) -> list[str]:

@@ -14,6 +14,7 @@ from experiments.data.doubts import (
     NUMBER,
     Suspicion,
     doubts_of_labels,
+    garbled_warnings,
     looks_missing,
     overlap_warnings,
     repeat_warnings,
@@ -136,12 +137,14 @@ def doubts_of(found: Labelled, columns: Columns, suspicion: Suspicion, *, overla
         with one_part():
             doubts += overlap_warnings(keys, unit="rows (text and label)", allowed=overlap_allowed)
     for split, rows in keys.items():
-        doubts += repeat_warnings(split, rows, classes=bool(found.labels)) + _texts_missing(split, found.splits[split])
+        texts = [text for texts in found.splits[split].texts for text in texts]
+        doubts += repeat_warnings(split, rows, classes=bool(found.labels))
+        doubts += _texts_missing(split, texts) + garbled_warnings(split, texts)
     return doubts
 
 
-def _texts_missing(split: str, examples: Examples) -> list[str]:
-    words = Counter(text for texts in examples.texts for text in texts if looks_missing(text))
+def _texts_missing(split: str, texts: Sequence[str]) -> list[str]:
+    words = Counter(text for text in texts if looks_missing(text))
     shown = ", ".join(repr(word) for word, _ in words.most_common(3))
     return [f"{words.total():,} texts of {split} look like missing values: {shown}"] if words else []
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
-from experiments.data.doubts import overlap_warnings
+from experiments.data.doubts import garbled_warnings, overlap_warnings
 from experiments.data.reading import DataError, errors_together, kind_of, one_part, read_text
 from experiments.data.rows import Malformed, Row, SourceRead, Table, refuse_malformed, refuse_without_rows, source_read
 from experiments.data.sources import enough, split_rows
@@ -53,9 +53,10 @@ class Texts:
         return sum(source.left_out for source in self.read.get(split, []))
 
 
-def overlap_of(splits: Mapping[str, Sequence[Passage]], layout: Layout, *, allowed: bool) -> list[str]:
-    """A warning for each two splits with many passages in common; of a stream those count that few texts have.
+def doubts_of(splits: Mapping[str, Sequence[Passage]], layout: Layout, *, allowed: bool) -> list[str]:
+    """A warning for each two splits with many passages in common, and of passages in a wrong encoding.
 
+    Of a stream those passages are compared that few texts have.
     Raises: DataError where nearly all of the smaller split is in the other, unless that is `allowed`.
     """
     fewest = 0 if layout.rows == "lines" else FEWEST_CHARACTERS
@@ -64,7 +65,10 @@ def overlap_of(splits: Mapping[str, Sequence[Passage]], layout: Layout, *, allow
         split: [(part.prompt, part.text) for part in passages if len(part.text.strip()) >= fewest]
         for split, passages in splits.items()
     }
-    return overlap_warnings(keys, unit=unit, allowed=allowed)
+    found = overlap_warnings(keys, unit=unit, allowed=allowed)
+    for split, passages in splits.items():
+        found += garbled_warnings(split, [passage.prompt + passage.text for passage in passages])
+    return found
 
 
 def passages_sha256(passages: Sequence[Passage]) -> str:

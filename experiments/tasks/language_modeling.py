@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from experiments.data.batching import back_in_order, evaluation_order, padded_length, training_order
 from experiments.data.description import describe_sources, describe_tokens
 from experiments.data.encoding import encode_lines, encode_stream
-from experiments.data.passages import Layout, Texts, overlap_of, passages_sha256, read_passages, read_plain
+from experiments.data.passages import Layout, Texts, doubts_of, passages_sha256, read_passages, read_plain
 from experiments.data.reading import DataError, errors_together, one_part
 from experiments.data.rows import Malformed, refuse_malformed
 from experiments.data.sources import enough, read_splits
@@ -67,7 +67,7 @@ class LanguageModeling(Task):
                 )  # fmt: skip
             if config.forgetting is not None:
                 forgetting = read_plain(config.forgetting.path, encoding)
-        doubts = overlap_of(found.passages, layout, allowed=config.allow_overlap)
+        doubts = doubts_of(found.passages, layout, allowed=config.allow_overlap)
         passages = found.passages | ({"forgetting": forgetting} if forgetting else {})
         return replace(found, passages=passages, warnings=(*found.warnings, *doubts))
 

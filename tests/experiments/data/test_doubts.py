@@ -194,6 +194,31 @@ def test_a_text_that_is_no_value_is_malformed_and_a_word_for_none_is_told(tmp_pa
     assert warnings(folder) == ["2 texts of train look like missing values: 'NaN', 'none'"]
 
 
+@pytest.mark.parametrize("wrong", ["latin-1", "cp1252"])
+def test_texts_that_were_read_in_a_wrong_encoding_are_told(tmp_path: Path, wrong: str) -> None:
+    texts = ["the small caf\u00e9", "a \u2018word\u2019", "\u65e5\u672c", "plain"]
+    shown = repr("the small caf\u00e9"[-10:].encode().decode(wrong))
+    rows = [(text, i % 2) for i, text in enumerate(texts * 2)]
+    folder = write(tmp_path, train=rows_of([1, 0]), dev=rows, test=rows_of([1, 0], "test"))
+    assert not any("encoding" in text for text in warnings(folder))
+    told = [text for text in warnings(folder, encoding=wrong) if "encoding" in text]
+    assert told == [f"6 of 8 texts of validation look as if read in a wrong encoding: {shown}"]
+
+
+def test_a_character_that_was_lost_is_told_and_foreign_ones_are_not(tmp_path: Path) -> None:
+    right = [
+        "\u201eSpa\u00df\u201c",
+        "\u00abCAF\u00c9\u00bb",
+        "\u00c3 s\u00e3o",
+        "\u20ac 5 \u2013 \u00a3 4",
+        "\u65e5\u672c",
+    ]
+    rows = rows_of([1, 0] * 3)
+    folder = write(tmp_path, train=[*rows, *((text, 1) for text in right)], dev=rows_of([1, 0], "dev"))
+    write(folder, test=[("caf\ufffd", 1), ("a", 0)])
+    assert warnings(folder) == ["1 of 2 texts of test look as if read in a wrong encoding: 'caf\ufffd'"]
+
+
 def test_a_header_that_comes_again_is_malformed(tmp_path: Path) -> None:
     rows = rows_of(["yes", "no"] * 3)
     folder = write(tmp_path, train=[*rows, ("text", "label"), *rows_of(["yes"] * 2, "more")])
@@ -307,6 +332,13 @@ def test_lines_in_two_splits_are_told_or_refused(tmp_path: Path, layout: str) ->
                 _ = found.data
         else:
             assert found.data_warnings() == ([told] if outcome == "told" else [])
+
+
+@pytest.mark.parametrize("layout", ["stream", "lines"])
+def test_lines_in_a_wrong_encoding_are_told(tmp_path: Path, layout: str) -> None:
+    splits = {"train": lines("a", 9) + "caf\u00e9\n", "valid": lines("b", 9), "test": lines("c", 9)}
+    (told,) = language_model(tmp_path, splits, layout=layout, encoding="latin-1").data_warnings()
+    assert told == "1 of 10 texts of train look as if read in a wrong encoding: 'caf\u00c3\u00a9'"
 
 
 def test_blank_and_short_lines_that_many_texts_have_are_no_overlap_of_streams(tmp_path: Path) -> None:
