@@ -9,6 +9,7 @@ from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from pathlib import Path
 
+GZIP = b"\x1f\x8b"  # no utf-8 text begins with these bytes
 MARK = "\ufeff"  # some editors put it first, and joined files keep it where another begins
 C1 = re.compile(rb"[\x80-\x9f]")  # curly quotes and dashes in cp1252, nothing that is written in latin-1
 
@@ -53,12 +54,14 @@ def one_part() -> Iterator[None]:
 
 
 def read_bytes(path: Path) -> bytes:
-    """The content of a file, unpacked where its name ends in .gz.
+    """The content of a file, unpacked where its name ends in .gz or it is gzipped whatever its name.
 
     Raises: DataError for a file that is not there, cannot be opened, is torn or is empty.
     """
     try:
-        content = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
+        content = path.read_bytes()
+        if path.suffix == ".gz" or content.startswith(GZIP):
+            content = gzip.decompress(content)
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
         raise DataError(f"{path} is no whole gzip file ({error}); fetch it again") from None
     except OSError as error:

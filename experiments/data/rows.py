@@ -69,7 +69,8 @@ class Table:
         if there is None:
             there = tuple(dict.fromkeys(name for row in self.rows for name in row.values))
         if missing := [name for name in columns if name not in there]:
-            has = f"it has: {', '.join(there) or 'none'}"
+            shown = [name if name == name.strip() else repr(name) for name in there]
+            has = f"it has: {', '.join(shown) or 'none'}"
             raise DataError(f"{self.place} has no column {', '.join(missing)}; {has}{_other_separator(there)}")
 
 

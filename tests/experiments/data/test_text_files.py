@@ -51,6 +51,8 @@ def test_every_form_of_table_gives_the_same_rows_gzipped_or_not(tmp_path: Path) 
         packed.write_bytes(gzip.compress((tmp_path / name).read_bytes()))
         assert rows(read_table(tmp_path / name, Form())) == wanted
         assert rows(read_table(packed, Form())) == wanted
+        packed.rename(tmp_path / name)
+        assert rows(read_table(tmp_path / name, Form())) == wanted, "as a server sends a file that it compresses"
 
 
 def test_a_file_without_a_header_names_its_columns_by_number(tmp_path: Path) -> None:
@@ -178,6 +180,9 @@ def test_a_missing_column_says_which_there_are(tmp_path: Path) -> None:
     folder = write_splits(tmp_path, "a,yes\n")
     with pytest.raises(DataError, match="has no column sentence; it has: text, label"):
         examples(folder, Columns(("sentence",), "label", ("no", "yes")))
+    (folder / "train.csv").write_text("text, label\na,yes\n")
+    with pytest.raises(DataError, match="has no column label; it has: text, ' label'"):
+        examples(folder)
 
 
 def test_a_header_that_has_a_name_twice_is_refused(tmp_path: Path) -> None:
