@@ -170,7 +170,7 @@ def _examples(
     for table in tables:
         if table.rows or table.columns:
             table.need((*columns.text, columns.label))
-        left_out = []
+        left_out, file = [], Path(table.place).name
         for row in table.rows:
             message = _error_in(row, columns, known)
             if message:
@@ -178,7 +178,7 @@ def _examples(
             else:
                 examples.texts.append(tuple(str(row.values[column]).strip() for column in columns.text))
                 examples.labels.append(_as_text(row.values[columns.label]))
-                examples.files.append(Path(row.place).name)
+                examples.files.append(file)
                 examples.lines.append(row.line)
         malformed += [*table.malformed, *left_out]
         examples.read.append(source_read(table, left_out))
