@@ -23,6 +23,7 @@ OF_CP1252 = {ord(mark): byte for byte in range(0x80, 0xA0) if (mark := bytes([by
 FEWEST_ROWS = 2  # of a class: one alone is either learned or scored, never both
 OVERLAP_TOLD, OVERLAP_REFUSED = 0.1, 0.9  # shares of the smaller split
 REPEATS_TOLD = 0.1
+ONE_LABEL_TOLD = 20  # rows; fewer may have one label by chance
 SHOWN = 5
 
 Suspicion = Literal["refuse_missing", "refuse_all", "warn"]
@@ -113,6 +114,13 @@ def overlap_warnings(splits: Mapping[str, Sequence[Hashable]], *, unit: str, all
         way_out = "name other files or remove the duplicates, or insist with task.allow_overlap=true"
         raise DataError(*(f"{text}, so its score says nothing: {way_out}" for text in refused))
     return found
+
+
+def one_label_warnings(split: str, labels: Sequence[str]) -> list[str]:
+    """A warning of a split whose rows all have one label: nothing is told apart there, or it stands for unknown."""
+    if len(labels) < ONE_LABEL_TOLD or len(set(labels)) > 1:
+        return []
+    return [f"all {len(labels):,} rows of {split} have the label {labels[0]!r}"]
 
 
 def garbled_warnings(split: str, texts: Sequence[str]) -> list[str]:

@@ -16,6 +16,7 @@ from experiments.data.doubts import (
     doubts_of_labels,
     garbled_warnings,
     looks_missing,
+    one_label_warnings,
     overlap_warnings,
     repeat_warnings,
     settled,
@@ -138,6 +139,7 @@ def doubts_of(found: Labelled, columns: Columns, suspicion: Suspicion, *, overla
             doubts += overlap_warnings(keys, unit="rows (text and label)", allowed=overlap_allowed)
     for split, rows in keys.items():
         texts = [text for texts in found.splits[split].texts for text in texts]
+        doubts += one_label_warnings(split, found.splits[split].labels)
         doubts += repeat_warnings(split, rows, classes=bool(found.labels))
         doubts += _texts_missing(split, texts) + garbled_warnings(split, texts)
     return doubts

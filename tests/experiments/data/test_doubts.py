@@ -183,6 +183,15 @@ def test_numbers_are_read_as_they_are_usually_written(tmp_path: Path) -> None:
     assert task(folder, regression=True).data.targets("train").tolist() == pytest.approx([1, 0.5, 2, -0.3, 10, 0])
 
 
+@pytest.mark.parametrize("regression", [False, True])
+def test_a_split_whose_rows_all_have_one_label_is_told_unless_that_may_be_chance(
+    tmp_path: Path, regression: bool
+) -> None:
+    train = rows_of([1, 0] * 2)
+    folder = write(tmp_path, train=train, dev=rows_of([1] * 19, "dev"), test=rows_of([1] * 20, "test"))
+    assert warnings(folder, regression=regression) == ["all 20 rows of test have the label '1'"]
+
+
 # Texts
 
 
