@@ -8,7 +8,8 @@ from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
 from experiments.config.retired_keys import new_name
-from experiments.config.shown import message, shown
+from experiments.config.rules import describe_broken
+from experiments.config.shown import message
 
 MOST_ERRORS = 40
 LONGEST_KEY = 100  # characters; nobody misspells a longer one
@@ -29,11 +30,18 @@ class ConfigError(ValueError):
 
 def explained(schema: type[BaseModel], error: ValidationError, tree: Mapping[str, Any]) -> list[str]:
     """One line for each wrong path: the rules it breaks, the value, and the nearest known key."""
-    rules: dict[str, list[str]] = {}
+    found: dict[str, list[ErrorDetails]] = {}
     for detail in error.errors(include_url=False):
-        path = _known_path(schema, detail)
-        rules.setdefault(path, []).append(_rule(schema, detail, tree))
-    return [f"{path or 'configuration'}: {', or '.join(dict.fromkeys(found))}" for path, found in rules.items()]
+        found.setdefault(_known_path(schema, detail), []).append(detail)
+    return [f"{path or 'configuration'}: {_told(schema, details, tree)}" for path, details in found.items()]
+
+
+def _told(schema: type[BaseModel], details: Sequence[ErrorDetails], tree: Mapping[str, Any]) -> str:
+    """All that is wrong at one path: what is said of its key or by a knob itself, and the rules that its value breaks."""
+    told = [_own_words(schema, detail, tree) for detail in details]
+    broken = [detail for detail, words in zip(details, told, strict=True) if words is None]
+    found = [words for words in told if words is not None] + ([describe_broken(broken)] if broken else [])
+    return ", or ".join(dict.fromkeys(found))
 
 
 def _known_path(schema: type[BaseModel], detail: ErrorDetails) -> str:
@@ -46,8 +54,8 @@ def _known_path(schema: type[BaseModel], detail: ErrorDetails) -> str:
     return ".".join(parts)
 
 
-def _rule(schema: type[BaseModel], detail: ErrorDetails, tree: Mapping[str, Any]) -> str:
-    """What a value breaks and how to mend it."""
+def _own_words(schema: type[BaseModel], detail: ErrorDetails, tree: Mapping[str, Any]) -> str | None:
+    """What is wrong with a key, or what a knob's own check says; None where a value breaks one of pydantic's rules."""
     key, known = str(detail["loc"][-1]) if detail["loc"] else "", fields_of(schema, detail["loc"][:-1])
     variant = name_of(tree.get("variant"))
     if detail["type"] == "extra_forbidden":
@@ -61,13 +69,7 @@ def _rule(schema: type[BaseModel], detail: ErrorDetails, tree: Mapping[str, Any]
     if detail["type"] == "missing":
         way_out = "; give the base model, e.g. model.name=FOLDER or a name on the Hub" if key == "model" else ""
         return f"missing{way_out}"
-    told = detail["msg"].removeprefix("Value error, ").removeprefix("Input ")
-    if detail["type"] == "value_error":
-        return told
-    is_word = isinstance(detail["input"], str)
-    way_out = ": write [...] around it" if is_word and detail["type"] == "list_type" else ""
-    way_out = "; write it in quotes for a text" if detail["type"] == "string_type" and not is_word else way_out
-    return f"{told}, got {shown(detail['input'])}{way_out}"
+    return detail["msg"].removeprefix("Value error, ") if detail["type"] == "value_error" else None
 
 
 def fields_of(schema: type[BaseModel], loc: Sequence[str | int]) -> list[str]:

@@ -12,7 +12,7 @@ from experiments.config.schema import RunConfig
 from experiments.config.seed import by_part
 from experiments.config.shown import is_utf8, shown
 from experiments.config.variant_change import carry_over, choose_variant
-from experiments.config.yaml_files import parse_yaml, read_tree
+from experiments.config.yaml_files import INVALID, parse_yaml, read_tree
 from experiments.models.model_config import ModelConfig
 from experiments.tasks.registry import TASKS
 from lora_variants import VARIANTS
@@ -166,7 +166,8 @@ def parse_override(override: str, errors: list[str]) -> dict[str, Any]:
         try:
             return {key: parse_yaml(text)}
         except ConfigError as error:
-            errors += [f"{key}: {told}" for told in error.errors]
+            quoted = f"put the value in quotes: --set '{key}=\"VALUE\"'"
+            errors += [f"{key}: {told}{f'; {quoted}' * told.startswith(INVALID)}" for told in error.errors]
     return {}
 
 

@@ -20,6 +20,7 @@ MOST_BYTES = 1_000_000
 MOST_VALUES = 20_000  # each alias counted as what it stands for
 DEEPEST = 40
 LONGEST_NUMBER = 100  # characters
+INVALID = "invalid YAML"
 YAML_TAG = "tag:yaml.org,2002:"
 HIGHEST_INTEGER = 2**63 - 1
 
@@ -65,7 +66,7 @@ def parse_yaml(text: str) -> Any:
         value = reader.document()
     except yaml.MarkedYAMLError as error:
         context = f" ({error.context})" if error.context else ""
-        reader.error(error.problem_mark or error.context_mark, f"invalid YAML: {error.problem}{context}")
+        reader.error(error.problem_mark or error.context_mark, f"{INVALID}: {error.problem}{context}")
     except yaml.reader.ReaderError as error:
         at = text.count("\n", 0, error.position)
         line = "" if reader.one_line else f"line {at + 1}: "

@@ -2,7 +2,7 @@
 
 from typing import Any, ClassVar, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from experiments.data.doubts import Suspicion
 from experiments.data.presets import PRESETS
@@ -32,6 +32,12 @@ class TextClassificationConfig(TextDataConfig):
     max_length: int = Field(
         128, ge=8, le=2**20, multiple_of=8, description="most tokens of a text; longer ones are cut"
     )
+
+    @field_validator("labels", mode="before")
+    @classmethod
+    def _as_texts(cls, labels: object) -> object:
+        """Whole numbers are the labels that a table has as such; yes and no, which YAML reads as truths, are none."""
+        return [str(label) if type(label) is int else label for label in labels] if isinstance(labels, list) else labels
 
     @model_validator(mode="after")
     def _complete(self) -> Self:

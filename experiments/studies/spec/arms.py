@@ -233,5 +233,5 @@ def _config_hash(config: RunConfig, tree: Mapping[str, Any], own: Mapping[str, A
 def _of_points(message: str, points: Sequence[str]) -> str:
     """An error with the first point of a grid that has it, and a way out where a list was taken for a grid."""
     more = f" (and {len(points) - 1} more)" if len(points) > 1 else ""
-    hint = "; a knob that is itself a list needs a list of lists" if "should be a valid list" in message else ""
+    hint = "; a knob that is itself a list needs a list of lists" if "must be a list" in message else ""
     return f"{points[0]}{more}: {message}{hint}"

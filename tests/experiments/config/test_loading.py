@@ -39,10 +39,10 @@ def test_every_error_is_reported_at_once_with_path_value_and_nearest_key() -> No
     found = errors("rank=yes", "lerning_rate=1", "training.step=3", "training.warmup_ratio=2", "variant.rnk=2")
     text = "\n".join(found)
     assert len(found) == 5
-    assert "variant.rank: should be a valid integer, got True" in text
+    assert "variant.rank: must be a whole number or a map of keys to values, got True" in text
     assert "lerning_rate: unknown key (did you mean 'training.learning_rate'?)" in text
     assert "training.step: unknown key (did you mean 'steps'?)" in text
-    assert "training.warmup_ratio: should be less than 1, got 2" in text
+    assert "training.warmup_ratio: must be below 1, got 2" in text
     assert "variant.rnk: unknown key (did you mean 'rank'?)" in text
 
 

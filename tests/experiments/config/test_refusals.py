@@ -137,8 +137,8 @@ def test_a_wrong_variant_does_not_hide_wrong_knobs_that_all_adapters_share() -> 
     found = errors("variant.name=lorra", "rank=-1", "dropout=2")
     assert len(found) == 3
     assert "did you mean 'lora'?" in found[0]
-    assert "variant.rank: should be greater than or equal to 0, got -1" in found[1]
-    assert "variant.dropout: should be less than 1, got 2" in found[2]
+    assert "variant.rank: must be at least 0, got -1" in found[1]
+    assert "variant.dropout: must be below 1, got 2" in found[2]
 
 
 def test_a_key_of_two_sections_is_one_error_and_changes_neither() -> None:
@@ -146,8 +146,8 @@ def test_a_key_of_two_sections_is_one_error_and_changes_neither() -> None:
 
 
 def test_a_word_where_a_list_belongs_and_a_number_where_a_text_belongs_are_told_the_way_out() -> None:
-    assert errors("targets=attention") == ("targets: should be a valid list, got 'attention': write [...] around it",)
-    assert errors("study=2024") == ("study: should be a valid string, got 2024; write it in quotes for a text",)
+    assert errors("targets=attention") == ("targets: must be a list, got 'attention': write [...] around it",)
+    assert errors("study=2024") == ("study: must be a text, got 2024; write it in quotes for a text",)
 
 
 @pytest.mark.parametrize(
@@ -158,7 +158,7 @@ def test_the_initials_of_a_key_are_near_to_it(key: str, near: str) -> None:
 
 
 def test_a_section_that_is_a_number_is_an_error_though_a_knob_of_it_is_set() -> None:
-    assert errors("training=5", "steps=3")[0].startswith("training: should be a valid dictionary")
+    assert errors("training=5", "steps=3")[0].startswith("training: must be a map of keys to values")
 
 
 @pytest.mark.parametrize("override", ["steps", "=5", "=", "training..steps=3", ".steps=3", "training.=3"])
@@ -226,7 +226,7 @@ def test_seeds_that_differ_in_their_seventh_digit_are_two_seeds(tmp_path: Path) 
     protocol = {"margin": 1, "evaluation": {"seeds": [1_000_000, 1_000_001]}}
     assert load_study(study_file(tmp_path, protocol=protocol)).protocol.evaluation.seeds == [1_000_000, 1_000_001]
     protocol["evaluation"] = {"seeds": [2**53 + 1]}
-    assert "should be less than or equal to 9007199254740992" in study_errors(tmp_path, protocol=protocol)[0]
+    assert "must be at most 9007199254740992" in study_errors(tmp_path, protocol=protocol)[0]
 
 
 def test_keys_of_a_search_that_are_no_names_are_errors(tmp_path: Path) -> None:
@@ -281,3 +281,39 @@ def test_a_record_can_hold_a_path_that_is_not_utf8(tmp_path: Path) -> None:
     assert RunDirectory(tmp_path).environment() == {"command": [NOT_UTF8]}
     RunDirectory(tmp_path).fail(f"no {NOT_UTF8}")
     assert (tmp_path / "error.txt").read_text() == "no caf\\udce9\n"
+
+
+TREC = CONFIGS / "trec.yaml"
+
+
+@pytest.mark.parametrize(
+    ("override", "told"),
+    [
+        ("task.validation=10", "must be below 1, got 10"),
+        ("rank=four", "must be a whole number or a map of keys to values, got 'four'"),
+        ('rank={"*": four}', "must be a whole number, got 'four'"),
+        ("study=a b", "must be a name of letters, digits, '_', '.' and '-' that begins with a letter, a digit or '_', "
+         "got 'a b'"),
+        ("targets=[]", "must have at least 1 item, got []"),
+        ("task.max_length=12", "must be a multiple of 8, got 12"),
+        ("lr_schedule=step", "must be 'linear', 'cosine' or 'constant', got 'step'"),
+    ],
+)  # fmt: skip
+def test_rules_are_told_in_plain_words_and_the_value_once(override: str, told: str) -> None:
+    (error,) = errors(override, path=TREC)
+    assert error.partition(": ")[2] == told
+
+
+def test_an_override_that_is_no_yaml_is_told_how_quotes_go_round_its_value() -> None:
+    (error,) = errors("task.encoding=||", path=TREC)
+    assert error.startswith("task.encoding: invalid YAML: ")
+    assert error.endswith("""; put the value in quotes: --set 'task.encoding="VALUE"'""")
+    assert load(TREC, overrides=['task.encoding="||"']).tree()["task"]["encoding"] == "||"
+
+
+def test_labels_that_are_whole_numbers_are_their_texts_and_truths_are_none() -> None:
+    task: Any = load(TREC, overrides=["task.labels=[0, 1]"]).task
+    assert task.labels == ["0", "1"]
+    assert errors("task.labels=[yes, x]", path=TREC) == (
+        "task.labels.0: must be a text, got True; write it in quotes for a text",
+    )

@@ -85,11 +85,11 @@ def test_the_parts_of_the_seed_take_no_short_name_away_from_the_variant() -> Non
 @pytest.mark.parametrize(
     ("override", "told"),
     [
-        ("seed.init=1.5", "seed.init: should be a valid integer, got 1.5"),
-        ("seed.data=-1", "seed.data: should be greater than or equal to 0, got -1"),
+        ("seed.init=1.5", "seed.init: must be a whole number, got 1.5"),
+        ("seed.data=-1", "seed.data: must be at least 0, got -1"),
         ("seed.int=3", "seed.int: unknown key (did you mean 'init'?); known: init, data, dropout"),
-        ("seed=x", "seed: should be a valid integer, got 'x'"),
-        ("seed=true", "seed: should be a valid integer, got True"),
+        ("seed=x", "seed: must be a whole number, got 'x'"),
+        ("seed=true", "seed: must be a whole number, got True"),
         ("seed.init.x=3", "seed.init.x: seed.init is 0, which has no keys"),
         ("variant.rank.x=3", "variant.rank.x: variant.rank is 16, which has no keys"),
     ],

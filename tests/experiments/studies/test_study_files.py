@@ -162,15 +162,15 @@ def test_every_error_of_the_file_the_arms_and_the_command_line_is_reported_at_on
     )
     text = "\n".join(found)
     for expected in (
-        "name: String should match pattern",
+        "name: must be a name of letters, digits",
         "protocol.margin: missing",
         "protocol.marginn: unknown key (did you mean 'margin'?)",
         "protocol.tuning.seeds: duplicate values",
-        "protocol.tuning.learning_rate_multipliers: List should have at least 2 items",
-        "protocol.evaluation.seeds.0: should be greater than or equal to 0, got -1",
+        "protocol.tuning.learning_rate_multipliers: must have at least 2 items",
+        "protocol.evaluation.seeds.0: must be at least 0, got -1",
         "variant=lora rank=1 (and 5 more): stps: unknown key (did you mean 'training.steps'?)",
         "variant=lorra rank=1 (and 2 more): variant.name: 'lorra' is not known (did you mean 'lora'?)",
-        "variant=lora rank=0.5: variant.rank: should be a valid integer",
+        "variant=lora rank=0.5: variant.rank: must be a whole number",
         "arms.1.seed: cannot be set: the protocol gives each trial its seed",
         "arms.2.rank: an empty list makes no arm",
     ):
@@ -180,22 +180,22 @@ def test_every_error_of_the_file_the_arms_and_the_command_line_is_reported_at_on
 @pytest.mark.parametrize(
     ("changed", "message"),
     [
-        ({"arms": []}, "arms: List should have at least 1 item"),
-        ({"arms": [3]}, "arms.0: should be a valid dictionary"),
+        ({"arms": []}, "arms: must have at least 1 item"),
+        ({"arms": [3]}, "arms.0: must be a map of keys to values"),
         ({"arms": None}, "arms: missing"),
         ({"config": "nowhere.yaml"}, "nowhere.yaml: cannot be read: No such file"),
         ({"arms": [{"variant": {"name": "lora"}}]}, "arms.0.variant: {'name': 'lora'} is no name"),
         ({"arms": [{"label": 3}]}, "arms.0.label: a label is a text, got 3"),
         ({"set": {"seed": 1}}, "set.seed: cannot be set"),
-        ({"protocol": {"margin": 0}}, "protocol.margin: should be greater than 0"),
-        ({"protocol": {"margin": 1, "alpha": 1}}, "protocol.alpha: should be less than 1"),
+        ({"protocol": {"margin": 0}}, "protocol.margin: must be above 0"),
+        ({"protocol": {"margin": 1, "alpha": 1}}, "protocol.alpha: must be below 1"),
         (
             {"protocol": {"margin": 1, "tuning": {"shared": True, "learning_rate_multipliers": [1, 1.001]}}},
             "a factor of 1.01 apart or more",
         ),
         (
             {"protocol": {"margin": 1, "tuning": {"shared": True, "learning_rate_multipliers": [0, 1]}}},
-            "learning_rate_multipliers.0: should be greater than 0",
+            "learning_rate_multipliers.0: must be above 0",
         ),
         (
             {"protocol": {"margin": 1, "tuning": {"shared": True, "seeds": [7, 8]}}},
@@ -207,7 +207,7 @@ def test_every_error_of_the_file_the_arms_and_the_command_line_is_reported_at_on
             {"protocol": {"margin": 1, "reference": {"rank": 16}}},
             "no arm has rank=16; the arms are: lora r=4, lora r=8",
         ),
-        ({"protocol": {"margin": 1, "reference": {}}}, "protocol.reference: Dictionary should have at least 1 item"),
+        ({"protocol": {"margin": 1, "reference": {}}}, "protocol.reference: must have at least 1 item"),
         ({"arms": [{"rank": 4, "learning_rate": [1e-3, 2e-3]}]}, "differs from another arm in its learning rate alone"),
         (
             {"arms": [{"rank": 4}, {"task": {"name": "planted"}, "targets": [["*"]]}]},
@@ -223,7 +223,7 @@ def test_what_a_study_cannot_be_is_said_with_the_way_out(tmp_path: Path, changed
 
 def test_an_error_of_the_run_configuration_is_said_once_for_all_arms(tmp_path: Path) -> None:
     assert errors(tmp_path, set={"steps": -1}) == (
-        "variant=lora rank=4 (and 1 more): training.steps: should be greater than or equal to 0, got -1",
+        "variant=lora rank=4 (and 1 more): training.steps: must be at least 0, got -1",
     )
 
 
