@@ -1,7 +1,7 @@
 """What a plan says of a split, in words: its labels, its length in tokens, and what of it is cut."""
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from jaxtyping import Int
 from torch import Tensor
@@ -27,22 +27,26 @@ def describe_labels(given: Sequence[str], known: Sequence[str]) -> str:
     return f"{len(counts)} of {len(known)} labels; {shown}, ... {rarest}: {rows:,}"
 
 
-def describe_sources(read: Sequence[SourceRead]) -> str:
-    """The files of a split with what their lines hold; of many the first and the sum."""
+def describe_sources(read: Sequence[SourceRead], elsewhere: Mapping[str, int]) -> str:
+    """The files of a split with what their lines hold, of many the first and the sum; of a share of train that.
+
+    `elsewhere`: how many of the rows are not in this split, by where they are.
+    """
     if len(read) <= SHOWN_SOURCES:
-        return ", ".join(map(str, read)) or "train, a share of it"
-    rows = sum(source.rows for source in read)
-    return f"{read[0]}, ... {len(read)} in all, {rows:,} rows"
+        files = ", ".join(map(str, read)) or "a share of train"
+    else:
+        files = f"{read[0]}, ... {len(read)} in all, {sum(source.rows for source in read):,} rows"
+    return ", ".join([files, *(f"{rows:,} of it {where}" for where, rows in elsewhere.items())])
 
 
 def describe_tokens(tokens: Tokens, rows: Int[Tensor, " chosen"], most: int) -> dict[str, str]:
-    """Of these rows all tokens, the longest row, and what is cut at `most` tokens."""
+    """Of these rows all tokens, how long the longest is before it is cut, and what is cut at `most` tokens."""
     lengths, cut = tokens.lengths[rows], tokens.cut[rows]
     long = int((cut > 0).sum())
     lost, all_tokens = int(cut.sum()), int(cut.sum() + lengths.sum())
     loss = f"{long:,} row{'s' * (long != 1)} ({long / len(rows):.1%}), {lost:,} tokens ({lost / all_tokens:.1%})"
     return {
         "tokens": f"{int(lengths.sum()):,}",
-        "longest": f"{int(lengths.max()):,}",
+        "longest": f"{int((lengths + cut).max()):,}",
         f"cut at {most} tokens": loss if long else "none",
     }

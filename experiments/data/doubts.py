@@ -42,23 +42,28 @@ def looks_missing(text: str) -> bool:
     return _folded(text) in MISSING
 
 
-def doubts_of_labels(splits: Mapping[str, Sequence[str]], classes: Sequence[str], *, given: bool) -> list[Doubt]:
-    """What is suspicious in the labels of the rows; `given`: the user lists the classes, so that they are some."""
+def doubts_of_labels(
+    splits: Mapping[str, Sequence[str]], classes: Sequence[str], first: Mapping[str, str], *, given: bool
+) -> list[Doubt]:
+    """What is suspicious in the labels of the rows; `given`: the user lists the classes, so that they are some.
+
+    `first`: where each label first stands.
+    """
     counts, training = Counter(chain.from_iterable(splits.values())), Counter(splits["train"])
     found = []
     if not given:
         missing = [label for label in classes if looks_missing(label)]
         if missing:
-            found.append(Doubt(f"labels that look like missing values: {_counted(missing, counts)}", missing=True))
+            found.append(Doubt(f"labels that look like missing values: {_counted(missing, counts, first)}", missing=True))
         spelled: dict[str | float, list[str]] = {}
         for label in classes:
             spelled.setdefault(_spelling(label), []).append(label)
         alike = [label for several in spelled.values() if len(several) > 1 for label in several]
         if alike:
-            found.append(Doubt(f"labels that differ in spelling only: {_counted(alike, counts)}"))
+            found.append(Doubt(f"labels that differ in spelling only: {_counted(alike, counts, first)}"))
     rare = [label for label in classes if training[label] < FEWEST_ROWS]
     if rare:
-        found.append(Doubt(f"classes with under {FEWEST_ROWS} training rows: {_counted(rare, training)}"))
+        found.append(Doubt(f"classes with under {FEWEST_ROWS} training rows: {_counted(rare, training, first)}"))
     return found
 
 
@@ -88,8 +93,10 @@ def _spelling(label: str) -> str | float:
     return TRUTH.get(bare, bare)
 
 
-def _counted(labels: Sequence[str], counts: Mapping[str, int]) -> str:
-    shown = ", ".join(f"{label!r} ({counts[label]:,})" for label in labels[:SHOWN])
+def _counted(labels: Sequence[str], counts: Mapping[str, int], first: Mapping[str, str]) -> str:
+    """"'nan' (2, first in train.csv:3)"; where there is none, no place."""
+    at = {label: f", first in {first[label]}" if counts[label] else "" for label in labels[:SHOWN]}
+    shown = ", ".join(f"{label!r} ({counts[label]:,}{at[label]})" for label in labels[:SHOWN])
     return shown + (f" and {len(labels) - SHOWN} more" if len(labels) > SHOWN else "")
 
 
@@ -111,7 +118,7 @@ def overlap_warnings(splits: Mapping[str, Sequence[Hashable]], *, unit: str, all
             text = f"{common:,} of {len(rows):,} {unit} of {smaller} are in {larger} too"
             (found if allowed or share < OVERLAP_REFUSED else refused).append(text)
     if refused:
-        way_out = "name other files or remove the duplicates, or insist with task.allow_overlap=true"
+        way_out = "name other files or remove the duplicates; to use them all the same, say task.allow_overlap=true"
         raise DataError(*(f"{text}, so its score says nothing: {way_out}" for text in refused))
     return found
 
@@ -154,7 +161,7 @@ def repeat_warnings(split: str, rows: Sequence[tuple[str, ...]], *, classes: boo
     torn = sum(len(labels[tuple(texts)]) > 1 for *texts, _ in rows) if classes else 0
     for count, what in (
         (again, "repeat another, text and label"),
-        (torn, "have a text that others give another label"),
+        (torn, "share their text with a row of another label"),
     ):
         if count / max(1, len(rows)) >= REPEATS_TOLD:
             found.append(f"{count:,} of {len(rows):,} rows of {split} {what}")

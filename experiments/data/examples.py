@@ -10,8 +10,10 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from experiments.data.columns import NO_HEADER, with_columns
 from experiments.data.doubts import (
     NUMBER,
+    SHOWN,
     Suspicion,
     doubts_of_labels,
     garbled_warnings,
@@ -44,6 +46,10 @@ class Columns:
     label: str
     labels: tuple[str, ...] | None = None
     regression: bool = False
+
+    def knobs(self) -> dict[str, str]:
+        """Each column, and the knob that names it."""
+        return dict.fromkeys(self.text, "task.text") | {self.label: "task.label"}
 
 
 @dataclass
@@ -105,7 +111,7 @@ def read_examples(
     splits: dict[str, Examples] = {}
     malformed, rows, labels = [], 0, columns.labels
     with errors_together():
-        for split, parts in tables.items():
+        for split, parts in with_columns(tables, columns.knobs(), no_header=NO_HEADER).items():
             with one_part():
                 examples, errors = _examples(parts, columns, labels)
                 if skip_malformed:
@@ -133,7 +139,8 @@ def doubts_of(found: Labelled, columns: Columns, suspicion: Suspicion, *, overla
     with errors_together():
         with one_part():
             labels = {split: examples.labels for split, examples in found.splits.items()}
-            suspicious = doubts_of_labels(labels, found.labels, given=columns.labels is not None)
+            first = _first_places(found.splits)
+            suspicious = doubts_of_labels(labels, found.labels, first, given=columns.labels is not None)
             doubts += settled(suspicious, suspicion)
         with one_part():
             doubts += overlap_warnings(keys, unit="rows (text and label)", allowed=overlap_allowed)
@@ -143,6 +150,15 @@ def doubts_of(found: Labelled, columns: Columns, suspicion: Suspicion, *, overla
         doubts += repeat_warnings(split, rows, classes=bool(found.labels))
         doubts += _texts_missing(split, texts) + garbled_warnings(split, texts)
     return doubts
+
+
+def _first_places(splits: Mapping[str, Examples]) -> dict[str, str]:
+    """Where each label first stands: 'train.csv:3'."""
+    found: dict[str, str] = {}
+    for examples in splits.values():
+        for label, file, line in zip(examples.labels, examples.files, examples.lines, strict=True):
+            found.setdefault(label, f"{file}:{line}")
+    return found
 
 
 def _texts_missing(split: str, texts: Sequence[str]) -> list[str]:
@@ -168,10 +184,9 @@ def _refuse_too_few(split: str, examples: Examples) -> None:
 def _examples(
     tables: Sequence[Table], columns: Columns, labels: Sequence[str] | None
 ) -> tuple[Examples, list[Malformed]]:
-    examples, malformed, known = Examples(), [], None if labels is None else set(labels)
+    examples, malformed = Examples(), []
+    known = None if labels is None else dict.fromkeys(labels)
     for table in tables:
-        if table.rows or table.columns:
-            table.need((*columns.text, columns.label))
         left_out, file = [], Path(table.place).name
         for row in table.rows:
             message = _error_in(row, columns, known)
@@ -188,7 +203,7 @@ def _examples(
     return examples, malformed
 
 
-def _error_in(row: Row, columns: Columns, known: set[str] | None) -> str | None:
+def _error_in(row: Row, columns: Columns, known: Mapping[str, None] | None) -> str | None:
     """Why a row cannot be used."""
     for column in (*columns.text, columns.label):
         if column not in row.values:
@@ -197,18 +212,24 @@ def _error_in(row: Row, columns: Columns, known: set[str] | None) -> str | None:
         if value is None or not str(value).strip():
             return f"{column!r} is empty"
         if isinstance(value, float) and math.isnan(value) and column in columns.text:
-            return f"{column!r} is NaN, no text"
+            return f"{column!r} is NaN, not a text"
         if not isinstance(value, str | int | float):  # the brackets of a list would be read as text
             kind = "dict" if isinstance(value, dict) else type(value).__name__
             return f"{column!r} is a {kind}, not a text or a number"
     label = _as_text(row.values[columns.label])
     if columns.regression:
         if isinstance(row.values[columns.label], bool):
-            return f"{columns.label!r} is {bool(int(label))}, no number; write 1 or 0"
+            return f"{columns.label!r} is {bool(int(label))}, not a number; write 1 or 0"
         if not NUMBER.fullmatch(label):  # float() would take 1_0 and the digits of other scripts
-            return f"{columns.label!r} is no number: {label!r}"
+            return f"{columns.label!r} is not a number: {label!r}"
         return None if abs(float(label)) <= MOST else f"{columns.label!r} is {label}, beyond {MOST:.2g}"
-    return None if known is None or label in known else f"unknown label {label!r}"
+    return None if known is None or label in known else f"unknown label {label!r}; {_known(list(known), columns)}"
+
+
+def _known(labels: Sequence[str], columns: Columns) -> str:
+    """'the training rows have neg, pos'; `labels` are those of `columns` or, where it has none, of the rows."""
+    shown = ", ".join(labels[:SHOWN]) + (f" and {len(labels) - SHOWN} more" if len(labels) > SHOWN else "")
+    return f"{'the training rows have' if columns.labels is None else 'task.labels lists'} {shown}"
 
 
 def _as_text(label: object) -> str:
@@ -224,7 +245,7 @@ def _classes(train: Examples) -> tuple[str, ...]:
         raise DataError(f"all training rows have the label {labels[0]}: there is nothing to tell apart")
     if len(labels) > 2 and len(labels) > len(train.labels) / 2:
         raise DataError(
-            f"{len(labels)} different labels in {len(train.labels)} rows: is task.label the right column? "
+            f"{len(labels):,} different labels in {len(train.labels):,} rows: is task.label the right column? "
             f"Numbers to predict are task.regression=true"
         )
     return labels

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
+from experiments.data.columns import with_columns
 from experiments.data.doubts import garbled_warnings, overlap_warnings
 from experiments.data.reading import DataError, errors_together, kind_of, one_part, read_text
 from experiments.data.rows import Malformed, Row, SourceRead, Table, refuse_malformed, refuse_without_rows, source_read
@@ -29,6 +30,10 @@ class Layout:
     prompt_separator: str | None = None  # of the lines of text files: ends the prompt
     text: str = "text"  # columns of tables
     prompt: str | None = None
+
+    def knobs(self) -> dict[str, str]:
+        """Each column, and the knob that names it."""
+        return {self.text: "task.text"} | ({self.prompt: "task.prompt"} if self.prompt else {})
 
 
 @dataclass(frozen=True)
@@ -97,7 +102,9 @@ def read_passages(
     all_tables = [table for parts in tables.values() for table in parts]
     with errors_together():
         _refuse_prompts_of_other_form(all_tables, layout)
-        for split, parts in tables.items():
+        in_columns = {split: [table for table in parts if table.columns != (LINE,)] for split, parts in tables.items()}
+        for split in with_columns(in_columns, layout.knobs()):
+            parts = tables[split]
             with one_part():
                 passages, errors, sources[split] = _passages(parts, layout)
                 if skip_malformed:
@@ -115,6 +122,7 @@ def read_passages(
         if not skip_malformed:
             refuse_malformed(malformed, rows)
     warnings = [warning for table in all_tables for warning in table.warnings]
+    warnings += _separators_again(all_tables, layout)
     return Texts(read, sources, (*warnings, *_columns_of_none(all_tables, layout)))
 
 
@@ -155,8 +163,6 @@ def _passages(tables: Sequence[Table], layout: Layout) -> tuple[list[Passage], l
     malformed = [message for table in tables for message in table.malformed]
     passages, sources = [], []
     for table in tables:
-        if (table.rows or table.columns) and table.columns != (LINE,):
-            table.need([layout.text, *([layout.prompt] if layout.prompt else [])])
         left_out = []
         for row in table.rows:
             found = _passage(row, layout)
@@ -199,19 +205,34 @@ def _columns_of_none(tables: Sequence[Table], layout: Layout) -> list[str]:
     ]
 
 
+def _separators_again(tables: Sequence[Table], layout: Layout) -> list[str]:
+    """A warning of each text file with lines in which more than one place could end the prompt."""
+    found, mark = [], layout.prompt_separator
+    for table in tables:
+        if mark is None or table.columns != (LINE,):
+            continue
+        again = [row.line for row in table.rows if str(row.values[LINE]).count(mark) > 1]
+        if again:
+            lines = f"{len(again):,} of {len(table.rows):,} lines of {Path(table.place).name}"
+            found.append(f"{lines} have {mark!r} more than once, first line {again[0]}: the first one ends the prompt")
+    return found
+
+
 def _passage(row: Row, layout: Layout) -> Passage | str:
     """The passage of a row, or why it has none."""
     is_line = row.values.keys() == {LINE}
     text = row.values.get(LINE if is_line else layout.text)
     prompt = row.values.get(layout.prompt) if layout.prompt and not is_line else ""
     if not isinstance(text, str) or not isinstance(prompt, str):
-        return f"{layout.text if isinstance(prompt, str) else layout.prompt!r} is no text"
+        return f"{layout.text if isinstance(prompt, str) else layout.prompt!r} is not a text"
     if layout.rows == "stream":
         text = text.removesuffix(LINE_BREAK) + LINE_BREAK
     elif not is_line and not text.strip():
         return f"{layout.text!r} is empty"
     elif is_line and layout.prompt_separator is not None:
         before, separator, text = text.partition(layout.prompt_separator)
+        if not separator:
+            return f"no {layout.prompt_separator!r}, which ends a prompt: {before[:40]!r}"
         if not text.strip():
             return f"no text behind {layout.prompt_separator!r}: {before[:40]!r}"
         text, prompt = text.strip(), before + separator

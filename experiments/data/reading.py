@@ -63,7 +63,7 @@ def read_bytes(path: Path) -> bytes:
         if path.suffix == ".gz" or content.startswith(GZIP):
             content = gzip.decompress(content)
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-        raise DataError(f"{path} is no whole gzip file ({error}); fetch it again") from None
+        raise DataError(f"{path} is not a whole gzip file ({error}); fetch it again") from None
     except OSError as error:
         raise DataError(f"{path} cannot be read: {error.strerror}") from None
     if not content.strip():
@@ -96,7 +96,7 @@ def decoded(path: Path, encoding: str = "utf-8") -> str:
     except (LookupError, UnicodeError):
         raise DataError(f"task.encoding: Python knows no encoding {encoding!r}; try utf-8 or latin-1") from None
     if "\0" in text:
-        raise DataError(f"{path} is no text: it has a zero byte at {content.index(0)}{_advice(content, encoding)}")
+        raise DataError(f"{path} is not text: it has a zero byte at {content.index(0)}{_advice(content, encoding)}")
     if content.startswith(codecs.BOM_UTF8) and not text.startswith(MARK) and "utf" not in encoding.lower():
         raise DataError(f"{path} begins with the mark of utf-8 text, not {encoding}; say task.encoding=utf-8")
     if not text.strip(f"{MARK} \t\r\n"):

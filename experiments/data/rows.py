@@ -63,16 +63,6 @@ class Table:
         held = sum(row.lines for row in self.rows) + sum(part.lines for part in self.malformed)
         return self.lines - self.header - held - self.empty if self.lines else 0
 
-    def need(self, columns: Sequence[str]) -> None:
-        """Raises: DataError where one of these columns is in no row."""
-        there = self.columns
-        if there is None:
-            there = tuple(dict.fromkeys(name for row in self.rows for name in row.values))
-        if missing := [name for name in columns if name not in there]:
-            shown = [name if name == name.strip() else repr(name) for name in there]
-            has = f"it has: {', '.join(shown) or 'none'}"
-            raise DataError(f"{self.place} has no column {', '.join(missing)}; {has}{_other_separator(there)}")
-
 
 def twice(names: Sequence[str]) -> list[str]:
     """The names that are there more than once."""
@@ -89,11 +79,25 @@ class SourceRead:
     lines: dict[str, int]
 
     def __str__(self) -> str:
-        held = [f"{count:,} {what}" for what, count in self.lines.items() if count and what != "all"]
-        lines = (
-            f"{self.lines['all']:,} lines: {', '.join(held)}" if self.lines else f"{self.rows + self.left_out:,} rows"
-        )
-        return f"{Path(self.place).name} ({lines})"
+        return f"{Path(self.place).name} ({self._held()})"
+
+    def _held(self) -> str:
+        """'6 lines: 1 header, 4 in 3 rows, 1 empty', or how many there are where each is a row."""
+        if not self.lines:
+            return _counted(self.rows + self.left_out, "row")
+        rows = _counted(self.rows, "row")
+        rows = rows if self.lines["of rows"] == self.rows else f"{self.lines['of rows']:,} in {rows}"
+        held = [
+            rows if what == "of rows" else f"{count:,} {what}"
+            for what, count in self.lines.items()
+            if count and what != "all"
+        ]
+        all_lines = _counted(self.lines["all"], "line")
+        return all_lines if self.lines["all"] == self.rows else f"{all_lines}: {', '.join(held)}"
+
+
+def _counted(count: int, what: str) -> str:
+    return f"{count:,} {what}{'s' * (count != 1)}"
 
 
 def source_read(table: Table, left_out: Sequence[Malformed]) -> SourceRead:
@@ -109,26 +113,20 @@ def source_read(table: Table, left_out: Sequence[Malformed]) -> SourceRead:
 def refuse_without_rows(split: str, rows: int, malformed: Sequence[Malformed]) -> None:
     """Raises: DataError where all that a split has is malformed, with the reasons, also where such rows are skipped."""
     if not rows and malformed:
-        raise DataError(f"the {split} split has no usable row; {len(malformed)} are malformed:\n{_shown(malformed)}")
-
-
-def _other_separator(columns: Sequence[str]) -> str:
-    """The way out where one column's name holds what looks like a separator of others."""
-    found = [mark for mark in SEPARATORS if len(columns) == 1 and mark in columns[0]]
-    if not found:
-        return ""
-    form = SEPARATORS[found[0]]
-    way_out = f"say task.format={form}" if form else "write it with commas, or with tabs and task.format=tsv"
-    return f"; are its fields separated by {found[0]!r}? Then {way_out}"
+        raise DataError(f"the {split} split has no usable row; {len(malformed):,} {_are(malformed)} malformed:\n{_shown(malformed)}")
 
 
 def refuse_malformed(malformed: Sequence[Malformed], rows: int) -> None:
     """Raises: DataError that counts the malformed rows and shows the first, of every file some."""
     if malformed:
         raise DataError(
-            f"{len(malformed)} of {rows} rows are malformed; mend them, or leave them out, counted, "
+            f"{len(malformed):,} of {rows:,} rows {_are(malformed)} malformed; mend them, or leave them out, counted, "
             f"with task.skip_malformed=true:\n{_shown(malformed)}"
         )
+
+
+def _are(malformed: Sequence[Malformed]) -> str:
+    return "is" if len(malformed) == 1 else "are"
 
 
 def _shown(malformed: Sequence[Malformed]) -> str:

@@ -15,8 +15,12 @@ from experiments.data.tables import KINDS, Form, read_table
 from lora_variants.interface.rng import stream
 
 USUAL = {"train": "train*", "validation": "validation*|valid*|dev*|val|val.*", "test": "test*"}
+NAMES = {"train": "train", "validation": "validation", "valid": "validation", "val": "validation", "dev": "validation"}
+NAMES |= {"test": "test"}  # of files, and the split that such a file is
+SHOWN_FILES = 10
 SHARD = re.compile(r"(.+)-(\d+)-of-(\d+)")  # a numbered part of one set of rows
 HUB_NAME = re.compile(r"[\w-][\w.-]*(/[\w.-]+)?", re.ASCII)
+OF_ROWS = {*KINDS, "txt"}  # endings of files that may hold rows
 Where = str | float | None
 
 
@@ -88,9 +92,8 @@ class Location:
             if names:
                 return Source(files=files) if files else there[names[0]]
         share = "" if split == "train" else f", or take a share of the training rows with task.{split}=0.1"
-        what = f"matches {patterns!r}" if given else f"is the {split} split"
-        known = ", ".join(sorted(there)) or "nothing that holds text"
-        raise DataError(f"{self.path}: nothing {what}; there is: {known}. Name it with task.{split}=NAME{share}")
+        what = f"{'file' if self.is_local else 'split'} {f'matches {patterns!r}' if given else f'is the {split} split'}"
+        raise DataError(f"{self.path}: no {what}; there is: {_listed(there)}. Name it with task.{split}=NAME{share}")
 
     def _refuse_missing_shards(self, names: Sequence[str]) -> None:
         numbers = [tuple(map(int, found.groups()[1:])) for name in names if (found := SHARD.fullmatch(name))]
@@ -103,6 +106,13 @@ class Location:
                 f"{self.path}: of {_set_of(names[0])} there are the shards {', '.join(map(str, there))} of "
                 f"{' and of '.join(map(str, most))}; fetch the others too, or name the files of another set"
             )
+
+
+def _listed(there: Mapping[str, Source]) -> str:
+    """The names of the files, endings included, or of the splits of the Hub."""
+    names = sorted(file.name for source in there.values() for file in source.files) or sorted(there)
+    more = f" and {len(names) - SHOWN_FILES:,} more" if len(names) > SHOWN_FILES else ""
+    return ", ".join(names[:SHOWN_FILES]) + more if names else "nothing that holds text"
 
 
 def _meant(pattern: str, names: list[str]) -> list[str]:
@@ -129,7 +139,7 @@ def _set_of(name: str) -> str:
 
 def is_local(path: str) -> bool:
     """Whether a path is of this machine: it is there, or it can be no name of a data set on the Hub."""
-    return Path(path).exists() or not HUB_NAME.fullmatch(path) or kind_of(Path(path)) in {*KINDS, "txt"}
+    return Path(path).exists() or not HUB_NAME.fullmatch(path) or kind_of(Path(path)) in OF_ROWS
 
 
 def whole(path: str) -> str:
@@ -179,6 +189,21 @@ def read_splits(
                     read_hub_split(where.path, subset, revision, str(source.hub_split), set(labels))
                 ]
     return tables
+
+
+def unread_warnings(where: Location, tables: Mapping[str, Sequence[Table]]) -> list[str]:
+    """A warning of each file of the folder that has the name of a split and is none, though nobody named another."""
+    folder = Path(where.path)
+    read = {bare_name(Path(table.place)) for parts in tables.values() for table in parts}
+    found = []
+    for name, source in _files_in(folder).items() if folder.is_dir() else ():
+        split, files = NAMES.get(_set_of(name).lower()), [file for file in source.files if kind_of(file) in OF_ROWS]
+        asked = getattr(where, split or "train")
+        if split is None or name in read or not files or isinstance(asked, str):
+            continue
+        other = f"{asked:g} of the training rows" if asked else Path(tables[split][0].place).name
+        found.append(f"{files[0].name} is not read: {split} is {other}; task.{split}={files[0].name} would read it")
+    return found
 
 
 def split_rows(

@@ -11,6 +11,7 @@ from experiments.data.rows import Malformed, Row, Table, twice
 from experiments.data.separated import read_separated
 
 KINDS = {"csv": "csv", "tsv": "tsv", "jsonl": "jsonl", "json": "jsonl", "parquet": "parquet", "label": "trec"}
+SPREADSHEETS = ("xlsx", "xlsm", "xlsb", "xls", "ods", "numbers")
 LINE = ""  # the one column of a text file
 
 
@@ -32,6 +33,8 @@ def read_table(path: Path, form: Form) -> Table:
     """
     kinds = KINDS | {"txt": form.of_txt}
     name = form.form or kinds.get(kind_of(path))
+    if name is None and kind_of(path) in SPREADSHEETS:
+        raise DataError(f"{path} is a spreadsheet, which is not read: save it as csv")
     if name is None:
         known = ", ".join(sorted(kinds))
         raise DataError(f"{path}: its name does not say what it is (known: {known}); say task.format=csv or another")
@@ -143,6 +146,6 @@ def _parquet(path: Path) -> Table:
         found = read_parquet(BufferReader(content))
         values = found.to_pylist()
     except (ArrowException, OSError, ValueError) as error:  # a text that is no UTF-8 shows as it is taken out
-        raise DataError(f"{path} is no whole parquet file ({(str(error).splitlines() or [''])[0]})") from None
+        raise DataError(f"{path} is not a whole parquet file ({(str(error).splitlines() or [''])[0]})") from None
     rows = [Row(str(path), i, row, unit="row") for i, row in enumerate(values, 1)]
     return Table(str(path), tuple(found.column_names), rows)

@@ -17,7 +17,7 @@ from experiments.data.encoding import encode_lines, encode_stream
 from experiments.data.passages import Layout, Texts, doubts_of, passages_sha256, read_passages, read_plain
 from experiments.data.reading import DataError, errors_together, one_part
 from experiments.data.rows import Malformed, refuse_malformed
-from experiments.data.sources import enough, read_splits
+from experiments.data.sources import enough, read_splits, unread_warnings
 from experiments.data.tables import Form
 from experiments.data.tokens import Tokens
 from experiments.models.architecture import one_trial_reason
@@ -25,7 +25,7 @@ from experiments.models.model_card import ModelCard
 from experiments.models.weights import Report, silent
 from experiments.tasks.language_modeling_config import LanguageModelingConfig
 from experiments.tasks.task import DIVERGED, Batch, Predictions, Split, Task, TaskConfig, permuted
-from experiments.tasks.text_config import location, notes_of
+from experiments.tasks.text_config import few_rows_warnings, location, notes_of
 from experiments.tasks.text_model import TextModel, counting
 from lora_variants.interface.rng import stream
 
@@ -67,7 +67,7 @@ class LanguageModeling(Task):
                 )  # fmt: skip
             if config.forgetting is not None:
                 forgetting = read_plain(config.forgetting.path, encoding)
-        doubts = doubts_of(found.passages, layout, allowed=config.allow_overlap)
+        doubts = doubts_of(found.passages, layout, allowed=config.allow_overlap) + unread_warnings(where, tables)
         passages = found.passages | ({"forgetting": forgetting} if forgetting else {})
         return replace(found, passages=passages, warnings=(*found.warnings, *doubts))
 
@@ -147,21 +147,33 @@ class LanguageModeling(Task):
         found = {}
         for split, passages in self.data.passages.items():
             found[split] = {"passages": f"{len(passages):,}"}
-            found[split] |= (
-                {"read from": describe_sources(self.data.read.get(split, []))} if split != "forgetting" else {}
-            )
+            if split != "forgetting":
+                found[split] |= {"read from": describe_sources(self.data.read.get(split, []), self._elsewhere(split))}
             if split in self._tokens:
                 used, tokens = self.rows_of(split), self._tokens[split]
                 malformed = self.data.malformed(split) + int((tokens.scored == 0).sum())
-                found[split] |= {"rows": f"{len(used):,} of {len(tokens.lengths):,}", "left out": f"{malformed:,}"}
+                found[split] |= {"rows": f"{len(used):,} of {self._all(split)}", "left out": f"{malformed:,}"}
                 found[split] |= describe_tokens(tokens, used, self.config.context + 1)
         return found
+
+    def _elsewhere(self, split: str) -> dict[str, int]:
+        """How many passages of the training files are in other splits."""
+        shares = self.data.passages.keys() - self.data.read.keys() - {"forgetting"}
+        return {f"for {name}": len(self.data.passages[name]) for name in sorted(shares)} if split == "train" else {}
+
+    def _all(self, split: str) -> str:
+        """How many rows there are, and the knob for which not all of them are used."""
+        tokens = self._tokens[split]
+        limit = {"train": "task.train_rows", "forgetting": "task.forgetting.windows"}.get(split, "task.evaluation_rows")
+        is_limited = len(self.rows_of(split)) < int((tokens.scored > 0).sum())
+        return f"{len(tokens.lengths):,}{f' ({limit})' * is_limited}"
 
     def data_notes(self) -> list[str]:
         return notes_of(self.describe_data())
 
     def data_warnings(self) -> list[str]:
-        return list(self.data.warnings)
+        few = few_rows_warnings(self.config.train_rows, len(self.rows_of("train"))) if "train" in self._tokens else []
+        return [*self.data.warnings, *few]
 
     @property
     def has_forgetting_split(self) -> bool:

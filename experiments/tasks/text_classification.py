@@ -16,7 +16,7 @@ from experiments.data.description import describe_labels, describe_sources, desc
 from experiments.data.encoding import encode_texts
 from experiments.data.examples import Columns, Labelled, doubts_of, read_examples
 from experiments.data.reading import DataError, errors_together, one_part
-from experiments.data.sources import read_splits
+from experiments.data.sources import read_splits, unread_warnings
 from experiments.data.tables import Form
 from experiments.data.tokens import Tokens
 from experiments.models.architecture import one_trial_reason
@@ -26,7 +26,7 @@ from experiments.models.weights import Report, silent
 from experiments.tasks.metrics import Metric, class_counts, metric_range, products, score, spearman
 from experiments.tasks.task import Batch, Predictions, Split, Task, TaskConfig, names_of, permuted
 from experiments.tasks.text_classification_config import TextClassificationConfig
-from experiments.tasks.text_config import location, notes_of
+from experiments.tasks.text_config import few_rows_warnings, location, notes_of
 from experiments.tasks.text_model import TextModel, counting
 
 EVALUATION_ROWS = 64
@@ -75,6 +75,8 @@ class TextClassification(Task):
         if "f1" in self.metric_names and len(found.labels) != 2:
             raise DataError(f"task.metrics: f1 is that of the second of two labels, the data have {len(found.labels)}")
         doubts = doubts_of(found, self.columns, config.suspicious_labels, overlap_allowed=config.allow_overlap)
+        doubts += unread_warnings(where, tables)
+        doubts += few_rows_warnings(config.train_rows, len(found.splits["train"].labels))
         return replace(found, warnings=(*found.warnings, *doubts))
 
     @cached_property
@@ -137,11 +139,19 @@ class TextClassification(Task):
         for split, examples in self.data.splits.items():
             found[split] = {"rows": f"{len(examples.labels):,}", "left out": f"{examples.malformed:,}"}
             found[split] |= {"labels": describe_labels(examples.labels, self.data.labels)}
-            found[split] |= {"read from": describe_sources(examples.read)}
+            found[split] |= {"read from": describe_sources(examples.read, self._elsewhere(split))}
             if split in self._tokens:
                 tokens = self._tokens[split]
                 found[split] |= describe_tokens(tokens, torch.arange(len(tokens.lengths)), self.config.max_length)
         return found
+
+    def _elsewhere(self, split: str) -> dict[str, int]:
+        """How many rows of the training files are in other splits, or in none by task.train_rows."""
+        of_split = self.data.splits
+        found = {f"for {name}": len(of_split[name].labels) for name in of_split if not of_split[name].read}
+        left = sum(source.rows for source in of_split["train"].read) - len(of_split["train"].labels)
+        unused = left - sum(found.values())
+        return found | ({"left by task.train_rows": unused} if unused else {}) if split == "train" else {}
 
     def data_notes(self) -> list[str]:
         return notes_of(self.describe_data())

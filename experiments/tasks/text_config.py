@@ -47,6 +47,13 @@ def notes_of(described: Mapping[str, Mapping[str, str]]) -> list[str]:
     return [f"{split}: {'; '.join(f'{name} {what}' for name, what in row.items())}" for split, row in described.items()]
 
 
+def few_rows_warnings(asked: int | None, rows: int) -> list[str]:
+    """A warning where there are fewer training rows than are asked for."""
+    if asked is None or rows >= asked:
+        return []
+    return [f"task.train_rows={asked:,} is more than the {rows:,} training rows that there are: all are used"]
+
+
 def location(config: TextDataConfig, path: str, preset: dict[str, object]) -> Location:
     """Where the splits are: what the configuration says, else the preset."""
     asked = {split: getattr(config, split) for split in ("train", "validation", "test")}

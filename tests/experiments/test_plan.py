@@ -123,9 +123,9 @@ def test_the_plan_shows_rows_labels_and_what_is_cut_and_leaves_no_file(tmp_path:
     before = set(tmp_path.rglob("*"))
     said = plan(config, tmp_path / "runs")
     assert "cut at 8 tokens" in said
-    assert "train is read from train.tsv (81 lines: 1 header, 80 of rows)" in said
+    assert "train is read from train.tsv (81 lines: 1 header, 80 rows)" in said
     cut = "53 rows (66.2%), 105 tokens (15.2%)"
-    assert cells(said, "train") == ["80", "0", "0: 53, 1: 27", "586", "8", cut]
+    assert cells(said, "train") == ["80", "0", "0: 53, 1: 27", "586", "11", cut]
     assert cells(said, "test")[:3] == ["12", "0", "0: 8, 1: 4"]
     assert set(tmp_path.rglob("*")) == before
 
@@ -150,10 +150,10 @@ def test_the_plan_of_a_language_model_counts_lines_and_the_tokens_that_are_cut(t
         (tmp_path / "data" / f"{split}.txt").write_text(f"a {animal} is bad\n" * 3 + f"a {animal} " * 10 + "\n")
     config = load(written(tmp_path, LINES, kind="llama"), overrides=["task.evaluation_rows=2"])
     said = plan(config)
-    assert "train is read from train.txt (4 lines: 4 of rows)" in said
+    assert "train is read from train.txt (4 lines)" in said
     assert "cut at 17 tokens" in said
-    assert cells(said, "train") == ["4", "4 of 4", "0", "35", "17", "1 row (25.0%), 5 tokens (12.5%)"]
-    assert cells(said, "validation")[1] == "2 of 4"
+    assert cells(said, "train") == ["4", "4 of 4", "0", "35", "22", "1 row (25.0%), 5 tokens (12.5%)"]
+    assert cells(said, "validation")[1] == "2 of 4 (task.evaluation_rows)"
     facts = load_task(config).data_facts()["train"]
     assert (facts["truncated"], facts["tokens_lost"]) == (1, 5)
 
@@ -237,9 +237,9 @@ def test_the_command_names_what_is_wrong_with_each_split_in_a_line_of_its_own_an
         assert main(["--config", str(path), "--runs-dir", str(tmp_path / "runs"), *arguments]) == 2
         errors = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
         assert len(errors) == 3
-        assert "dev.tsv is no text" in errors[0]
-        assert "train.tsv has no column sentence" in errors[1]
-        assert "1 of 2 rows are malformed" in errors[2]
+        assert "dev.tsv is not text" in errors[0]
+        assert "train.tsv has no column 'sentence' (task.text); it has" in errors[1]
+        assert "1 of 2 rows is malformed" in errors[2]
     assert not (tmp_path / "runs").exists()
 
 

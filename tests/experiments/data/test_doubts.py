@@ -81,7 +81,7 @@ def test_labels_that_stand_for_no_value_are_classes_only_where_the_user_says_so(
     tmp_path: Path, form: str, label: object, shown: str
 ) -> None:
     folder = with_labels(tmp_path, [label, "yes", "no"] * 2, form)
-    told = f"labels that look like missing values: {shown!r} (2)"
+    told = f"labels that look like missing values: {shown!r} (2, first in train.{form}:{2 if form == 'csv' else 1})"
     for suspicion in ("refuse_missing", "refuse_all"):
         message = refused(folder, suspicious_labels=suspicion)
         assert message.startswith(told)
@@ -97,7 +97,7 @@ def test_a_missing_label_is_refused_wherever_in_the_training_file_it_stands(tmp_
         labels = ["yes", "no"] * 6
         labels[place] = "nan"
         folder = write(tmp_path, train=rows_of(labels), test=rows_of(["yes", "no"], "test"))
-        assert "'nan' (1)" in refused(folder, validation=0.5)
+        assert f"'nan' (1, first in train.csv:{place + 2})" in refused(folder, validation=0.5)
 
 
 def decomposed(label: str) -> str:
@@ -121,7 +121,7 @@ def test_labels_that_differ_in_spelling_only_are_told_or_refused(
     for suspicion in ("refuse_missing", "warn"):
         (told,) = warnings(folder, suspicious_labels=suspicion)
         assert told.startswith("labels that differ in spelling only: ")
-        assert told.count("(2)") == 2
+        assert told.count("(2, first in train.") == 2
     assert "labels that differ in spelling only: " in refused(folder, suspicious_labels="refuse_all")
     read = [str(int(label)) if isinstance(label, bool) else str(label) for label in (*labels, "other")]
     assert warnings(folder, suspicious_labels="refuse_all", labels=read) == []
@@ -140,7 +140,7 @@ def test_labels_that_mean_different_things_are_not_suspicious(tmp_path: Path, la
 
 def test_classes_of_one_training_row_are_told_or_refused(tmp_path: Path) -> None:
     folder = with_labels(tmp_path, ["rare", *["yes", "no"] * 3])
-    told = "classes with under 2 training rows: 'rare' (1)"
+    told = "classes with under 2 training rows: 'rare' (1, first in train.csv:2)"
     assert warnings(folder) == warnings(folder, suspicious_labels="warn") == [told]
     assert refused(folder, suspicious_labels="refuse_all").startswith(told)
     assert warnings(folder, labels=["yes", "no", "rare", "none there"]) == [f"{told}, 'none there' (0)"]
@@ -149,14 +149,14 @@ def test_classes_of_one_training_row_are_told_or_refused(tmp_path: Path) -> None
 def test_of_many_suspicious_labels_the_first_are_named_and_all_counted(tmp_path: Path) -> None:
     rare = [f"rare {i}" for i in range(8)]
     (told,) = warnings(with_labels(tmp_path, [*rare, *["yes", "no"] * 20]))
-    assert told.endswith("'rare 4' (1) and 3 more")
+    assert told.endswith("'rare 4' (1, first in train.csv:6) and 3 more")
 
 
 @pytest.mark.parametrize(
     ("label", "reason"),
     [
-        *((label, f"'label' is no number: {label!r}") for label in ("1_0", "\u0661\u0662", "\uff11", "inf", "nan")),
-        *((label, f"'label' is no number: {label!r}") for label in ("5%", "1 000", "1e", ".", "0x1", "1.2.3", "True")),
+        *((label, f"'label' is not a number: {label!r}") for label in ("1_0", "\u0661\u0662", "\uff11", "inf", "nan")),
+        *((label, f"'label' is not a number: {label!r}") for label in ("5%", "1 000", "1e", ".", "0x1", "1.2.3", "True")),
         ("1e400", "'label' is 1e400, beyond 3.4e+38"),
         ("-1e39", "'label' is -1e39, beyond 3.4e+38"),
     ],
@@ -170,12 +170,12 @@ def test_a_label_that_no_one_would_write_as_a_number_is_malformed_in_regression(
 
 
 def test_a_decimal_comma_is_malformed_in_regression(tmp_path: Path) -> None:
-    assert "'label' is no number: '1,5'" in refused(with_labels(tmp_path, [1, "1,5", 2], "jsonl"), regression=True)
+    assert "'label' is not a number: '1,5'" in refused(with_labels(tmp_path, [1, "1,5", 2], "jsonl"), regression=True)
 
 
 def test_a_boolean_is_no_number_in_regression(tmp_path: Path) -> None:
     folder = with_labels(tmp_path, [1, True, 2], "jsonl")
-    assert "train.jsonl line 2: 'label' is True, no number; write 1 or 0" in refused(folder, regression=True)
+    assert "train.jsonl line 2: 'label' is True, not a number; write 1 or 0" in refused(folder, regression=True)
 
 
 def test_numbers_are_read_as_they_are_usually_written(tmp_path: Path) -> None:
@@ -198,7 +198,7 @@ def test_a_split_whose_rows_all_have_one_label_is_told_unless_that_may_be_chance
 def test_a_text_that_is_no_value_is_malformed_and_a_word_for_none_is_told(tmp_path: Path) -> None:
     others = {"dev": rows_of([1, 0], "dev"), "test": rows_of([1, 0], "test")}
     folder = write(tmp_path, form="jsonl", train=[*rows_of([1, 0] * 2), (float("nan"), 1)], **others)
-    assert "train.jsonl line 5: 'text' is NaN, no text" in refused(folder)
+    assert "train.jsonl line 5: 'text' is NaN, not a text" in refused(folder)
     folder = write(tmp_path, form="jsonl", train=[*rows_of([1, 0] * 2), ("NaN", 1), ("none", 0)], **others)
     assert warnings(folder) == ["2 texts of train look like missing values: 'NaN', 'none'"]
 
@@ -256,7 +256,7 @@ def test_rows_in_two_splits_are_told_from_a_tenth_of_the_smaller_on_and_refused_
         message = refused(splits_with_common_rows(tmp_path, common))
         told = f"{common} of 20 rows (text and label) of validation are in train too"
         assert message.startswith(told)
-        assert message.endswith("or insist with task.allow_overlap=true")
+        assert message.endswith("to use them all the same, say task.allow_overlap=true")
         assert warnings(tmp_path, allow_overlap=True) == [told]
 
 
@@ -300,7 +300,7 @@ def test_a_malformed_row_is_named_before_rows_in_two_splits_are(tmp_path: Path) 
 def test_suspicious_labels_and_rows_in_two_splits_are_said_together(tmp_path: Path) -> None:
     rows = rows_of(["yes", "nan"] * 3)
     message = refused(write(tmp_path, train=rows, dev=rows, test=rows_of(["yes", "nan"], "test")))
-    assert "look like missing values: 'nan' (7)" in message
+    assert "look like missing values: 'nan' (7, first in train.csv:3)" in message
     assert "6 of 6 rows (text and label) of validation are in train too" in message
 
 
@@ -309,7 +309,7 @@ def test_texts_with_two_labels_in_one_split_are_told(tmp_path: Path, torn: int, 
     rows = [(text, "no") for text, _ in rows_of(["yes"] * torn)][: torn // 2] + list(rows_of(["yes"] * 30))
     folder = write(tmp_path, train=[*rows, *rows_of(["no"] * 5, "more")])
     write(folder, dev=rows_of(["yes", "no"], "dev"), test=rows_of(["yes", "no"], "test"))
-    expected = [f"{torn} of {len(rows) + 5} rows of train have a text that others give another label"] if told else []
+    expected = [f"{torn} of {len(rows) + 5} rows of train share their text with a row of another label"] if told else []
     assert warnings(folder) == expected
 
 
@@ -379,5 +379,5 @@ def test_a_malformed_line_is_named_before_lines_in_two_splits_are(tmp_path: Path
     splits = {"train": text, "valid": text + "no prompt\n", "test": "a||b\n"}
     with pytest.raises(DataError) as error:
         _ = language_model(tmp_path, splits, layout="lines", prompt_separator="||").data
-    assert "valid.txt line 10: no text behind '||'" in str(error.value)
+    assert "valid.txt line 10: no '||', which ends a prompt: 'no prompt'" in str(error.value)
     assert "are in train too" not in str(error.value)

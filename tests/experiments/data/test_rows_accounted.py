@@ -182,7 +182,7 @@ def test_an_array_of_objects_is_rows(tmp_path: Path) -> None:
         ("train.csv", "text;label\na;1\nb;0\n", "it has: text;label; are its fields separated by ';'?"),
         ("train.csv", "text\tlabel\na\t1\n", r"separated by '\t'? Then say task.format=tsv"),
         ("train.tsv", "text,label\na,1\n", "separated by ','? Then say task.format=csv"),
-        ("train.csv", "text;label\na, b;1\nc, d;0\n", "has no column text, label; it has: text;label"),
+        ("train.csv", "text;label\na, b;1\nc, d;0\n", "has no columns 'text' (task.text), 'label' (task.label); it has: text;label"),
         ("train.json", '{"data": [\n{"text": "a"}\n]}', "is one JSON object (data); write its rows as an array"),
         ("train.jsonl", "a\nb\nc\n", "the train split has no usable row; 3 are malformed:\n"),
         ("train.csv", "text,label\na\nb\n", "line 2: has 1 fields, the header has 2"),
@@ -201,7 +201,7 @@ def test_malformed_training_rows_are_left_out_and_counted_while_enough_others_ar
     train = labelled(tmp_path, limit=8).splits["train"]
     assert (len(train.labels), train.malformed) == (8, 1)
     for limit in (9, None):
-        with pytest.raises(DataError, match=r"1 of \d+ rows are malformed"):
+        with pytest.raises(DataError, match=r"1 of \d+ rows is malformed"):
             labelled(tmp_path, limit=limit)
     write(tmp_path, test=ROWS + "no label\n")
     with pytest.raises(DataError, match=r"test\.csv line 12: has 1 fields"):
@@ -213,7 +213,7 @@ def test_the_lines_of_a_file_add_up(tmp_path: Path) -> None:
     (read,) = labelled(tmp_path, skip=True).splits["train"].read
     assert read.lines == {"all": 18, "header": 1, "of rows": 13, "malformed": 2, "empty": 2}
     assert (read.rows, read.left_out) == (12, 2)
-    assert str(read) == "train.csv (18 lines: 1 header, 13 of rows, 2 malformed, 2 empty)"
+    assert str(read) == "train.csv (18 lines: 1 header, 13 in 12 rows, 2 malformed, 2 empty)"
 
 
 def test_files_that_were_joined_with_their_byte_order_marks_hold_the_same_rows_as_without(tmp_path: Path) -> None:

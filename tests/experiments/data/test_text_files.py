@@ -74,14 +74,14 @@ def test_files_that_hold_no_table_are_refused_by_name_and_reason(tmp_path: Path)
     (tmp_path / "mark.csv").write_text("\ufeff\r\n")
     assert "mark.csv is empty" in refused(tmp_path / "mark.csv")
     (tmp_path / "binary.csv").write_bytes(b"a,b\n\x00\x01")
-    assert "binary.csv is no text" in refused(tmp_path / "binary.csv")
+    assert "binary.csv is not text" in refused(tmp_path / "binary.csv")
     (tmp_path / "latin.csv").write_bytes("a,b\ncaf\u00e9,1\n".encode("latin-1"))
     assert "latin.csv line 2: not utf-8 text" in refused(tmp_path / "latin.csv")
     whole = gzip.compress(b"text,label\n" + b"a,yes\n" * 999)
     (tmp_path / "torn.csv.gz").write_bytes(whole[: len(whole) // 2])
-    assert "torn.csv.gz is no whole gzip file" in refused(tmp_path / "torn.csv.gz")
+    assert "torn.csv.gz is not a whole gzip file" in refused(tmp_path / "torn.csv.gz")
     (tmp_path / "torn.parquet").write_bytes(b"PAR1 and no more")
-    assert "torn.parquet is no whole parquet file" in refused(tmp_path / "torn.parquet")
+    assert "torn.parquet is not a whole parquet file" in refused(tmp_path / "torn.parquet")
     (tmp_path / "what.xyz").write_text("a")
     assert "say task.format=csv" in refused(tmp_path / "what.xyz")
     assert "cannot be read: No such file" in refused(tmp_path / "nowhere.csv")
@@ -134,9 +134,9 @@ def test_what_is_wrong_with_each_split_is_said_together(tmp_path: Path) -> None:
     folder = write_splits(tmp_path, "a,yes\n", "a,yes\nb,maybe\n")
     (folder / "test.csv").write_text("sentence,label\na,yes\n")
     test, train, validation = errors_of(folder)
-    assert "test.csv has no column text; it has: sentence, label" in test
+    assert "test.csv has no column 'text' (task.text); it has: sentence, label" in test
     assert "the train split has one usable row" in train
-    assert "1 of 3 rows are malformed" in validation
+    assert "1 of 3 rows is malformed" in validation
     assert "dev.csv line 3: unknown label 'maybe'" in validation
 
 
@@ -147,7 +147,7 @@ def test_a_split_that_cannot_be_read_keeps_nothing_of_the_others_back(
     folder = write_splits(tmp_path, "", "a,yes\n,no\n", "c,no\n")
     (folder / "train.csv").write_bytes(b"\0")
     errors = errors_of(folder, Columns(("text",), "label", labels))
-    assert "train.csv is no text" in errors[0]
+    assert "train.csv is not text" in errors[0]
     assert "the test split has one usable row" in errors[1]
     assert "line 3: 'text' is empty" in errors[-1]
     assert "unknown label" not in "".join(errors)  # without the training rows, labels that are not given are unknown
@@ -156,9 +156,9 @@ def test_a_split_that_cannot_be_read_keeps_nothing_of_the_others_back(
 def test_splits_that_are_not_there_are_named_together_and_the_others_read(tmp_path: Path) -> None:
     (tmp_path / "train.csv").write_text("text\na\n")
     validation, test, train = errors_of(tmp_path)
-    assert "nothing is the validation split" in validation
-    assert "nothing is the test split" in test
-    assert "train.csv has no column label" in train
+    assert "no file is the validation split" in validation
+    assert "no file is the test split" in test
+    assert "train.csv has no column 'label' (task.label)" in train
     assert len(errors_of(tmp_path / "train.csv")) == 3  # two shares that are not given, and the column
 
 
@@ -178,10 +178,10 @@ def test_what_can_be_no_name_on_the_hub_is_a_file_that_is_not_there(path: str) -
 
 def test_a_missing_column_says_which_there_are(tmp_path: Path) -> None:
     folder = write_splits(tmp_path, "a,yes\n")
-    with pytest.raises(DataError, match="has no column sentence; it has: text, label"):
+    with pytest.raises(DataError, match=r"train\.csv, dev\.csv, test\.csv have no column 'sentence' \(task\.text\); it has"):
         examples(folder, Columns(("sentence",), "label", ("no", "yes")))
     (folder / "train.csv").write_text("text, label\na,yes\n")
-    with pytest.raises(DataError, match="has no column label; it has: text, ' label'"):
+    with pytest.raises(DataError, match=r"has no column 'label' \(task\.label; did you mean ' label'\?\); it has: text, ' label'"):
         examples(folder)
 
 
@@ -226,9 +226,9 @@ def test_numbers_to_predict_must_be_finite_numbers(tmp_path: Path) -> None:
 
 def test_a_folder_without_the_splits_says_what_is_there_and_what_to_say(tmp_path: Path) -> None:
     (tmp_path / "train.csv").write_text("text,label\na,yes\nb,no\n")
-    with pytest.raises(DataError, match=r"nothing is the validation split; there is: train.*task.validation=0.1"):
+    with pytest.raises(DataError, match=r"no file is the validation split; there is: train.*task.validation=0.1"):
         Location(str(tmp_path)).sources()
-    with pytest.raises(DataError, match="nothing matches 'eval'"):
+    with pytest.raises(DataError, match="no file matches 'eval'"):
         Location(str(tmp_path), validation="eval").sources()
     with pytest.raises(DataError, match="no file or folder"):
         Location(str(tmp_path / "nowhere")).sources()

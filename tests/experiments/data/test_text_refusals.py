@@ -85,12 +85,12 @@ def fewer_embeddings(folder: Path) -> None:
         (rename_model, r"model\.name: '.*/model' is neither a folder here nor a possible name on the Hub"),
         (empty_model, r"model\.name: the folder '.*/model' has no config\.json; name the folder of a whole model"),
         (rename_data, "task.path: there is no file or folder .*/data"),
-        (empty_data, "nothing is the train split; there is: nothing that holds text"),
-        (content("text\tlabel\na cat\t1\n"), r"dev\.tsv has no column sentence; it has: text, label"),
+        (empty_data, "no file is the train split; there is: nothing that holds text"),
+        (content("text\tlabel\na cat\t1\n"), r"dev\.tsv has no column .sentence. .task.text.; it has: text, label"),
         (content("sentence\tlabel\na cat\t1\na dog\tno\n"), r"dev\.tsv line 3: unknown label 'no'"),
         (content(""), r"dev\.tsv is empty"),
         (content("sentence\tlabel\n"), "the validation split has no usable row"),
-        (content(b"\x00\x01\x02"), r"dev\.tsv is no text: it has a zero byte at 0"),
+        (content(b"\x00\x01\x02"), r"dev\.tsv is not text: it has a zero byte at 0"),
         (content(b"sentence\tlabel\n\xff\xfe\t1\n"), r"dev\.tsv line 2: not utf-8 text .* task\.encoding=latin-1"),
         (content("sentence\tlabel\na cat\t1\n"), "the validation split has one usable row"),
         (content("sentence\tlabel\na cat\t1\n", "train"), "the train split has one usable row"),
@@ -194,8 +194,8 @@ def test_what_is_wrong_with_the_texts_of_each_split_is_said_together(tmp_path: P
         run(config, tmp_path)
     test, malformed, forgetting = error.value.errors
     assert test.endswith("test.txt is empty")
-    assert "1 of 13 rows are malformed" in malformed
-    assert "valid.txt line 1: no text behind '||'" in malformed
+    assert "1 of 13 rows is malformed" in malformed
+    assert "valid.txt line 1: no '||', which ends a prompt: 'no separator'" in malformed
     assert forgetting.startswith(f"task.forgetting.path: {tmp_path / 'none.txt'} cannot be read")
 
 

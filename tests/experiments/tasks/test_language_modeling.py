@@ -153,7 +153,7 @@ def test_a_line_without_its_separator_is_malformed_and_an_empty_split_refused(tm
         file.write("no separator here\n\n")
     layout, form = Layout(rows="lines", prompt_separator="||"), Form(of_txt="text")
     tables = read_splits(Location(str(folder), train="valid", validation=0.1), form, subset=None, revision=None)
-    with pytest.raises(DataError, match=r"valid.txt line 61: no text behind '\|\|': 'no separator here'"):
+    with pytest.raises(DataError, match=r"valid.txt line 61: no '\|\|', which ends a prompt: 'no separator here'"):
         read_passages(tables, layout, {"validation": 0.1}, seed=0, limit=None, skip_malformed=False)
     texts = read_passages(tables, layout, {"validation": 0.1}, seed=0, limit=None, skip_malformed=True)
     assert [texts.malformed(split) for split in ("train", "validation", "test")] == [1, 0, 0]

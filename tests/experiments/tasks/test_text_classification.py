@@ -178,8 +178,8 @@ def test_a_run_says_what_it_read_and_how_much_of_it_is_cut(tmp_path: Path, model
     config = configured(tmp_path, model, data, max_length=8)
     execute(config, runs_dir=tmp_path / "runs", test=False, display=Display(Console(file=said, width=400)))
     train = next(line for line in said.getvalue().splitlines() if line.startswith("train: "))
-    assert "rows 80; left out 0; labels 0: 53, 1: 27; read from train.tsv (81 lines: 1 header, 80 of rows)" in train
-    assert train.endswith("tokens 586; longest 8; cut at 8 tokens 53 rows (66.2%), 105 tokens (15.2%)")
+    assert "rows 80; left out 0; labels 0: 53, 1: 27; read from train.tsv (81 lines: 1 header, 80 rows)" in train
+    assert train.endswith("tokens 586; longest 11; cut at 8 tokens 53 rows (66.2%), 105 tokens (15.2%)")
 
 
 def test_what_only_checks_the_data_is_no_part_of_a_config_hash(tmp_path: Path, model: str, data: str) -> None:
