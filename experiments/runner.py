@@ -10,6 +10,7 @@ from experiments.config.schema import RunConfig
 from experiments.record.earlier_run import find_earlier_run
 from experiments.record.errors import RecordError
 from experiments.record.finished_runs import note_unchecked
+from experiments.record.predictions import constant_warnings
 from experiments.record.run_description import RunDescription, describe_run
 from experiments.record.run_dir import RunDirectory
 from experiments.record.runs_dir import refuse_unusable
@@ -97,6 +98,8 @@ def execute(config: RunConfig, *, runs_dir: Path, test: bool, display: Display) 
             trial_run = TrialRun(config, context, run, options, display, start=prepared.start)
             _train(context, trial_run, display)
         _refuse(trial_run.failure, folder)
+    for warning in constant_warnings(trial_run.predictions):
+        display.warn(warning)
     return Finished(folder.path, trial_run.result, found=False)
 
 

@@ -42,6 +42,19 @@ def read_predictions(path: Path) -> dict[str, Predictions]:
     return {split: dict(zip(part.column_names, part.columns, strict=True)) for split, part in of_split.items()}
 
 
+def constant_warnings(splits: Mapping[str, Predictions]) -> list[str]:
+    """A warning of each split whose rows have several labels and were all given one: such a score looks like some."""
+    warnings = []
+    for split, found in splits.items():
+        labels, predicted = found.get("label"), found.get("prediction")
+        if isinstance(labels, list) and isinstance(predicted, list) and len(set(labels)) > 1 == len(set(predicted)):
+            warnings.append(
+                f"all {len(predicted):,} rows of {split} were given the label {predicted[0]!r}: the score is that of a "
+                "constant; more steps or another learning rate may help"
+            )
+    return warnings
+
+
 def _columns(split: str, found: Predictions) -> dict[str, Any]:
     columns = {name: values.numpy() if isinstance(values, Tensor) else values for name, values in found.items()}
     columns["split"] = [split] * len(columns["row"])

@@ -26,6 +26,7 @@ from experiments.user_cache import NotHereError
 TOKEN = ".token"
 FROZEN = "frozen-"
 NAMED = 3  # arms of one error
+HIGHEST_OF_ONE = 1.01  # accuracy and correlations are at most 1, to rounding
 NO_FLOOR = (
     "hypothesis.floor: base is W0 with a head that nobody trained; add the arm that trains the head alone, "
     "{variant: head}, and name it: floor: {variant: head}"
@@ -101,7 +102,16 @@ def warnings_of_arms(study: Study, context: TrainingContext) -> list[str]:
                 errors.setdefault(NO_FLOOR, []).append(arm.label)
     if errors:
         raise ConfigError([f"{_named(arms)}: {message}" for message, arms in errors.items()])
-    return [f"{_named(arms)}: {warning}" for warning, arms in warnings.items()]
+    return [*_margin_warnings(study, context), *(f"{_named(arms)}: {warning}" for warning, arms in warnings.items())]
+
+
+def _margin_warnings(study: Study, context: TrainingContext) -> list[str]:
+    """A warning of a margin as wide as the scores themselves: it was meant in points of a hundred."""
+    margin, greatest = study.protocol.margin, context.task.score_range[1]
+    if margin < 1 or greatest > HIGHEST_OF_ONE:
+        return []
+    unit = f"in units of {context.task.score_name}, which is at most 1"
+    return [f"protocol.margin: {margin:g} is {unit}, so no difference would exceed it; one point of a hundred is 0.01"]
 
 
 def _named(arms: Sequence[str]) -> str:

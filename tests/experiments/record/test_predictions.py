@@ -305,3 +305,19 @@ def test_a_test_score_that_comes_without_rows_changes_no_predictions(tmp_path: P
     run.check_files()
     assert run.result()["test"]["loss"] == 1.0
     assert set(pd.read_parquet(run.path / FILE)["split"]) == {"validation"}
+
+
+def test_one_label_for_all_rows_is_told_at_the_end_of_a_run(
+    tmp_path: Path, models: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: list[str] = []
+    monkeypatch.setattr(Display, "warn", lambda _, text: told.append(text))
+    task = write_csv(tmp_path, lambda i: "yes" if i in (3, 9) or (i > 63 and i % 9 == 0) else "no")
+    config = configured(tmp_path, task, models["bert"])
+    execute(config, runs_dir=tmp_path / "runs", test=True, display=Display.silent())
+    constant = "were given the label 'no': the score is that of a constant; more steps or another learning rate may help"
+    assert told == [f"all 26 rows of validation {constant}", f"all 18 rows of test {constant}"]
+    told.clear()
+    (tmp_path / "numbers").mkdir()
+    executed(tmp_path / "numbers", write_csv(tmp_path / "numbers", lambda i: i) | {"regression": True}, models["bert"])
+    assert not told

@@ -16,6 +16,7 @@ from experiments.config.errors import ConfigError
 from experiments.config.loading import load
 from experiments.config.yaml_files import yaml_text
 from experiments.models.transformer import ByteTransformer
+from experiments.studies.consistency import shared_context, warnings_of_arms
 from experiments.studies.protocol.protocol import plan_ahead, progress_of
 from experiments.studies.spec.arm import Arm
 from experiments.studies.spec.arms import Expansion, expand
@@ -460,3 +461,18 @@ def test_a_knob_that_the_grid_sets_is_refused_in_arms_and_in_what_all_share(
     with pytest.raises(ConfigError) as error:
         study(tmp_path, arms=[{"variant": "lora", **arm}], set=common, protocol=protocol)
     assert "protocol.tuning.grid.alpha_per_rank sets" in "\n".join(error.value.errors)
+
+
+@pytest.mark.parametrize(
+    ("config", "margin", "warned"), [("digits", 1, True), ("digits", 0.01, False), ("planted", 1, False)]
+)
+def test_a_margin_as_wide_as_the_scores_themselves_is_told(
+    tmp_path: Path, config: str, margin: float, warned: bool
+) -> None:
+    protocol = {"margin": margin, "evaluation": {"seeds": [0, 1]}}
+    found = study(tmp_path, config=str(CONFIGS / f"{config}.yaml"), protocol=protocol)
+    told = [text for text in warnings_of_arms(found, shared_context(found)) if text.startswith("protocol.margin: ")]
+    assert told == [
+        "protocol.margin: 1 is in units of accuracy, which is at most 1, so no difference would exceed it; "
+        "one point of a hundred is 0.01"
+    ] * warned
