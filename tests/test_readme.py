@@ -2,11 +2,13 @@
 
 import re
 import shlex
+from pathlib import Path
 
 import pytest
 from project_paths import ROOT
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
+DATA = (ROOT / "docs" / "data.md").read_text(encoding="utf-8")
 SHELL = "\n".join(re.findall(r"```sh\n(.*?)```", README, re.DOTALL)).splitlines()
 TREE = README.partition("## Architecture")[2].partition("```text\n")[2].partition("```")[0]
 
@@ -23,6 +25,14 @@ def arguments(command: str) -> list[str]:
 @pytest.mark.parametrize("code", re.findall(r"```python\n(.*?)```", README, re.DOTALL))
 def test_the_readme_s_python_runs(code: str) -> None:
     exec(compile(code, "README.md", "exec"), {})
+
+
+@pytest.mark.parametrize("text", re.findall(r"```yaml\n(.*?)```", DATA, re.DOTALL))
+def test_the_configurations_of_the_documentation_of_data_resolve(text: str, tmp_path: Path) -> None:
+    from experiments.config.loading import load
+
+    (tmp_path / "c.yaml").write_text(text)
+    load(tmp_path / "c.yaml")
 
 
 def test_the_files_that_the_readme_names_exist() -> None:

@@ -62,8 +62,9 @@ def refuse_other_base(config: RunConfig, base_sha256: str) -> None:
     theirs = f"{learned_on.base_sha256:.12}" + (f" ({learned_on.name})" if learned_on.name else "")
     raise RunStoreError(
         f"start.path {config.start.path}: an adapter fits the weights W0 that it was learned on, here those of sha256 "
-        f"{theirs}; those of this run have {base_sha256:.12} ({base_name(config)}): choose that base model, or insist "
-        "with start.other_base=true (a head of another size and another model.dtype change the sha256 too)"
+        f"{theirs}; those of this run have {base_sha256:.12} ({base_name(config)}): choose that base model; to "
+        "use it all the same, say start.other_base=true (a head of another size and another model.dtype change the "
+        "sha256 too)"
     )
 
 

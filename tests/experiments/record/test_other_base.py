@@ -63,7 +63,7 @@ def test_what_was_learned_on_another_base_is_refused_before_anything_is_written(
             f"{path}: an adapter fits the weights W0 that it was learned on, here those of sha256 {theirs[:12]}"
             in printed
         )
-        assert "insist with start.other_base=true" in printed
+        assert "say start.other_base=true" in printed
         assert not list((tmp_path / "runs").glob("*/*/*"))
         assert main([*asked, "--set", "start.other_base=true"]) == 0
         capsys.readouterr()
@@ -92,7 +92,7 @@ def test_a_study_refuses_an_arm_of_another_base_before_its_workers_start(
     settings = {"training.steps": 4, "task.evaluation_rows": 64, "wandb.mode": "disabled", OTHER.partition("=")[0]: 1}
     done = start_study(study_file(tmp_path, arms=arms, set=settings), tmp_path / "runs")
     assert isinstance(done.error, ConfigError)
-    assert "insist with start.other_base=true" in str(done.error)
+    assert "say start.other_base=true" in str(done.error)
     assert not started
 
 

@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
-import sklearn
 import torch
 from project_paths import CONFIGS, ROOT
 from scipy import stats
@@ -98,7 +97,7 @@ def test_the_example_of_another_metric_gives_it(
     folder = executed(tmp_path, task, models["bert"], test=False).folder
     example = (ROOT / "docs" / "predictions.md").read_text().partition("```python\n")[2].partition("```")[0]
     code = re.sub(r"runs/.*(?=/predictions.parquet)", str(folder), example)
-    exec(code, {"pd": pd, "np": np, "sklearn": sklearn})
+    exec(code, {})
     rows = pd.read_parquet(folder / FILE)
     p_yes = np.where(rows["label"] == "yes", np.exp(-rows["loss"]), 1 - np.exp(-rows["loss"]))
     ranks, yes = stats.rankdata(p_yes), rows["label"] == "yes"
