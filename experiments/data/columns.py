@@ -20,7 +20,7 @@ def with_columns(
     `no_header`: the way out where the first line may be no header.
     Raises: DataError for the other files, those that lack the same in one error, as one part of `errors_together`.
     """
-    lacking: dict[str, list[str]] = {}
+    lacking: dict[tuple[str, str], list[str]] = {}
     complete = {}
     for split, parts in tables.items():
         told = {table.place: words for table in parts if (words := _lacks(table, wanted, no_header))}
@@ -30,29 +30,30 @@ def with_columns(
             complete[split] = parts
     with one_part():
         if lacking:
-            raise DataError(*(f"{_named(places)} {words}" for words, places in lacking.items()))
+            raise DataError(*(_told(places, *words) for words, places in lacking.items()))
     return complete
 
 
-def _named(places: Sequence[str]) -> str:
-    """'/data/train.csv, dev.csv have'."""
-    return ", ".join([places[0], *(Path(place).name for place in places[1:])]) + (" has" if len(places) == 1 else " have")
+def _told(places: Sequence[str], missing: str, there: str) -> str:
+    """'/data/train.csv, dev.csv have no column ...; they have: ...'."""
+    named, several = ", ".join([places[0], *(Path(place).name for place in places[1:])]), len(places) > 1
+    return f"{named} {'have' if several else 'has'} {missing}; {'they have' if several else 'it has'}: {there}"
 
 
-def _lacks(table: Table, wanted: Mapping[str, str], no_header: str) -> str:
-    """'no column ...; it has: ...'; empty where the table has all columns, or nothing at all."""
+def _lacks(table: Table, wanted: Mapping[str, str], no_header: str) -> tuple[str, str] | None:
+    """'no column ...', and what there is with the way out; None where the table has all columns, or nothing at all."""
     there = table.columns
     if there is None:
         there = tuple(dict.fromkeys(name for row in table.rows for name in row.values))
     missing = [name for name in wanted if name not in there]
     if not missing or not (table.rows or table.columns):
-        return ""
+        return None
     separator = _other_separator(there)
     near = {name: "" if separator else _nearest(name, there) for name in missing}
     named = ", ".join(f"{name!r} ({wanted[name]}{near[name]})" for name in missing)
     has = ", ".join(map(_shown, there[:SHOWN])) + (f" and {len(there) - SHOWN} more" if len(there) > SHOWN else "")
     way_out = separator or (no_header if table.header and len(missing) == len(wanted) else "")
-    return f"no column{'s' * (len(missing) > 1)} {named}; it has: {has or 'none'}{way_out}"
+    return f"no column{'s' * (len(missing) > 1)} {named}", f"{has or 'none'}{way_out}"
 
 
 def _shown(name: str) -> str:

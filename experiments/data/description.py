@@ -33,10 +33,11 @@ def describe_sources(read: Sequence[SourceRead], elsewhere: Mapping[str, int]) -
     `elsewhere`: how many of the rows are not in this split, by where they are.
     """
     if len(read) <= SHOWN_SOURCES:
-        files = ", ".join(map(str, read)) or "a share of train"
+        files = ", ".join(map(str, read)) or "a share of the training rows"
     else:
         files = f"{read[0]}, ... {len(read)} in all, {sum(source.rows for source in read):,} rows"
-    return ", ".join([files, *(f"{rows:,} of it {where}" for where, rows in elsewhere.items())])
+    others = ", ".join(f"{rows:,} {where}" for where, rows in elsewhere.items())
+    return f"{files}, of which {others}" if others else files
 
 
 def describe_tokens(tokens: Tokens, rows: Int[Tensor, " chosen"], most: int) -> dict[str, str]:

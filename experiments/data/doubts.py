@@ -54,7 +54,9 @@ def doubts_of_labels(
     if not given:
         missing = [label for label in classes if looks_missing(label)]
         if missing:
-            found.append(Doubt(f"labels that look like missing values: {_counted(missing, counts, first)}", missing=True))
+            found.append(
+                Doubt(f"labels that look like missing values: {_counted(missing, counts, first)}", missing=True)
+            )
         spelled: dict[str | float, list[str]] = {}
         for label in classes:
             spelled.setdefault(_spelling(label), []).append(label)
@@ -94,7 +96,7 @@ def _spelling(label: str) -> str | float:
 
 
 def _counted(labels: Sequence[str], counts: Mapping[str, int], first: Mapping[str, str]) -> str:
-    """"'nan' (2, first in train.csv:3)"; where there is none, no place."""
+    """ "'nan' (2, first in train.csv:3)"; where there is none, no place."""
     at = {label: f", first in {first[label]}" if counts[label] else "" for label in labels[:SHOWN]}
     shown = ", ".join(f"{label!r} ({counts[label]:,}{at[label]})" for label in labels[:SHOWN])
     return shown + (f" and {len(labels) - SHOWN} more" if len(labels) > SHOWN else "")

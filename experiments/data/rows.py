@@ -113,7 +113,9 @@ def source_read(table: Table, left_out: Sequence[Malformed]) -> SourceRead:
 def refuse_without_rows(split: str, rows: int, malformed: Sequence[Malformed]) -> None:
     """Raises: DataError where all that a split has is malformed, with the reasons, also where such rows are skipped."""
     if not rows and malformed:
-        raise DataError(f"the {split} split has no usable row; {len(malformed):,} {_are(malformed)} malformed:\n{_shown(malformed)}")
+        raise DataError(
+            f"the {split} split has no usable row; {len(malformed):,} {_are(malformed)} malformed:\n{_shown(malformed)}"
+        )
 
 
 def refuse_malformed(malformed: Sequence[Malformed], rows: int) -> None:

@@ -70,7 +70,7 @@ def _no_row(record: Record, names: tuple[str, ...], *, header: bool) -> str | No
     if len(record.fields) == len(names):
         return None
     first = "the header" if header else "the first row"
-    return f"has {len(record.fields)} fields, {first} has {len(names)}"
+    return f"has {len(record.fields)} field{'s' * (len(record.fields) != 1)}, {first} has {len(names)}"
 
 
 def _like_rows(path: Path, record: Record, delimiter: str, fields: int) -> list[str]:

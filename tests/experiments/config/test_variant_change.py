@@ -125,7 +125,9 @@ def test_what_a_file_states_of_loras_alpha_holds_for_adalora_and_loras_default_d
 
 def test_a_shared_knob_that_is_faulty_in_the_file_is_faulty_in_another_variant(tmp_path: Path) -> None:
     notes: list[str] = []
-    with pytest.raises(ConfigError, match=r"variant\.rank: must be a whole number or a map of keys to values, got 'four'"):
+    with pytest.raises(
+        ConfigError, match=r"variant\.rank: must be a whole number or a map of keys to values, got 'four'"
+    ):
         load(file_with(tmp_path, name="lora", rank="four"), variant="adalora", notes=notes)
     assert notes == ["adalora in place of the file's lora: rank=four carried over (default: rank=16)"]
     with pytest.raises(ConfigError, match=r"variant\.name: 'adalor' is not known"):

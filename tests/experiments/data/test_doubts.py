@@ -293,7 +293,7 @@ def test_a_malformed_row_is_named_before_rows_in_two_splits_are(tmp_path: Path) 
     with (folder / "dev.csv").open("a") as file:
         file.write("no label\n")
     message = refused(folder)
-    assert "dev.csv line 22: has 1 fields" in message
+    assert "dev.csv line 22: has 1 field" in message
     assert "are in train too" not in message
 
 

@@ -95,15 +95,17 @@ def test_a_missing_column_names_its_knob_and_the_nearest_name_once_for_all_files
     write(tmp_path, **{name: ["Text,lable", "a,1", "b,0"] for name in SPLITS})
     (told,) = refused(tmp_path)
     named = "'text' (task.text; did you mean 'Text'?), 'label' (task.label; did you mean 'lable'?)"
-    assert told.startswith(f"{tmp_path}/train.csv, dev.csv, test.csv have no columns {named}; it has: Text, lable")
+    assert told.startswith(f"{tmp_path}/train.csv, dev.csv, test.csv have no columns {named}; they have: Text, lable")
     (told,) = refused(tmp_path, text=["Text"])
-    assert told.endswith("have no column 'label' (task.label; did you mean 'lable'?); it has: Text, lable")
+    assert told.endswith("have no column 'label' (task.label; did you mean 'lable'?); they have: Text, lable")
 
 
 def test_a_first_row_in_place_of_a_header_is_cut_and_the_way_out_told(tmp_path: Path) -> None:
     write(tmp_path, **{name: [f"{'a long text ' * 9},1" + "".join(f",{i}x" for i in range(20))] * 3 for name in SPLITS})
     (told,) = refused(tmp_path)
-    assert "it has: a long text a long text a long text a lo..., 1, 0x, 1x, 2x, 3x, 4x, 5x and 14 more; if its" in told
+    assert (
+        "they have: a long text a long text a long text a lo..., 1, 0x, 1x, 2x, 3x, 4x, 5x and 14 more; if its" in told
+    )
     assert told.endswith("say task.header=false and give columns by number, e.g. task.text=[0]")
     write(tmp_path, **{name: ["text,y", "a,1", "b,0"] for name in SPLITS})
     assert "task.header" not in refused(tmp_path)[0]
@@ -134,9 +136,9 @@ def test_where_the_training_rows_are_that_are_not_trained_on_is_told(tmp_path: P
     write(tmp_path, train=rows("train", 40), test=rows("test"))
     described = classification(tmp_path, validation=0.25, train_rows=20).describe_data()
     assert described["train"]["read from"] == (
-        "train.csv (41 lines: 1 header, 40 rows), 10 of it for validation, 10 of it left by task.train_rows"
+        "train.csv (41 lines: 1 header, 40 rows), of which 10 for validation, 10 left by task.train_rows"
     )
-    assert described["validation"]["read from"] == "a share of train"
+    assert described["validation"]["read from"] == "a share of the training rows"
 
 
 def test_the_knob_that_limits_rows_is_named_where_it_does(tmp_path: Path) -> None:

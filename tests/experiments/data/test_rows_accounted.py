@@ -182,10 +182,14 @@ def test_an_array_of_objects_is_rows(tmp_path: Path) -> None:
         ("train.csv", "text;label\na;1\nb;0\n", "it has: text;label; are its fields separated by ';'?"),
         ("train.csv", "text\tlabel\na\t1\n", r"separated by '\t'? Then say task.format=tsv"),
         ("train.tsv", "text,label\na,1\n", "separated by ','? Then say task.format=csv"),
-        ("train.csv", "text;label\na, b;1\nc, d;0\n", "has no columns 'text' (task.text), 'label' (task.label); it has: text;label"),
+        (
+            "train.csv",
+            "text;label\na, b;1\nc, d;0\n",
+            "has no columns 'text' (task.text), 'label' (task.label); it has: text;label",
+        ),
         ("train.json", '{"data": [\n{"text": "a"}\n]}', "is one JSON object (data); write its rows as an array"),
         ("train.jsonl", "a\nb\nc\n", "the train split has no usable row; 3 are malformed:\n"),
-        ("train.csv", "text,label\na\nb\n", "line 2: has 1 fields, the header has 2"),
+        ("train.csv", "text,label\na\nb\n", "line 2: has 1 field, the header has 2"),
     ],
 )
 def test_where_no_row_is_usable_the_reason_is_said(tmp_path: Path, name: str, text: str, told: str) -> None:
@@ -204,7 +208,7 @@ def test_malformed_training_rows_are_left_out_and_counted_while_enough_others_ar
         with pytest.raises(DataError, match=r"1 of \d+ rows is malformed"):
             labelled(tmp_path, limit=limit)
     write(tmp_path, test=ROWS + "no label\n")
-    with pytest.raises(DataError, match=r"test\.csv line 12: has 1 fields"):
+    with pytest.raises(DataError, match=r"test\.csv line 12: has 1 field"):
         labelled(tmp_path, limit=8)
 
 

@@ -178,10 +178,14 @@ def test_what_can_be_no_name_on_the_hub_is_a_file_that_is_not_there(path: str) -
 
 def test_a_missing_column_says_which_there_are(tmp_path: Path) -> None:
     folder = write_splits(tmp_path, "a,yes\n")
-    with pytest.raises(DataError, match=r"train\.csv, dev\.csv, test\.csv have no column 'sentence' \(task\.text\); it has"):
+    with pytest.raises(
+        DataError, match=r"train\.csv, dev\.csv, test\.csv have no column 'sentence' \(task\.text\); they have"
+    ):
         examples(folder, Columns(("sentence",), "label", ("no", "yes")))
     (folder / "train.csv").write_text("text, label\na,yes\n")
-    with pytest.raises(DataError, match=r"has no column 'label' \(task\.label; did you mean ' label'\?\); it has: text, ' label'"):
+    with pytest.raises(
+        DataError, match=r"has no column 'label' \(task\.label; did you mean ' label'\?\); it has: text, ' label'"
+    ):
         examples(folder)
 
 

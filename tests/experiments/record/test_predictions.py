@@ -314,7 +314,9 @@ def test_one_label_for_all_rows_is_told_at_the_end_of_a_run(
     task = write_csv(tmp_path, lambda i: "yes" if i in (3, 9) or (i > 63 and i % 9 == 0) else "no")
     config = configured(tmp_path, task, models["bert"])
     execute(config, runs_dir=tmp_path / "runs", test=True, display=Display.silent())
-    constant = "were given the label 'no': the score is that of a constant; more steps or another learning rate may help"
+    constant = (
+        "were given the label 'no': the score is that of a constant; more steps or another learning rate may help"
+    )
     assert told == [f"all 26 rows of validation {constant}", f"all 18 rows of test {constant}"]
     told.clear()
     (tmp_path / "numbers").mkdir()

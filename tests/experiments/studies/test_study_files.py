@@ -472,7 +472,11 @@ def test_a_margin_as_wide_as_the_scores_themselves_is_told(
     protocol = {"margin": margin, "evaluation": {"seeds": [0, 1]}}
     found = study(tmp_path, config=str(CONFIGS / f"{config}.yaml"), protocol=protocol)
     told = [text for text in warnings_of_arms(found, shared_context(found)) if text.startswith("protocol.margin: ")]
-    assert told == [
-        "protocol.margin: 1 is in units of accuracy, which is at most 1, so no difference would exceed it; "
-        "one point of a hundred is 0.01"
-    ] * warned
+    assert (
+        told
+        == [
+            "protocol.margin: 1 is in units of accuracy, which is at most 1, so no difference would exceed it; "
+            "one point of a hundred is 0.01"
+        ]
+        * warned
+    )
