@@ -37,7 +37,7 @@ def explained(schema: type[BaseModel], error: ValidationError, tree: Mapping[str
 
 
 def _told(schema: type[BaseModel], details: Sequence[ErrorDetails], tree: Mapping[str, Any]) -> str:
-    """All that is wrong at one path: what is said of its key or by a knob itself, and the rules that its value breaks."""
+    """All that is wrong at one path: what is said of its key or by a knob, and the rules that its value breaks."""
     told = [_own_words(schema, detail, tree) for detail in details]
     broken = [detail for detail, words in zip(details, told, strict=True) if words is None]
     found = [words for words in told if words is not None] + ([describe_broken(broken)] if broken else [])

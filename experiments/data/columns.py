@@ -1,4 +1,4 @@
-"""The columns that a task reads: which files lack them, what these have instead, and the way out."""
+"""The columns that a task reads of a user's files: which files lack them, what these have instead, and the way out."""
 
 from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
@@ -42,9 +42,7 @@ def _told(places: Sequence[str], missing: str, there: str) -> str:
 
 def _lacks(table: Table, wanted: Mapping[str, str], no_header: str) -> tuple[str, str] | None:
     """'no column ...', and what there is with the way out; None where the table has all columns, or nothing at all."""
-    there = table.columns
-    if there is None:
-        there = tuple(dict.fromkeys(name for row in table.rows for name in row.values))
+    there = table.names
     missing = [name for name in wanted if name not in there]
     if not missing or not (table.rows or table.columns):
         return None

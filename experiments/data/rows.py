@@ -63,6 +63,20 @@ class Table:
         held = sum(row.lines for row in self.rows) + sum(part.lines for part in self.malformed)
         return self.lines - self.header - held - self.empty if self.lines else 0
 
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The columns, or those that any row names."""
+        if self.columns is not None:
+            return self.columns
+        return tuple(dict.fromkeys(name for row in self.rows for name in row.values))
+
+    def need(self, columns: Sequence[str]) -> None:
+        """Raises: DataError where one of these columns is in no row."""
+        if missing := [name for name in columns if name not in self.names]:
+            raise DataError(
+                f"{self.place} has no column {', '.join(missing)}; it has: {', '.join(self.names) or 'none'}"
+            )
+
 
 def twice(names: Sequence[str]) -> list[str]:
     """The names that are there more than once."""

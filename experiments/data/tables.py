@@ -146,6 +146,6 @@ def _parquet(path: Path) -> Table:
         found = read_parquet(BufferReader(content))
         values = found.to_pylist()
     except (ArrowException, OSError, ValueError) as error:  # a text that is no UTF-8 shows as it is taken out
-        raise DataError(f"{path} is not a whole parquet file ({(str(error).splitlines() or [''])[0]})") from None
+        raise DataError(f"{path} is no whole parquet file ({(str(error).splitlines() or [''])[0]})") from None
     rows = [Row(str(path), i, row, unit="row") for i, row in enumerate(values, 1)]
     return Table(str(path), tuple(found.column_names), rows)

@@ -156,7 +156,8 @@ def test_of_many_suspicious_labels_the_first_are_named_and_all_counted(tmp_path:
     ("label", "reason"),
     [
         *((label, f"'label' is not a number: {label!r}") for label in ("1_0", "\u0661\u0662", "\uff11", "inf", "nan")),
-        *((label, f"'label' is not a number: {label!r}") for label in ("5%", "1 000", "1e", ".", "0x1", "1.2.3", "True")),
+        *((label, f"'label' is not a number: {label!r}") for label in ("5%", "1 000", "1e", ".", "0x1", "1.2.3")),
+        ("True", "'label' is not a number: 'True'"),
         ("1e400", "'label' is 1e400, beyond 3.4e+38"),
         ("-1e39", "'label' is -1e39, beyond 3.4e+38"),
     ],
