@@ -198,7 +198,7 @@ def _columns_of_none(tables: Sequence[Table], layout: Layout) -> list[str]:
     named = [
         f"task.{knob}={at}" for knob in ("text", "prompt") if (at := getattr(layout, knob)) != getattr(usual, knob)
     ]
-    if not named or any(table.columns != (LINE,) for table in tables):
+    if not tables or not named or any(table.columns != (LINE,) for table in tables):
         return []
     return [
         f"{tables[0].place} has lines, no columns: {' and '.join(named)} without effect; a table is task.format=tsv"

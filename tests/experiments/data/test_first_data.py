@@ -162,3 +162,9 @@ def test_a_separator_that_comes_again_in_a_line_is_told(tmp_path: Path) -> None:
     write_lines(tmp_path, train=["a||b", "c||d||e", "f||g||h"], valid=["i||j"], test=["k||l"])
     told = "2 of 3 lines of train.txt have '||' more than once, first line 2: the first one ends the prompt"
     assert language_model(tmp_path, layout="lines", prompt_separator="||").data_warnings() == [told]
+
+
+def test_columns_that_are_named_hide_no_error_of_files_of_which_none_can_be_read(tmp_path: Path) -> None:
+    write_lines(tmp_path, train=["a||b"], valid=["c||d"], test=["e||f"])
+    with pytest.raises(DataError, match="Python knows no encoding 'utf8x'"):
+        _ = language_model(tmp_path, layout="lines", text="answer", prompt_separator="||", encoding="utf8x").data
