@@ -8,8 +8,9 @@ from project_paths import CONFIGS
 
 from experiments.config.loading import load
 from experiments.config.schema import RunConfig
+from experiments.studies.search.allocations import Prior
 from experiments.studies.search.budget import Unit
-from experiments.studies.search.search_space import SearchSpace
+from experiments.studies.search.search_space import LEAST_SENSITIVITY, SearchSpace
 from experiments.studies.spec.search_config import SearchConfig
 from experiments.tasks.planted import Planted
 from experiments.training.context import TrainingContext
@@ -74,6 +75,14 @@ def test_the_prior_divides_the_budget_by_powers_of_the_frobenius_norms_of_the_gr
 
 def weights(norms: Mapping[str, float], power: float) -> dict[str, float]:
     return {name: (norm / max(norms.values())) ** power for name, norm in norms.items()}
+
+
+def test_ranks_are_sensitivities_in_units_of_the_largest_and_a_layer_without_any_can_come_in() -> None:
+    own = space("total_rank", 12)
+    for ranks, expected in (((0, 8, 2), (LEAST_SENSITIVITY, 1.0, 0.25)), ((0, 0, 0), (LEAST_SENSITIVITY,) * 3)):
+        prior = own.allocation("prior", dict(zip(SHAPES, ranks, strict=True)))
+        assert isinstance(prior, Prior)
+        assert prior.sensitivities == dict(zip(SHAPES, expected, strict=True))
 
 
 def test_the_gradient_allocation_takes_the_directions_of_most_energy_per_parameter() -> None:

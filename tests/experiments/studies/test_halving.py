@@ -6,13 +6,16 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from in_process_search import HALVED, Impatient, outcome, study_state_of, worker_on
+from in_process_search import BUDGET, HALVED, RANKS, Impatient, outcome, study_state_of, worker_on
 
 from analysis.study_results.conclusion import conclude
 from experiments.record.run_description import describe_run
 from experiments.record.run_dir import RunDirectory
 from experiments.studies.protocol.trials import PlannedTrial
 from experiments.studies.queue.entries import Entry
+from experiments.studies.search.allocations import Interval, Priority
+from experiments.studies.search.budget import Budget
+from experiments.studies.search.samplers import Observation, suggest
 from experiments.studies.workers.worker import Worker
 from experiments.terminal import Display
 from experiments.training.early_stopping import Rungs, threshold
@@ -69,6 +72,29 @@ def test_a_trial_is_pruned_where_it_misses_the_threshold_that_earlier_batches_se
                 assert max(map(int, entry.facts["reached"])) == entry.facts["steps"] == misses[0]
         assert sum(entry.state == "pruned" for _, entry in of_arm) >= 2
         assert all(entry.state == "done" for _, entry in of_arm[:4])
+
+
+def test_the_sampler_hears_of_a_pruned_trial_what_it_had_reached_where_it_was_pruned(finished: Worker) -> None:
+    shapes = {f"matrices.{n}": (16, 16) for n in range(len(RANKS))}
+    search = finished.study.config.search
+    assert search is not None
+    knobs = {name: Interval(low, high, log=True) for name, (low, high) in search.space.model_dump().items()}
+    space = Priority(Budget.of("total_rank", BUDGET, shapes, highest_rank=8)).space() | knobs
+    of_arm = [entry for _, entry in searched(finished, "priority")]
+
+    def asked(*, told: bool) -> list[object]:
+        tried = [
+            Observation(e.given["point"], e.score, _last(e) if told and e.state == "pruned" else None)
+            for e in of_arm[:8]
+        ]
+        found = suggest(space, tried, (8, 9), sampler="tpe", seed=0, higher_is_better=False)
+        return [each.point for each in found]
+
+    assert [entry.given["point"] for entry in of_arm[8:]] == asked(told=True) != asked(told=False)
+
+
+def _last(entry: Entry) -> tuple[int, float]:
+    return entry.facts["steps"], entry.facts["reached"][str(entry.facts["steps"])]
 
 
 def _misses(trial: PlannedTrial, entry: Entry, step: int) -> bool:

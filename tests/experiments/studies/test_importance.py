@@ -3,7 +3,10 @@
 import random
 from collections.abc import Callable
 
+import optuna
 import pytest
+from optuna.distributions import FloatDistribution
+from optuna.importance import PedAnovaImportanceEvaluator
 
 from experiments.studies.search.importance import BEST, FEWEST, Importance, importances
 
@@ -32,9 +35,41 @@ def test_too_few_trials_equal_scores_and_knobs_that_do_not_vary_explain_nothing(
     assert of_random_points(FEWEST - 1, lambda point: point["a"]) == []
     assert of_random_points(FEWEST, lambda point: 1.0) == []
     assert importances([{"a": 1.0}] * 20, [float(i) for i in range(20)]) == []
+    assert importances([{"a": 1.0}], [1.0]) == []
     assert importances([], []) == []
 
 
-def test_the_fewest_trials_are_enough_for_what_ped_anova_sets_against_all() -> None:
+@pytest.fixture(scope="module")
+def of_two_knobs() -> tuple[list[Point], list[float], list[Importance]]:
+    own = random.Random(1)
+    points = [{"a": own.random(), "b": own.random()} for _ in range(FEWEST)]
+    scores = [2.0 * point["a"] + point["b"] for point in points]
+    return points, scores, importances(points, scores)
+
+
+def test_the_fewest_trials_are_enough_for_what_ped_anova_sets_against_all(
+    of_two_knobs: tuple[list[Point], list[float], list[Importance]],
+) -> None:
     assert BEST < FEWEST
-    assert len(of_random_points(FEWEST, lambda point: point["a"])) == 2 * 4
+    assert len(of_two_knobs[-1]) == 2 * 2
+
+
+def test_ped_anova_sets_five_of_few_trials_against_all(
+    of_two_knobs: tuple[list[Point], list[float], list[Importance]],
+) -> None:
+    points, scores, found = of_two_knobs
+    study = optuna.create_study()
+    ends = {name: FloatDistribution(min(p[name] for p in points), max(p[name] for p in points)) for name in "ab"}
+    for point, score in zip(points, scores, strict=True):
+        study.add_trial(optuna.create_trial(params=point, distributions=dict(ends), value=score))
+    theirs = PedAnovaImportanceEvaluator(target_quantile=5 / FEWEST).evaluate(study)
+    ours = {of.knob: of.value for of in found if of.evaluator == "PED-ANOVA"}
+    assert ours == pytest.approx({name: value / sum(theirs.values()) for name, value in theirs.items()})
+
+
+def test_of_two_knobs_the_tenth_percentile_of_one_is_what_the_ninetieth_of_the_other_leaves(
+    of_two_knobs: tuple[list[Point], list[float], list[Importance]],
+) -> None:
+    first, second = [of for of in of_two_knobs[-1] if of.evaluator == "fANOVA"]
+    assert 0.0 < first.low < first.high < 1.0
+    assert (first.low, first.high) == pytest.approx((1.0 - second.high, 1.0 - second.low))

@@ -57,6 +57,13 @@ def test_equal_weights_are_the_uniform_allocation_and_unequal_ones_are_proportio
     assert own.divided({"a": 0.0, "b": 0.1, "c": 0.4, "d": 0.1}) == {"a": 0, "b": 2, "c": 8, "d": 2}
 
 
+def test_what_rounding_down_leaves_goes_to_the_largest_remainders_and_equal_ones_in_the_order_of_the_layers() -> None:
+    shapes = dict.fromkeys("cab", (32, 32))
+    own = Budget.of("total_rank", 6, shapes, highest_rank=32)
+    assert own.divided({"c": 3.2, "a": 1.7, "b": 1.1}) == {"c": 3, "a": 2, "b": 1}
+    assert own.divided({"c": 2.5, "a": 2.5, "b": 1.0}) == {"c": 3, "a": 2, "b": 1}
+
+
 def test_a_layer_at_its_limit_leaves_its_share_to_the_others() -> None:
     own = Budget.of("total_rank", 12, {"a": (4, 4), "b": (32, 32), "c": (32, 32)}, highest_rank=32)
     assert own.divided({"a": 1.0, "b": 0.01, "c": 0.01}) == {"a": 4, "b": 4, "c": 4}
@@ -67,6 +74,8 @@ def test_the_chosen_directions_are_those_of_the_highest_value_per_cost() -> None
     assert own.chosen({"cheap": [9.0, 1.0], "dear": [17.0, 2.0]}) == {"cheap": 1, "dear": 1}
     assert own.chosen({"cheap": [9.0, 8.0, 7.0], "dear": [13.0]}) == {"cheap": 3, "dear": 0}
     assert own.chosen({"cheap": [0.0], "dear": [0.0]}) == {"cheap": 0, "dear": 0}  # nothing to be gained
+    alike = Budget.of("total_rank", 4, dict.fromkeys("cab", (8, 8)), highest_rank=8)
+    assert alike.chosen({name: [1.0, 1.0] for name in "cab"}) == {"c": 2, "a": 1, "b": 1}  # in the order of the layers
 
 
 @given(UNITS, st.data())
@@ -115,6 +124,24 @@ def test_no_proposal_of_any_sampler_for_any_encoding_exceeds_the_budget(
                 Observation(each.point, score, reached, each.refused, each.excess)
                 for each, (score, reached) in zip(asked, ends, strict=True)
             ]
+
+
+def test_the_ranks_of_a_group_are_none_and_the_powers_of_two_up_to_the_highest() -> None:
+    for highest in (1, 8, 100, 128):
+        own = Budget.of("total_rank", 1, {"a": (200, 200)}, highest_rank=highest)
+        grouped = Grouped(own, {"all": ["a"]})
+        low, high, _ = grouped.space()["rank.all"]
+        found = [grouped.ranks({"rank.all": place})["a"] for place in range(int(low), int(high) + 1)]
+        assert found == [0, *(2**power for power in range(8) if 2**power <= highest)]
+
+
+def test_the_residual_of_a_group_multiplies_its_weights_by_a_power_of_two() -> None:
+    sensitivities = {name: 0.1 * place for place, name in enumerate(SHAPES, start=1)}
+    prior = Prior(budget(), GROUPS, sensitivities)
+    for residual in (1.0, -1.0):
+        point = dict.fromkeys(prior.space(), 0.0) | {"power": 1.0, "residual.query.0": residual}
+        factors = {name: 2.0**residual if name in GROUPS["query.0"] else 1.0 for name in SHAPES}
+        assert prior.ranks(point) == budget().divided({name: sensitivities[name] * factors[name] for name in SHAPES})
 
 
 def test_groups_are_kinds_of_matrix_by_blocks_of_depth() -> None:

@@ -1,6 +1,7 @@
 """Searches: equal trials for every arm, batches that wait for each other, a race that forgets the lucky score."""
 
 import math
+import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from statistics import fmean
@@ -237,6 +238,19 @@ def test_an_infeasible_point_counts_as_the_worst_score_that_there_was_and_never_
     assert refused in [trial.params for trial in infeasible]
     assert {trial.value for trial in infeasible} == {0.25 if higher else 7.0}
     assert sorted(trial.value or 0.0 for trial in told if trial not in infeasible) == [0.25, 0.5, 1.0, 3.0, 7.0]
+
+
+@pytest.mark.parametrize("sampler", ["tpe", "cmaes", "gp", "random"])
+def test_no_question_to_a_sampler_warns_of_anything(sampler: str) -> None:
+    tried = history(6)
+    tried[1] = replace(tried[1], score=None, reached=(3, 0.5))
+    tried[2] = replace(tried[2], refused=({"a": 0.5, "b": 4, "c": 2.0},), excess=(3.0,))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        suggest(
+            SPACE, tried, range(6, 8), sampler=sampler, seed=1, higher_is_better=False,
+            excess=lambda point: max(0.0, point["b"] - 2),
+        )  # fmt: skip
 
 
 def test_a_space_without_a_feasible_point_is_an_error_that_says_so() -> None:

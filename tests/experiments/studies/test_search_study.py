@@ -10,6 +10,7 @@ from typing import Any
 import pandas as pd
 import pytest
 from in_process_search import BUDGET, TREE, Impatient, outcome, study_in, study_state_of, worker_on
+from project_paths import CONFIGS
 from tiny_studies import start
 
 from analysis.study_results.conclusion import Conclusion, conclude
@@ -19,7 +20,7 @@ from experiments.config.yaml_files import parse_yaml, yaml_text
 from experiments.record.run_dir import RunDirectory
 from experiments.studies.protocol.progress import enqueue
 from experiments.studies.protocol.protocol import plan_ahead
-from experiments.studies.search.proposer import refuse_impossible_searches
+from experiments.studies.search.proposer import APART, refuse_impossible_searches
 from experiments.studies.spec.study import load_study
 from experiments.studies.workers.worker import Worker
 from experiments.training.context import TrainingContext
@@ -197,6 +198,14 @@ def test_a_failed_trial_of_a_search_is_tried_again_at_its_point(tmp_path: Path) 
         ),
         (lambda tree: tree["search"].update(budget={"parameters": 31}), r"a budget of 31 \(parameters\) is impossible"),
         (lambda tree: tree.update(arms=[{"allocation": ["uniform", "mlp"]}]), r"mlp: target 'mlp': the linear layers"),
+        (
+            lambda tree: tree.update(
+                config=str(CONFIGS / "bytes.yaml"),
+                set={"variant": "lora", "targets": ["attention"]},
+                arms=[{"allocation": ["uniform", "mlp"]}],
+            ),
+            r"mlp: allocation 'mlp': none of its layers is targeted; targets: \['attention'\]",
+        ),
     ],
 )
 def test_what_the_model_has_no_room_for_is_said_before_the_first_trial(
@@ -268,6 +277,10 @@ def test_whole_searches_are_repeated_on_seeds_of_their_own_and_are_the_units_of_
     [arm] = [each for each in concluded.summary["evaluation"]["settings"]["tuned"] if each["arm"] == "grouped"]
     runs = {t.seed: state.entries[t.key].facts["test"] for t in state.arms[2].evaluations("tuned")}
     assert arm["test_scores"] == {str(seed): (runs[seed] + runs[seed + 1]) / 2 for seed in range(0, 10, 2)}
+
+
+def test_no_two_repeats_share_the_seed_of_their_proposals_whatever_seeds_of_32_bits_their_arms_have() -> None:
+    assert APART > 2**32 - 1
 
 
 @pytest.mark.parametrize("repeats", [1, 2])
