@@ -131,6 +131,8 @@ def test_a_verdict_that_sign_flips_do_not_confirm_says_so_and_stands() -> None:
     (each,) = compare([pairs([0.04, 0.05, 0.06, 0.05, 0.05, -0.0001])])
     assert (each.verdict, each.p_sign_flip) == ("better", 0.0625)
     assert each.note == "exact sign flips do not confirm it (p = 0.062)"
+    (each,) = compare([pairs([0.04, 0.05, 0.06, 0.05, 0.05])])  # no flips of five seeds reach 0.05
+    assert (each.verdict, each.p_sign_flip, each.note) == ("better", 0.0625, "")
 
 
 @settings(max_examples=60, deadline=None)

@@ -131,5 +131,6 @@ def test_seeds_for_equivalence_are_the_fewest_with_the_power_and_none_where_no_n
     assert before < 0.8 <= after
     assert seeds_for_equivalence(0.7, 1.0, alpha=0.05, difference=0.7) is None
     assert seeds_needed(0.0, 1.0, alpha=0.05) is None
+    assert equivalence_power(1e-3, 1.0, 30, 0.05) == 0  # no sd that 30 seeds may show is small enough
     with pytest.raises(ValueError, match="positive sd"):
         seeds_needed(1.0, 0.0, alpha=0.05)

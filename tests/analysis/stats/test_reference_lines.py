@@ -83,6 +83,13 @@ def test_the_participation_ratio_is_that_of_the_exact_moments() -> None:
         assert reference_measures((m, n), None)["participation_ratio"] == pytest.approx((m * n + 2) / (m + n + 1), 3e-3)
 
 
+def test_the_largest_value_of_a_large_square_matrix_is_inside_the_edge_by_tracy_and_widoms_mean() -> None:
+    """σ_1² has the mean 4n - 1.2065 · 2^(4/3) n^(1/3) (Johnstone, 2001), and ‖·‖² that of n²."""
+    n = 4096
+    largest = reference_sigma((n, n), None)[0] ** 2 * n**2
+    assert 4 * n - largest == pytest.approx(1.2065 * 2 ** (4 / 3) * n ** (1 / 3), rel=0.1)
+
+
 @pytest.mark.parametrize("n", [512, 900])
 def test_drawn_matrices_and_the_limit_meet_where_one_takes_over(n: int) -> None:
     drawn, limit = reference_measures((512, n), None), reference_measures((513, n + 1), None)

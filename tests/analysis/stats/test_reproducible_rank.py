@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from analysis.stats.reproducible_rank import contrast_test, sign_flip_test, split_seed_rank
+from analysis.stats.reproducible_rank import SPLITS, contrast_test, sign_flip_test, split_seed_rank
 
 ALPHA = 0.05
 
@@ -85,6 +85,7 @@ def test_with_many_seeds_random_flips_stand_in_for_all() -> None:
     exact = share_that_reaches(stack, every, np.ones(14))
     assert 0.05 < exact < 0.95
     found = sign_flip_test(stack)
+    assert found.relabellings == 2048
     assert found.p == pytest.approx(exact, abs=3 * np.sqrt(exact * (1 - exact) / 2048))
     assert found == sign_flip_test(stack)
     assert sign_flip_test(stack + 10).p == pytest.approx(1 / 2048, abs=1e-3)
@@ -99,6 +100,7 @@ def test_with_many_runs_random_relabellings_stand_in_for_all() -> None:
     exact = share_that_reaches(np.concatenate([true, false]), weights, weights[0])
     assert 0.05 < exact < 0.95
     found = contrast_test(true, false, **seeds)
+    assert found.relabellings == 2048
     assert found.p == pytest.approx(exact, abs=3 * np.sqrt(exact * (1 - exact) / 2048))
     assert contrast_test(true + 10, false, **seeds).p == pytest.approx(1 / 2048, abs=1e-3)
 
@@ -142,6 +144,10 @@ def test_a_planted_rank_is_found_where_the_spectrum_of_a_run_hides_it(rank: int)
     assert found.r90 in (rank, max(1, rank - 1))
     energy = np.linalg.svd(stack[0], compute_uv=False) ** 2
     assert np.argmax(np.cumsum(energy) >= 0.9 * energy.sum()) + 1 > 12
+
+
+def test_splits_are_odd_in_number_so_that_the_median_rank_is_that_of_one_of_them() -> None:
+    assert SPLITS % 2 == 1
 
 
 def test_in_noise_no_direction_recurs() -> None:

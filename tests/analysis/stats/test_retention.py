@@ -116,6 +116,18 @@ def test_the_interval_of_a_gain_that_may_be_none_is_everything_a_complement_or_a
     assert fieller(zero, zero, alpha=0.05) == (-np.inf, np.inf)
 
 
+def test_a_gain_at_the_edge_of_its_test_gives_a_half_line_without_a_warning() -> None:
+    """Where a is 0 the end is infinite, and where rounding leaves something of it the end is as good as that."""
+    t = stats.t.isf(0.025, 1)
+    edges = np.arange(1.0, 201.0)[:, None] * np.array([1 + 1 / t, 1 - 1 / t])
+    kept = np.broadcast_to([2.0, 2.5], edges.shape)
+    with np.errstate(all="raise"):
+        (_, high), (low, _) = fieller(kept, edges, alpha=0.05), fieller(-kept, edges, alpha=0.05)
+    for end, infinite in ((high, np.inf), (low, -np.inf)):
+        assert (end == infinite).any()
+        assert np.abs(end).min() > 1e6
+
+
 def test_equal_linear_forms_have_the_exact_p_of_sign_flips() -> None:
     full, floor = np.full(6, 0.75), np.full(6, 0.25)
     for kept, holds, fails in ((0.74, 2**-6, 1.0), (0.725, 1.0, 1.0), (0.3, 1.0, 2**-6)):
@@ -227,6 +239,8 @@ def test_a_gain_of_unpaired_broken_or_single_scores_is_refused_and_so_are_levels
     for full, floor in ((FIVE, FIVE[:4]), (NAN, FIVE), (FIVE[:1], FIVE[:1])):
         with pytest.raises(ValueError, match=r"paired by seed|never a score|two paired seeds"):
             gain_test(full, floor, higher_is_better=True)
+    with pytest.raises(ValueError, match="two paired seeds; there are 1"):
+        linear_form(FIVE[:1], FIVE[:1], np.zeros(1), higher_is_better=True)
     for alpha in (0.0, 1.0):
         with pytest.raises(ValueError, match="a level alpha lies between 0 and 1"):
             retention(FIVE, FIVE, 0 * FIVE, higher_is_better=True, alpha=alpha)

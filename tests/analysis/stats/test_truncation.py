@@ -134,6 +134,15 @@ def test_the_activation_weighted_cut_is_zero_where_no_input_goes_and_exact_from_
     np.testing.assert_allclose(activation_weighted_top(delta, np.eye(8), 4), top(decompose(delta), 4), atol=1e-12)
 
 
+@pytest.mark.parametrize("scale", [1e-24, 1e24])
+def test_the_unit_of_the_inputs_changes_no_activation_weighted_cut_and_no_refusal(scale: float) -> None:
+    delta, C = matrix((7, 9)), moment(9, rank=5)
+    cut = activation_weighted_top(delta, C, 2)
+    np.testing.assert_allclose(activation_weighted_top(delta, scale * C, 2), cut, rtol=1e-6, atol=1e-9)
+    with pytest.raises(ValueError, match="no negative eigenvalue"):
+        activation_weighted_top(delta, scale * (C - 0.01 * np.eye(9)), 2)
+
+
 @given(st.lists(st.lists(st.sampled_from([0.0, 1.0, 2.0, 3.0]), max_size=5), max_size=4), st.integers(0, 25))
 def test_a_global_budget_takes_the_largest_values_of_all_matrices(spectra: list[list[float]], total: int) -> None:
     ordered = {f"m{number}": sorted(sigma, reverse=True) for number, sigma in enumerate(spectra)}
