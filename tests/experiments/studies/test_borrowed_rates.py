@@ -56,18 +56,27 @@ def test_it_waits_for_the_choices_of_the_other_and_takes_each_seeds_own(tmp_path
     assert not null.tuning.trials
 
 
-def test_its_choices_are_those_of_a_grid_of_more_knobs_too(tmp_path: Path) -> None:
-    null = NULL | {"variant": "lora", "rank": 1, "rate_of": {"variant": "lora"}}
+def test_its_choices_are_those_of_a_grid_of_more_knobs_too_in_the_units_of_its_own_variant(tmp_path: Path) -> None:
+    null = NULL | {"variant": "rslora", "rank": 1, "rate_of": {"variant": "lora"}}
     grid = {"learning_rate_multipliers": [0.5, 1, 2], "alpha_per_rank": [2, 8]}
     asked = study(tmp_path, [*ARMS[:2], null], tuning={"grid": grid})
     results: dict[str, TrialResult] = {}
     for _ in range(4):
         _, lora, borrowing = progress_of_arms(asked, results, {})
         for trial in lora.wanted:
-            alpha, off = trial.knobs["alpha_per_rank"], abs((trial.multiplier or 0) - 1)
+            alpha, off = trial.knobs["alpha_per_rank"], abs((trial.multiplier or 0) - 4)
             results.setdefault(trial.key, TrialResult(failed=False, score=off + abs(alpha - 8), loss=0.0))
     variants = [trial.config.variant.model_dump() for trial in borrowing.wanted]
-    assert [variant["alpha_per_rank"] for variant in variants] == [8, 8, 8]
+    assert [(variant["alpha"], variant["alpha_per_rank"]) for variant in variants] == [(4 * 8, None)] * 3
+    assert all(each.added for each in lora.tuning.replications)
+    assert not any(each.added for each in borrowing.tuning.replications)  # which extended nothing itself
+
+
+def test_fixed_rates_of_the_others_grid_are_trained_from_the_start(tmp_path: Path) -> None:
+    centre = study(tmp_path).arms[2].centre
+    asked = study(tmp_path, fixed_learning_rates=[centre])
+    null = progress_of_arms(asked, {}, {})[2]
+    assert [(trial.learning_rate, trial.run_of) for trial in null.wanted] == [(centre, None)] * 3
 
 
 def test_it_is_no_reference_and_compared_with_nothing_unless_all_arms_train_alike(tmp_path: Path) -> None:

@@ -138,14 +138,17 @@ def test_the_best_point_of_all_knobs_is_chosen() -> None:
     assert "0.01 alpha_per_rank=8 (5 of 5 seeds)" in progress.tuning.reason
 
 
-def test_a_choice_at_the_end_of_another_knob_is_said_and_extends_nothing() -> None:
+@pytest.mark.parametrize(
+    ("best", "end"), [(2, " (the lowest of its grid)"), (4, ""), (8, " (the highest of its grid)")]
+)
+def test_a_choice_at_the_end_of_another_knob_is_said_and_extends_nothing(best: int, end: str) -> None:
     def score(trial: PlannedTrial) -> float:
-        return abs(math.log2(trial.multiplier or 0)) - trial.config.variant.model_dump()["alpha_per_rank"]
+        return abs(math.log2(trial.multiplier or 0)) + abs(trial.config.variant.model_dump()["alpha_per_rank"] - best)
 
-    progress = finished(score, protocol(alpha_per_rank=[2, 8]))
+    progress = finished(score, protocol(alpha_per_rank=[2, 4, 8]))
     assert progress.tuning.state == "tuned"
-    assert all("alpha_per_rank 8 (the highest of its grid)" in each.reason for each in progress.tuning.replications)
-    assert len(progress.tuning.trials) == 10 * len(SEEDS)
+    assert all(f", alpha_per_rank {best}{end}, with a mean" in each.reason for each in progress.tuning.replications)
+    assert len(progress.tuning.trials) == 15 * len(SEEDS)
 
 
 def test_a_seed_whose_best_rate_is_at_an_end_trains_two_more_points_there_and_the_others_do_not() -> None:

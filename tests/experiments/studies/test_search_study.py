@@ -18,8 +18,11 @@ from experiments.config.errors import ConfigError
 from experiments.config.loading import load
 from experiments.config.yaml_files import parse_yaml, yaml_text
 from experiments.record.run_dir import RunDirectory
+from experiments.studies.protocol.estimand import unit, units_of
 from experiments.studies.protocol.progress import enqueue
-from experiments.studies.protocol.protocol import plan_ahead
+from experiments.studies.protocol.protocol import plan_ahead, progress_of
+from experiments.studies.protocol.search_stage import Proposal, trial_key
+from experiments.studies.protocol.trials import TrialResult
 from experiments.studies.search.proposer import APART, refuse_impossible_searches
 from experiments.studies.spec.study import load_study
 from experiments.studies.workers.worker import Worker
@@ -187,6 +190,40 @@ def test_a_failed_trial_of_a_search_is_tried_again_at_its_point(tmp_path: Path) 
     again = study_state_of(worker)
     assert {key: entry.given for key, entry in again.entries.items()} == before
     assert {entry.state for entry in again.entries.values()} == {"waiting"}
+
+
+def test_a_search_whose_trials_all_failed_chooses_nothing_and_says_why_the_first_did(tmp_path: Path) -> None:
+    study = study_in(tmp_path, arms=[{"allocation": "uniform"}])
+    (arm,), search = study.arms, study.config.search
+    keys = [trial_key(arm, "search", n, 100) for n in range(10)]
+    results = {key: TrialResult(failed=True, reason=f"reason {n}") for n, key in enumerate(keys)}
+    proposals = {key: Proposal(2 * arm.centre, {}) for key in keys}
+    progress = progress_of(arm, study.protocol, results, higher_is_better=False, search=search, proposals=proposals)
+    assert (progress.complete, progress.tuning.state) == (True, "not tuned")
+    assert progress.tuning.reason == "every trial of the search failed: reason 0"
+    assert [trial.multiplier for trial in progress.wanted] == [2.0] * 10
+
+
+def test_where_every_run_that_ranks_are_derived_from_failed_there_is_no_search(tmp_path: Path) -> None:
+    worker = worker_on(tmp_path, pack=8, arms=[{"allocation": "adalora"}])
+    worker.proposer.enqueue(worker.queue, study_state_of(worker))  # type: ignore[union-attr]
+    for claim in worker.queue.claim(lambda entries: entries):
+        worker.queue.fail(claim, "for a test", {})
+    (progress,) = study_state_of(worker).arms
+    assert (progress.complete, progress.tuning.state) == (True, "not tuned")
+    assert progress.tuning.reason.endswith("failed: for a test")
+
+
+@pytest.mark.parametrize(
+    ("repeats", "units", "own"), [(1, "seeds", None), (2, "searches", "2 seeds"), (4, "searches", "1 seed")]
+)
+def test_one_search_is_compared_by_seed_and_whole_searches_by_search(
+    tmp_path: Path, repeats: int, units: str, own: str | None
+) -> None:
+    protocol = TREE["protocol"] | {"tuning": {"seeds": [100, 101, 102, 103]}, "evaluation": {"seeds": [0, 1, 2, 3]}}
+    study = study_in(tmp_path, search=TREE["search"] | {"repeats": repeats}, protocol=protocol)
+    assert units_of(study) == units
+    assert own is None or unit(study).endswith(f"evaluated on {own} of its own")
 
 
 @pytest.mark.parametrize(

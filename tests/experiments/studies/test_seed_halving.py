@@ -1,6 +1,7 @@
 """Halving inside a seed: points that fall behind at the rung are not trained on, and nothing else changes."""
 
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,9 +11,11 @@ from project_paths import CONFIGS
 from analysis.study_results.results import results_table
 from experiments.config.loading import load
 from experiments.record.run_dir import RunDirectory
-from experiments.studies.protocol.progress import snapshot
+from experiments.studies.protocol.progress import StudyState, snapshot
 from experiments.studies.protocol.protocol import plan_ahead, progress_of
+from experiments.studies.protocol.seed_halving import rung_of
 from experiments.studies.protocol.trials import ArmProgress, PlannedTrial, TrialResult
+from experiments.studies.queue.entries import Entry
 from experiments.studies.spec.arm import Arm
 from experiments.studies.spec.study_config import ProtocolConfig, TuningConfig
 from experiments.studies.workers.worker import Worker
@@ -22,6 +25,7 @@ ARM = Arm("lora", "0123456789ab", {"variant": "lora"}, load(CONFIGS / "bytes.yam
 HALVED = ProtocolConfig.model_validate(
     {"margin": 0.01, "tuning": {"halving": {"keep": 0.6}}, "evaluation": {"seeds": SEEDS}}
 )
+WHOLE = HALVED.model_copy(update={"tuning": TuningConfig()})
 
 
 def finished(
@@ -114,6 +118,25 @@ def test_where_runs_were_trained_before_they_did_not_stop_at_the_rung_and_all_po
             off = abs(math.log2((trial.multiplier or 0) / 0.25))
             results.setdefault(trial.key, before if trial.stage == "rung" else TrialResult(False, off, off))
     assert {each.multiplier for each in progress.tuning.replications if each.side} == {0.25}
+    alike = progress_of(ARM, HALVED, dict.fromkeys(results, before), higher_is_better=False)
+    assert all("no effect" in each.reason for each in alike.tuning.replications)
+
+
+@pytest.mark.parametrize(("steps", "rung"), [(1, None), (2, 1), (3, 2)])
+def test_a_rung_lies_inside_a_run_and_a_run_of_one_step_has_none(steps: int, rung: int | None) -> None:
+    arm = replace(ARM, config=load(CONFIGS / "bytes.yaml", overrides=[f"training.steps={steps}"]))
+    found = rung_of(arm, HALVED.tuning.halving, higher_is_better=False)
+    assert (None if found is None else found.step) == rung
+
+
+def test_a_run_that_stops_at_its_rung_is_done_there_and_every_other_state_stays() -> None:
+    (at_rung, *_), (whole, *_) = (progress_of(ARM, each, {}, higher_is_better=False).wanted for each in (HALVED, WHOLE))
+    for trial, state, shown in (
+        (at_rung, "pruned", "done"), (at_rung, "failed", "failed"), (at_rung, "running", "running"),
+        (whole, "pruned", "pruned"), (whole, "done", "done"),
+    ):  # fmt: skip
+        entry = Entry(0, trial.key, state, None, None, {}, {}, {})
+        assert StudyState((), {trial.key: trial}, {trial.key: entry}).state(trial.key) == shown
 
 
 @pytest.mark.parametrize("keep", [0.4, 0.59])

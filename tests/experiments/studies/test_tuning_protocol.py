@@ -116,6 +116,13 @@ def test_in_any_order_of_results_nothing_wanted_is_dropped_and_nothing_is_evalua
     assert len(tuning.added) in (0, 2)
 
 
+def test_a_tuning_that_is_not_over_says_what_it_waits_for() -> None:
+    alone = progress_of(ARM, protocol(), {}, higher_is_better=False)
+    assert alone.tuning.reason == "trials of the grid are pending"
+    seeds = progress_of(ARM, protocol(tuning={}, evaluation={"seeds": [0, 1]}), {}, higher_is_better=False)
+    assert seeds.tuning.reason == "2 of 2 replications are not over"
+
+
 def test_every_arm_is_given_the_same_number_of_tuning_trials_whatever_its_variant_and_rank() -> None:
     asked = protocol()
     arms = [Arm(name, f"{i:012x}", {}, load(BYTES, variant=name)) for i, name in enumerate(["lora", "full", "adalora"])]
