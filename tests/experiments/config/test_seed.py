@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -42,6 +43,14 @@ def test_a_map_of_three_equal_seeds_is_the_run_with_the_number() -> None:
 def test_a_number_has_the_hash_that_it_had_before_seeds_had_parts() -> None:
     assert of(seed=7).config_hash() == "8e9bd30dc8c5"
     assert of(seed=2).config_hash() == "b6d041009223"
+
+
+def test_the_highest_seed_is_the_highest_number_that_a_table_holds() -> None:
+    highest = int(np.iinfo(np.int64).max)
+    assert of(seed=highest).seed == highest
+    (told,) = errors(f"seed={highest + 1}")
+    assert told.startswith("seed: ")
+    assert told.endswith(f"at most {highest}")
 
 
 @given(seeds=PARTS, others=PARTS)

@@ -1,12 +1,17 @@
 """The rows that no head reads: leaving them out changes no number."""
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from project_paths import CONFIGS
+from tiny_transformers import tiny_config
 from torch import nn
 
+from experiments.config.loading import load
 from experiments.models.first_row import compute_first_row_only
+from experiments.training.context import attached, load_task
 from lora_variants.interface.attach import attach
 from lora_variants.interface.pack import Pack
 from lora_variants.lora import LoRA, LoRAConfig
@@ -83,3 +88,29 @@ def test_the_layer_computes_all_rows_again_when_that_is_wanted() -> None:
 def test_what_is_not_known_to_be_the_same_is_left_as_it_is() -> None:
     assert not compute_first_row_only(nn.Linear(2, 2))
     assert not compute_first_row_only(classifier("Bert", attention_probs_dropout_prob=0.1))
+
+
+@pytest.mark.parametrize(
+    ("batch_size", "parts", "left_out"), [(8, 1, True), (32, 2, True), (4, 1, False), (12, 1, False), (16, 4, False)]
+)
+def test_a_run_leaves_them_out_where_what_goes_through_at_once_is_a_multiple_of_eight_rows(
+    tmp_path: Path, batch_size: int, parts: int, left_out: bool
+) -> None:
+    tiny_config("roberta", max_position_embeddings=514).save_pretrained(tmp_path)
+    config = load(
+        CONFIGS / "recipes" / "lora_roberta_base_glue.yaml",
+        overrides=[
+            f"model.name={tmp_path}",
+            "model.dropout=0",
+            f"batch_size={batch_size}",
+            f"gradient_accumulation_steps={parts}",
+        ],
+    )
+    task = load_task(config)
+    variant = attached(config, task, task.architecture())
+    variant.pack.rows = rows = batch_size // parts
+    seen: list[int] = []
+    last = variant.model.get_submodule("roberta.encoder.layer.1.intermediate")
+    last.register_forward_hook(lambda _, x, y: seen.append(x[0].shape[1]))
+    variant.model.train()(torch.randint(5, 60, (rows, LENGTH)))
+    assert seen == [1 if left_out else LENGTH]

@@ -142,7 +142,7 @@ def test_metrics_that_are_damaged_in_the_middle_are_named_with_the_way_out(
     assert resumes(cut) == 2
     error = capsys.readouterr().err
     assert str(path) in error
-    assert f"delete {checkpoint}" in error
+    assert f"restore that file from a copy, or delete {checkpoint}" in error
     checkpoint.unlink()
     assert resumes(cut) == 0
 

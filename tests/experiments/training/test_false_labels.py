@@ -163,7 +163,9 @@ def test_labels_of_the_base_are_refused_where_it_is_no_language_model(tmp_path: 
     assert not list(tmp_path.rglob("*.yaml"))
 
 
-def test_whoever_starts_a_run_on_false_labels_is_told() -> None:
+def test_whoever_starts_a_run_on_false_labels_is_told_and_nobody_else() -> None:
     config = quick("digits", "shuffled")
     _, warnings = TrainingContext(config).plan(config)
     assert any("false labels" in warning for warning in warnings)
+    right = quick("digits", "true")
+    assert TrainingContext(right).plan(right)[1] == []

@@ -19,7 +19,7 @@ from experiments.tasks.task import Batch
 from experiments.terminal import Display
 from experiments.training import gradient_scaler
 from experiments.training.checkpoint import Checkpoints, Holder
-from experiments.training.gradient_scaler import SMALLEST_SCALE, GradientScaler
+from experiments.training.gradient_scaler import GROWTH_INTERVAL, INITIAL_SCALE, SMALLEST_SCALE, GradientScaler
 from experiments.training.hyperparameters import SharedHyperparameters, TrialHyperparameters
 from experiments.training.interruption import Interrupted
 from experiments.training.loop import compute_gradients
@@ -187,6 +187,11 @@ def test_each_trials_scale_moves_as_torch_moves_one_scale(interval: int, monkeyp
         assert scaler.scale.tolist() == torch.stack(scales).tolist()
         assert scaler.good_steps.tolist() == torch.stack(trackers).tolist()
     assert scaler.scale[0] == {1: 2.0**127, 3: 2.0**116, 2000: 2.0**18}[interval]
+
+
+def test_the_first_scale_and_the_steps_to_its_growth_are_torchs_own() -> None:
+    theirs = torch.amp.GradScaler("cpu")
+    assert (theirs.get_scale(), theirs.get_growth_interval()) == (INITIAL_SCALE, GROWTH_INTERVAL)
 
 
 # The gradient

@@ -54,6 +54,11 @@ def test_a_command_in_the_background_goes_on_at_ctrl_c() -> None:
     assert ended("signal.raise_signal(signal.SIGINT)", ignored) == (3, "said\n")
 
 
+def test_a_process_that_was_started_with_ctrl_c_blocked_listens_to_it() -> None:
+    blocked = "signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})"
+    assert ended("signal.raise_signal(signal.SIGINT)", blocked)[0] == 130
+
+
 def test_what_is_open_is_closed_at_the_first_signal_and_not_at_the_second() -> None:
     closing = "try: signal.raise_signal(signal.SIGINT)\n    finally: print('closed', flush=True)"
     assert ended(closing) == (130, "said\nclosed\ninterrupted; the same command goes on\n")

@@ -1,5 +1,6 @@
 """Trials that come and go: a pack's neighbours, refills, failures and moves leave no trace in a trial's record."""
 
+import time
 from collections.abc import Iterator, Sequence
 from itertools import islice
 from pathlib import Path
@@ -13,6 +14,7 @@ from experiments.config.schema import RunConfig
 from experiments.record.run_description import describe_run
 from experiments.record.run_dir import RunDirectory
 from experiments.terminal import Display
+from experiments.training.checkpoint import CHECKPOINT
 from experiments.training.context import TrainingContext
 from experiments.training.early_stopping import Rungs
 from experiments.training.interruption import Interrupted, Interruption
@@ -164,3 +166,29 @@ def test_a_trial_that_goes_on_from_a_checkpoint_at_its_rung_is_scored_there_befo
     assert resumed.result()["resumed_from"] == [7]
     assert {7, 12} <= resumed.scores("squared_error").keys()
     assert resumed.history() == whole.history()
+
+
+def test_a_pruned_trial_that_no_other_goes_on_from_leaves_no_checkpoint(tmp_path: Path) -> None:
+    config = planned("lora", 10, 1e-2)
+    context = TrainingContext(config)
+    context.load()
+    trial = trial_run(config, context, tmp_path, rungs=Rungs({7: -1.0}))
+    train_pack(context, [trial], interruption=Interruption())
+    assert "pruned at step 7" in (trial.folder.path / "pruned.txt").read_text()
+    assert not (trial.folder.path / CHECKPOINT).exists()
+
+
+def test_training_and_overhead_share_the_time_of_a_pack_whatever_its_trials_took_before(tmp_path: Path) -> None:
+    configs = [planned("lora", seed, 1e-2, "steps=3") for seed in (10, 11)]
+    context = TrainingContext(configs[0])
+    context.load()
+    trials, before = [trial_run(config, context, tmp_path) for config in configs], 3600.0
+    for trial in trials:
+        trial.seconds = before
+    since = time.perf_counter()
+    train_pack(context, trials, interruption=Interruption())
+    took = time.perf_counter() - since
+    assert all(trial.seconds > before and trial.overhead > 0 for trial in trials)
+    assert sum(trial.seconds - before + trial.overhead for trial in trials) <= took
+    for trial in trials:
+        assert trial.folder.result()["seconds"] == {"training": trial.seconds, "overhead": trial.overhead}

@@ -7,6 +7,7 @@ import pytest
 import torch
 from project_paths import CONFIGS
 from safetensors.torch import load_file
+from text_data import write_labelled, write_model
 
 from experiments.config.loading import load
 from experiments.config.schema import RunConfig
@@ -55,6 +56,23 @@ def test_a_score_is_the_same_in_any_pack(tmp_path: Path, context: TrainingContex
     given = [Scored(str(i), "scale", update) for i, update in enumerate(updates)]
     alone, packed = (list(score_updates(context, quick(), given, runs_dir=tmp_path, pack=p)) for p in (1, 4))
     assert alone == packed
+
+
+def test_over_a_base_with_dropout_updates_are_scored_one_by_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("experiments.data.tokens.cache_folder", lambda: tmp_path / "cache")
+    places = [f"model.name={write_model(tmp_path, 'bert')}", f"task.path={write_labelled(tmp_path / 'data')}"]
+    knobs = ["model.dropout=0.1", "task.text=[sentence]", "task.labels=['0', '1']", "task.max_length=32"]
+    task = ["task.name=text_classification", "targets=['*.query']", "learning_rate=1e-2"]
+    config = load(None, variant="full", overrides=[*task, *places, *knobs])
+    context = TrainingContext(config)
+    assert context.task.trains_alone() is not None
+    context.read_data()
+    context.load()
+    given = [Scored(str(i), "nothing", {}) for i in range(3)]
+    first, *others = score_updates(context, config, given, runs_dir=tmp_path, pack=4)
+    assert others == [first, first]
 
 
 def test_an_update_of_a_layer_that_is_not_adapted_is_refused(tmp_path: Path, context: TrainingContext) -> None:
