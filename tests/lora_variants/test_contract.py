@@ -207,6 +207,12 @@ def test_padding_stays_zero_under_weight_decay_and_clipping(name: str, kind: str
                 assert torch.equal(padding, torch.zeros_like(padding)), key
 
 
+@every_variant
+def test_the_length_of_the_rank_axis_is_told_of_layers_with_factors_and_of_no_others(name: str) -> None:
+    padded = {"first": 8, "second": 8} if name in ADAPTERS else {}
+    assert variant_on(name, "linear").rank_padded_to() == padded
+
+
 # Nothing is bypassed, and nothing reaches another trial
 
 

@@ -36,14 +36,16 @@ def test_the_readmes_snippet_is_the_example_with_a_name_in_place_of_the_argument
 
 
 def with_torchs_optimizer(variant: Variant, *, steps: int, learning_rate: float, weight_decay: float) -> None:
-    """What `trained` does to a pack of one without clipping and at a constant rate, in a loop of one's own."""
+    """What `trained` does to a pack of one without clipping and at a falling rate, in a loop of one's own."""
     task = Regression()
     optimizer = torch.optim.AdamW(variant.torch_groups(learning_rate, weight_decay))
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1 - step / steps)
     for _, batch in zip(range(steps), task.training_batches(variant.pack.seeds[0], 4), strict=False):
         loss = task.row_losses(variant.model.train(), batch).sum() / task.row_counts(batch).sum()
         (loss + variant.penalty().sum()).backward()
         with variant.optimizer_step():
             optimizer.step()
+        schedule.step()
         optimizer.zero_grad()
 
 
@@ -52,7 +54,7 @@ def test_torchs_adamw_over_the_groups_trains_what_the_training_loop_trains(name:
     """LoRA+'s ratio, vectors without weight decay, dropout and AdaLoRA's budget are in it."""
     ours, theirs = (variant_on(name, "linear", ranks=(2,), dropout=0.2, learning_rate_ratio=16.0) for _ in range(2))
     wanted: dict[str, Any] = {"steps": 10, "learning_rate": 1e-2, "weight_decay": 0.1}
-    trained(ours, **wanted, lr_schedule="constant", max_grad_norm=None)
+    trained(ours, **wanted, lr_schedule="linear", max_grad_norm=None)
     with_torchs_optimizer(theirs, **wanted)
     expected, found = ours.trial_state(0), theirs.trial_state(0)
     assert theirs.pack.steps == ours.pack.steps == [10]

@@ -257,6 +257,13 @@ def test_a_rank_above_both_dimensions_is_refused_and_at_them_it_is_not(name: str
         assert ranks_of(put(model, ["fused[0:16]"], name=name, rank=16)) == {"fused[0:16]": 16}
 
 
+def test_factors_may_be_padded_to_the_highest_rank_that_any_layer_can_have() -> None:
+    model = nn.Sequential(nn.Linear(200, 300), nn.Linear(300, 4))
+    assert put(model, ["*"], pad_rank_to=200).layers.keys() == {"0", "1"}
+    with pytest.raises(ValueError, match="pads to more than 200, the highest rank"):
+        put(nn.Sequential(nn.Linear(200, 300), nn.Linear(300, 4)), ["*"], pad_rank_to=201)
+
+
 def test_at_break_even_one_warning_has_both_parameter_counts_and_below_there_is_none() -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -350,6 +357,7 @@ def test_a_variants_configuration_knows_its_name_and_refuses_unknown_knobs(name:
         ({"rank": {}}, "an empty map of ranks adapts nothing"),
         ({"rank": -1}, "greater than or equal to 0"),
         ({"rank": True}, "valid integer"),
+        ({"pad_rank_to": -1}, "greater than or equal to 0"),
         ({"rank": "8"}, "valid integer"),
         ({"alpha": 0.0}, "greater than 0"),
         ({"dropout": 1.0}, "less than 1"),
@@ -370,6 +378,15 @@ def test_a_shared_layer_is_adapted_wherever_it_stands() -> None:
     merged = variant.merge()
     assert merged.blocks[1]["key"] is merged.blocks[0]["query"] is not shared
     assert variant.detach().blocks[1]["key"] is model.blocks[0]["query"] is shared
+
+
+def test_a_layer_whose_forward_was_replaced_is_computed_by_calling_it() -> None:
+    model, x = Net(), torch.randn(2, WIDTH)
+    replaced = model.fused.forward
+    model.fused.forward = lambda x: 2 * replaced(x)  # type: ignore[method-assign]
+    before = model(x)
+    put(model, ["fused"])
+    torch.testing.assert_close(model(x), before)
 
 
 def test_a_layer_whose_weight_is_computed_from_others_is_refused() -> None:

@@ -1,5 +1,6 @@
 """Adapters on disk: PEFT loads what we write, and it computes what we computed."""
 
+from collections import OrderedDict
 from collections.abc import Callable
 from pathlib import Path
 
@@ -103,6 +104,18 @@ def test_a_folder_written_by_us_gives_the_same_logits_in_peft(tmp_path: Path, ca
     theirs = peft.PeftModel.from_pretrained(build(), tmp_path)
     torch.testing.assert_close(logits(theirs), logits(attached.model), rtol=1e-5, atol=1e-5)
     assert (logits(theirs) - logits(build())).abs().max() > 1e-3
+
+
+def test_a_layer_whose_name_ends_with_that_of_another_has_its_own_rank_and_scale_in_peft(tmp_path: Path) -> None:
+    def build() -> nn.Module:
+        torch.manual_seed(0)
+        inner = nn.Sequential(OrderedDict(proj=nn.Linear(16, 16)))
+        return nn.Sequential(OrderedDict(proj=nn.Linear(16, 16), block=inner))
+
+    attached = trained(build, ["*"], (), "lora", {"rank": {"proj": 2, "block.proj": 3}, "alpha": 6.0})
+    save_update(attached, 0, tmp_path, OURS, base_sha256=SHA256)
+    theirs, x = peft.PeftModel.from_pretrained(build(), tmp_path), torch.randn(2, 16)
+    torch.testing.assert_close(theirs(x), attached.model(x), rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.filterwarnings("ignore:The following rank_pattern keys did not match")  # said of PEFT's own files too
