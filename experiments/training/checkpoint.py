@@ -71,7 +71,7 @@ class Checkpoints:
 
     def restore(self, holders: Mapping[str, Holder]) -> int:
         """Put the checkpoint's state into the trial's slot; returns the step to go on from, 0 without a checkpoint."""
-        if self.start:
+        if self._tensors:
             for name, holder in holders.items():
                 holder.load_trial_state(self.trial, _part(self._tensors, f"{name}/"))
             torch.set_rng_state(self._tensors["random"])

@@ -36,9 +36,9 @@ class Variant(ABC):
         self.is_detached = False
         self.attributes_before: list[tuple[Any, str, Any]] = []
 
+    @abstractmethod
     def layer_ranks(self, maps: Mapping[str, LinearMap]) -> dict[str, tuple[int, ...]]:
         """The rank of each layer for each trial; layers that are 0 for all are left alone."""
-        raise NotImplementedError
 
     @abstractmethod
     def adapt(self, name: str, base: LinearMap, ranks: Sequence[int]) -> AdaptedLayer:

@@ -18,7 +18,7 @@ from experiments.studies.spec.study_config import rounded
 from experiments.training.context import TrainingContext
 from experiments.training.early_stopping import threshold
 
-APART = 2**32  # between the seeds of the proposals of two repeats: further than seeds that files name
+APART = 2**32  # between the seeds of the proposals of two repeats: further than seeds of 32 bits
 
 
 class Proposer:

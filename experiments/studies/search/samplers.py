@@ -8,7 +8,7 @@ import hashlib
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import optuna
 from optuna.distributions import BaseDistribution, FloatDistribution, IntDistribution
@@ -46,7 +46,6 @@ class Suggestion:
     point: dict[str, float | int]
     refused: tuple[dict[str, float | int], ...] = ()
     excess: tuple[float, ...] = ()
-    attempts: int = field(default=1, compare=False)
 
 
 Excess = Callable[[Point], float]
@@ -132,7 +131,7 @@ def _ask(told: _Told, number: int, sampler: str, seed: int, excess: Excess) -> S
         trial.set_constraint(CONSTRAINT, over)
         if over <= 0:
             points, amounts = zip(*refused[-REMEMBERED:], strict=True) if refused else ((), ())
-            return Suggestion(dict(trial.params), tuple(points), tuple(amounts), attempts=attempt + 1)
+            return Suggestion(dict(trial.params), tuple(points), tuple(amounts))
         refused.append((dict(trial.params), float(over)))
         told.study.tell(trial, told.worst)
     raise ValueError(
@@ -169,12 +168,11 @@ def _distribution(interval: Interval) -> BaseDistribution:
 
 @contextmanager
 def quietly() -> Iterator[None]:
-    """Optuna says nothing of trials that only live in memory, nor that parts of it are experimental."""
+    """Optuna says nothing of trials that only live in memory."""
     before = optuna.logging.get_verbosity()
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
             for harmless in (
                 "Constraints have been set",  # CMA-ES goes by the score they are told with
                 "Target and region quantiles select the same set",  # a resample of few trials: all knobs are equal then

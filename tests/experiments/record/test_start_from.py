@@ -16,6 +16,7 @@ from project_paths import CONFIGS, ROOT
 from safetensors.torch import load_file
 
 from experiments.config.loading import load
+from experiments.packed_runs import execute_in_packs
 from experiments.record.run_dir import RunDirectory
 from experiments.run import main
 from experiments.runner import execute
@@ -23,6 +24,7 @@ from experiments.tasks.planted import Planted
 from experiments.terminal import Display
 from experiments.training.checkpoint import Checkpoints, Holder
 from experiments.training.interruption import Interrupted
+from experiments.training.trial import TrialRun
 
 PLANTED = CONFIGS / "planted.yaml"
 QUICK = ("steps=12", "task.evaluation_rows=64", "wandb.mode=disabled", "checkpoint_every=4")
@@ -183,3 +185,20 @@ def test_a_bare_alpha_is_the_variant_s(earlier: Path) -> None:
     config = load(PLANTED, start_from=earlier, overrides=["alpha=3"])
     assert (config.variant.alpha, config.start and config.start.alpha) == (3.0, None)  # type: ignore[attr-defined]
     assert load(PLANTED, start_from=earlier, overrides=["start.alpha=3"]).start.alpha == 3.0  # type: ignore[union-attr]
+
+
+def test_a_run_that_leaves_its_pack_before_its_first_step_begins_from_its_start_all_the_same(
+    tmp_path: Path, earlier: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    configs = [load(PLANTED, variant="lora", rank=4, seed=seed, start_from=earlier, overrides=QUICK) for seed in (0, 1)]
+    alone = execute(configs[1], runs_dir=tmp_path / "alone", test=False, display=Display.silent())
+
+    def killed(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(TrialRun, "conclude", killed)  # after the last checkpoint
+        with pytest.raises(KeyboardInterrupt):
+            execute(configs[0], runs_dir=tmp_path / "packed", test=False, display=Display.silent())
+    packed = execute_in_packs(configs, pack=2, runs_dir=tmp_path / "packed", test=False, display=Display.silent())
+    assert packed[1]["score"] == alone.result["score"]
