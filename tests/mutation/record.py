@@ -72,7 +72,7 @@ class Record:
                     self.lines[file][int(line)].update(name for name in names if file_of(name) in same)
 
     def tests_for(self, mutant: Mutant, limit: float) -> dict[str, float]:
-        """Those that run its line, then the rest of their files, then what runs its file or is in its folder.
+        """Those that run its line, then the rest of their files, then its folder's, then all that run its file.
 
         Quick files first. A constant's line runs once, at the import, and studies train in processes of their own.
         """
@@ -83,14 +83,14 @@ class Record:
         by_file: dict[tuple[int, str], list[str]] = defaultdict(list)
         for name in self.seconds:
             file = file_of(name)
-            folder = "/".join(Path(file).parent.parts[1:])
-            near = file in around or mutant.package.startswith(folder)
-            if name in direct or file in beside or near:
-                by_file[0 if name in direct else 1 if file in beside else 2, file].append(name)
+            near = mutant.package.startswith("/".join(Path(file).parent.parts[1:]))
+            level = 0 if name in direct else 1 if file in beside else 2 if near else 3 if file in around else None
+            if level is not None:
+                by_file[level, file].append(name)
         costs = {key: sum(self.seconds[name] for name in names) for key, names in by_file.items()}
         stem = Path(mutant.path).stem
         chosen: dict[str, float] = {}
-        for level, file in sorted(by_file, key=lambda key: (key[0], stem not in key[1], costs[key])):
+        for level, file in sorted(by_file, key=lambda key: (key[0], stem not in Path(key[1]).stem, costs[key])):
             for name in sorted(by_file[level, file], key=self.seconds.__getitem__):
                 if sum(chosen.values()) > limit:
                     return chosen

@@ -84,7 +84,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--size", type=int, default=80, help="mutants of each package; default 80")
     parser.add_argument("--seed", type=int, default=0, help="of the draw; default 0")
-    parser.add_argument("--seconds", type=float, default=45, help="of tests for a mutant at most; default 45")
+    parser.add_argument("--seconds", type=float, default=60, help="of tests for a mutant at most; default 60")
     parser.add_argument("--out", type=Path, default=ROOT / "build" / "mutants", help="folder; default build/mutants")
     parser.add_argument("--survivors", action="store_true", help="judge again those that survived")
     given = parser.parse_args()
