@@ -10,9 +10,9 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Bool, Float, Int, Shaped
 
-from analysis.stats.comparisons import words
 from analysis.stats.multiplicity import holm
 from analysis.stats.paired_tests import equivalence, paired_t
+from analysis.stats.sequential import words
 
 STEPS = np.arange(-4, 5)  # of all points from the centre of the grid
 LOWEST, HIGHEST = 2, 6  # the points that begin and end the grid; two more on either side are trained where it goes on

@@ -11,7 +11,7 @@ from analysis.low_rank.descriptions import Matrix
 from analysis.low_rank.seeds_to_settle import seeds_by_hypothesis
 from analysis.low_rank.study_runs import HypothesisError, StudyRuns
 from analysis.low_rank.truncated_scores import ENERGY, TruncatedScores, Update, grid_of, least_rank
-from analysis.stats.comparisons import FEWEST_PAIRS
+from analysis.stats.paired_scores import FEWEST_PAIRS
 from analysis.stats.rank_hypothesis import Hypothesis, Judgement, Task, capacity_ranks, judge, k0_of
 from analysis.stats.retention import (
     FixedSequence,

@@ -16,8 +16,8 @@ from fractions import Fraction
 
 import numpy as np
 
-from analysis.stats.comparisons import FEWEST_PAIRS
 from analysis.stats.multiplicity import holm
+from analysis.stats.paired_scores import FEWEST_PAIRS
 from analysis.stats.retention import Retention
 
 LARGEST_SHARE_OF_RANK = 0.5

@@ -15,8 +15,8 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Float
 
-from analysis.stats.comparisons import FEWEST_PAIRS
 from analysis.stats.intervals import fieller, mean_interval
+from analysis.stats.paired_scores import FEWEST_PAIRS
 from analysis.stats.paired_tests import paired_differences, paired_t_above, sign_flip_above
 from analysis.stats.power import seeds_needed
 

@@ -14,7 +14,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from analysis.stats.comparisons import Comparison, PairedScores, compare
+from analysis.stats.comparisons import compare
+from analysis.stats.paired_scores import Comparison, PairedScores
 from experiments.studies.protocol.estimand import units_of
 from experiments.studies.protocol.progress import StudyState
 from experiments.studies.protocol.protocol import settings_of

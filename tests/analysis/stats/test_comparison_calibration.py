@@ -6,10 +6,12 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
-from analysis.stats.comparisons import PairedScores, compare, words
+from analysis.stats.comparisons import compare
 from analysis.stats.multiplicity import holm
+from analysis.stats.paired_scores import PairedScores
 from analysis.stats.paired_tests import equivalence, paired_t, sign_flip
 from analysis.stats.power import equivalence_power, power
+from analysis.stats.sequential import words
 
 ALPHA = 0.05
 ARMS = 18

@@ -9,8 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from analysis.stats.comparisons import PairedScores, compare
+from analysis.stats.comparisons import compare
 from analysis.stats.multiplicity import holm
+from analysis.stats.paired_scores import PairedScores
 from analysis.stats.power import equivalence_power, minimum_detectable_difference, power
 
 MARGIN = 0.01

@@ -13,7 +13,8 @@ from project_paths import CONFIGS
 from scipy import stats
 from synthetic_studies import Ending, Outcome, planted_study, study_of, study_state_of, trained, valley
 
-from analysis.stats.comparisons import PairedScores, compare
+from analysis.stats.comparisons import compare
+from analysis.stats.paired_scores import PairedScores
 from analysis.study_results.conclusion import Conclusion, conclude, conclusion_of
 from analysis.study_results.results import CIRCUMSTANCES, results_table
 from experiments.config.yaml_files import read_tree, yaml_text
