@@ -8,7 +8,8 @@ import numpy as np
 from project_paths import CONFIGS
 
 from experiments.config.yaml_files import yaml_text
-from experiments.studies.protocol.progress import StudyState, progress_of_arms, snapshot
+from experiments.studies.protocol.looks import StudyProgress
+from experiments.studies.protocol.progress import StudyState, snapshot
 from experiments.studies.protocol.search_stage import Proposal, repeats_of, trial_key
 from experiments.studies.protocol.trials import ArmProgress, PlannedTrial, Replication, TrialResult
 from experiments.studies.queue.entries import Entry
@@ -67,13 +68,14 @@ def planted_study(folder: Path) -> Study:
     )  # fmt: skip
 
 
-def study_state_of(study: Study, outcome: Outcome) -> StudyState:
+def study_state_of(study: Study, outcome: Outcome, families: Mapping[str, int] | None = None) -> StudyState:
     """The state of a study when everything has come to what `outcome` says of each trial."""
     entries: dict[str, Entry] = {}
     results: dict[str, TrialResult] = {}
     proposals: dict[str, Proposal] = {}
     while True:
-        arms = progress_of_arms(study, results, proposals)
+        found = StudyProgress(study, results, proposals, families or {})
+        arms = found.arms
         suggested = {key: point for progress in arms for key, point in _points(study, progress).items()}
         if suggested:
             proposals |= suggested
@@ -81,14 +83,16 @@ def study_state_of(study: Study, outcome: Outcome) -> StudyState:
         wanted = {trial.key: trial for arm in arms for trial in arm.wanted}
         new = [trial for key, trial in wanted.items() if key not in entries]
         if not new:
-            return StudyState(arms, wanted, entries)
+            return StudyState(arms, wanted, entries, found.comparisons)
         for trial in new:
             ending = dict(outcome(trial))
             entry = entries[trial.key] = _entry(len(entries), trial, ending)
             if entry.state == "failed":
                 results[trial.key] = TrialResult(failed=True, reason=ending["failure"])
             elif entry.state == "done":
-                results[trial.key] = TrialResult(failed=False, score=entry.score, loss=ending.get("loss"))
+                results[trial.key] = TrialResult(
+                    failed=False, score=entry.score, loss=ending.get("loss"), test=ending.get("test")
+                )
 
 
 def _points(study: Study, progress: ArmProgress) -> dict[str, Proposal]:

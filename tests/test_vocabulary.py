@@ -21,7 +21,7 @@ RETIRED_PRINT = (
 RETIRED_NAMES = {
     "TrainingContext, SharedHyperparameters, RunOptions, TrialRun": {"Setting", "Regime", "Wishes", "Member"},
     "train_pack, load_into, unload": {"crew", "sit", "rise"},
-    "StudyState, snapshot, enqueue": {"Board", "board", "look", "fill"},
+    "StudyState, snapshot, enqueue": {"Board", "board", "fill"},
     "StudyStatus; consistency": {"Standing", "standing", "agreement"},
     "SearchSpace": {"Ground", "ground"},
     "Observation, Suggestion, suggest": {"Tried", "Asked", "propose"},

@@ -43,21 +43,10 @@ def compare(
     draws the sign flips above 20 seeds; without one the same scores give the same p.
     Raises ValueError for an alpha outside (0, 1).
     """
-    if not 0 < alpha < 1:
-        raise ValueError(f"a level alpha lies between 0 and 1, both excluded; it is {alpha}")
-    plan = list(zip(looks, weights(looks), strict=True)) or [(None, 1.0)]
-    judged, used = Looks((len(family),), alpha=alpha), [scores.advantages() for scores in family]
-    levels = [_Level(alpha, plan[0][1], len(family))] * len(family)
-    tested: set[int] = set()
-    for look, weight in plan:
-        ready = [i for i, scores in enumerate(family) if judged.open[i] and scores.arm.size >= (look or FEWEST_PAIRS)]
-        tested.update(ready)
-        for i in ready:
-            used[i], levels[i] = family[i].advantages(look), levels[i]._replace(weight=weight)
-        _look(judged, used, [scores.margin for scores in family], ready, weight)
+    judged, used, levels = _look_by_look(family, alpha, looks)
     described = [_described(*each) for each in zip(family, used, levels, strict=True)]
     p_holm, p_equivalence_holm = holm(judged.p), holm(judged.p_equivalence)
-    for i in sorted(tested):
+    for i in np.flatnonzero(judged.ever_tested).tolist():
         flips = sign_flip(used[i], generator or np.random.default_rng(0))
         p, p_equivalence = float(paired_t(used[i])), float(equivalence(used[i], family[i].margin))
         tests = _Tests(p, float(p_holm[i]), flips.item(), p_equivalence, float(p_equivalence_holm[i]))
@@ -65,18 +54,30 @@ def compare(
     return described
 
 
-def _look(
-    judged: Looks,
-    advantages: Sequence[Float[np.ndarray, " seeds"]],
-    margins: Sequence[float],
-    ready: Sequence[int],
-    weight: float,
-) -> None:
-    means, p, p_equivalence = (np.ones(len(advantages)) for _ in range(3))
-    for i in ready:
-        means[i] = advantages[i].mean()
-        p[i], p_equivalence[i] = paired_t(advantages[i]), equivalence(advantages[i], margins[i])
-    judged.look(means, p, p_equivalence, ready=np.isin(np.arange(len(advantages)), ready), weight=weight)
+def settle(family: Sequence[PairedScores], *, alpha: float, looks: Sequence[int]) -> list[str]:
+    """The verdicts of `compare` alone, which are quick."""
+    return [str(word) for word in _look_by_look(family, alpha, looks)[0].words]
+
+
+def _look_by_look(
+    family: Sequence[PairedScores], alpha: float, looks: Sequence[int]
+) -> tuple[Looks, list[Float[np.ndarray, " seeds"]], list["_Level"]]:
+    """What the looks find; of each comparison the advantages of the last look at it, and the level of that."""
+    if not 0 < alpha < 1:
+        raise ValueError(f"a level alpha lies between 0 and 1, both excluded; it is {alpha}")
+    plan: list[tuple[int | None, float]] = [*zip(looks, weights(looks), strict=True)]
+    plan = plan or [(None, 1.0)]
+    judged, used = Looks((len(family),), alpha=alpha), [scores.advantages() for scores in family]
+    levels = [_Level(alpha, plan[0][1], len(family))] * len(family)
+    for look, weight in plan:
+        ready = [i for i, scores in enumerate(family) if judged.open[i] and scores.arm.size >= (look or FEWEST_PAIRS)]
+        means, p, p_equivalence = (np.ones(len(family)) for _ in range(3))
+        for i in ready:
+            used[i], levels[i] = family[i].advantages(look), levels[i]._replace(weight=weight)
+            means[i] = used[i].mean()
+            p[i], p_equivalence[i] = paired_t(used[i]), equivalence(used[i], family[i].margin)
+        judged.look(means, p, p_equivalence, ready=np.isin(np.arange(len(family)), ready), weight=weight)
+    return judged, used, levels
 
 
 def _judged(

@@ -47,9 +47,9 @@ class PairedScores:
             )
 
     def advantages(self, look: int | None = None) -> Float[np.ndarray, " seeds"]:
-        """Per seed, of the first `look`, how much better the arm is: arm - reference, its negative where lower is better.
+        """Per seed how much better the arm is: arm - reference, or its negative where lower is better.
 
-        Differences that are equal but for the rounding of the scores come out equal.
+        `look`: of so many seeds, the first. Those that are equal but for the rounding of the scores come out equal.
         """
         better, worse = (self.arm, self.reference) if self.higher_is_better else (self.reference, self.arm)
         return paired_differences(better[:look], worse[:look])

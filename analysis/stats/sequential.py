@@ -31,7 +31,7 @@ class Looks:
         self.p, self.p_equivalence = np.ones(shape), np.ones(shape)  # repeated
         self.sign = np.zeros(shape)  # of the mean advantage where `p` comes from
         self.words = np.full(shape, UNDECIDED, dtype="<U10")
-        self.tested = np.zeros(shape, dtype=bool)  # at the last look
+        self.ever_tested = np.zeros(shape, dtype=bool)
 
     @property
     def open(self) -> Bool[np.ndarray, "*families tests"]:
@@ -48,13 +48,14 @@ class Looks:
         weight: float,
     ) -> None:
         """Take note of a look's mean advantages and p values, of the open comparisons that are `ready` for it."""
-        self.tested = ready & self.open
-        spent = np.where(self.tested, np.minimum(p / weight, 1.0), 1.0)
+        tested = ready & self.open
+        self.ever_tested |= tested
+        spent = np.where(tested, np.minimum(p / weight, 1.0), 1.0)
         self.sign = np.where(spent < self.p, np.sign(advantage), self.sign)
         self.p = np.minimum(self.p, spent)
-        self.p_equivalence = np.minimum(self.p_equivalence, np.where(self.tested, p_equivalence / weight, 1.0))
+        self.p_equivalence = np.minimum(self.p_equivalence, np.where(tested, p_equivalence / weight, 1.0))
         found = words(self.sign, holm(self.p), holm(self.p_equivalence), alpha=self.alpha)
-        self.words = np.where(self.tested, found, self.words)
+        self.words = np.where(tested, found, self.words)
 
 
 def words(

@@ -1,28 +1,24 @@
 """What the evaluation of a study says: the scores of each arm in each setting, and the verdicts between arms.
 
-Verdicts are on the scores of the test split, seed by seed. An arm gets none in a setting while a run of it there is
-pending (optional stopping inflates false positives), when one failed (the seeds that finished are not a fair sample),
-and in the tuned setting when it is not tuned. Its comparisons stay in the family: what was planned decides how strict
-every test is.
+Verdicts are on the scores of the test split, seed by seed, by the looks that the protocol has taken. A comparison that
+gets none stays in its family: what was planned decides how strict every test is.
 """
 
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from statistics import fmean
 from typing import Any
 
-import numpy as np
 import pandas as pd
 
 from analysis.stats.comparisons import compare
-from analysis.stats.paired_scores import Comparison, PairedScores
-from experiments.studies.protocol.estimand import units_of
+from analysis.stats.paired_scores import Comparison
+from experiments.studies.protocol.looks import ComparisonState, paired
 from experiments.studies.protocol.progress import StudyState
 from experiments.studies.protocol.protocol import settings_of
-from experiments.studies.protocol.search_stage import repeats_of
-from experiments.studies.protocol.trials import BEST_POINT, TUNED, ArmProgress
+from experiments.studies.protocol.seed_scores import seed_scores
+from experiments.studies.protocol.trials import BEST_POINT, TUNED, ArmProgress, TrialResult
 from experiments.studies.spec.arm import Arm
-from experiments.studies.spec.study import SEEDS_FOR_VERDICTS, Study
+from experiments.studies.spec.study import Study
 
 
 @dataclass(frozen=True)
@@ -74,8 +70,9 @@ class Judged:
 def evaluations(study: Study, study_state: StudyState, table: pd.DataFrame) -> list[Evaluated]:
     """Every arm in every setting: the tuned one first, then the fixed rates; `table` is the study's results."""
     rows: dict[str, dict[Hashable, Any]] = {row["key"]: row for row in table.to_dict("records")}
+    results = {key: _result(row) for key, row in rows.items() if row["state"] in ("done", "failed")}
     return [
-        _evaluated(study, progress, setting, rows)
+        _evaluated(study, progress, setting, rows, results)
         for setting in settings_of(study.protocol)
         for progress in study_state.arms
     ]
@@ -83,117 +80,36 @@ def evaluations(study: Study, study_state: StudyState, table: pd.DataFrame) -> l
 
 def families(study: Study, study_state: StudyState, evaluated: list[Evaluated]) -> dict[str, list[Judged]]:
     """By name, each family of comparisons: one for each setting, and one more for arms that came later."""
-    settled, found = study_state.families, dict[str, list[Judged]]()
-    for setting in settings_of(study.protocol):
-        pairs: dict[int, list[tuple[Evaluated, Evaluated]]] = {}
-        of_arm = {each.arm.config_hash: each for each in evaluated if each.setting == setting}
-        for pair in study.comparisons(tuned=setting == TUNED):
-            number = max(settled.get(arm.config_hash, 1) for arm in pair)
-            pairs.setdefault(number, []).append((of_arm[pair[0].config_hash], of_arm[pair[1].config_hash]))
-        for number, of_family in sorted(pairs.items()):
-            name = setting if number == 1 else f"{setting}, family {number}"
-            found[name] = [replace(each, family=number) for each in _judged(study, setting, of_family)]
-    return found
+    found: dict[str, list[ComparisonState]] = {}
+    for each in study_state.comparisons:
+        name = each.setting if each.family == 1 else f"{each.setting}, family {each.family}"
+        found.setdefault(name, []).append(each)
+    of_arm = {(each.arm.config_hash, each.setting): each for each in evaluated}
+    return {name: _judged(study, family, of_arm) for name, family in found.items()}
 
 
-def _judged(study: Study, setting: str, pairs: Sequence[tuple[Evaluated, Evaluated]]) -> list[Judged]:
+def _judged(
+    study: Study, family: Sequence[ComparisonState], of_arm: Mapping[tuple[str, str], Evaluated]
+) -> list[Judged]:
     """A family as `analysis.stats.comparisons` judges it."""
-    alpha = study.protocol.alpha
-    reasons = [_excluded(arm, to) for arm, to in pairs]
-    scores = [_paired(study, arm, to) for arm, to in pairs]
-    planned = [_without_scores(each) if why else each for each, why in zip(scores, reasons, strict=True)]
+    tests = {key: arm.test for key, arm in of_arm.items()}
+    pairs, protocol = [paired(study, each, tests) for each in family], study.protocol
+    judged = compare(pairs, alpha=protocol.alpha, looks=protocol.evaluation.looks)
+    found = [_with_difference(study, each, one, tests) for each, one in zip(family, judged, strict=True)]
     return [
-        Judged(setting, arm.arm, to.arm, _described(judged, each, alpha) if why else judged, why)
-        for (arm, to), each, judged, why in zip(pairs, scores, compare(planned, alpha=alpha), reasons, strict=True)
+        Judged(each.setting, each.arm, each.reference, one, each.excluded, each.family)
+        for each, one in zip(family, found, strict=True)
     ]
 
 
-def _evaluated(
-    study: Study, progress: ArmProgress, setting: str, rows: Mapping[str, Mapping[Hashable, Any]]
-) -> Evaluated:
-    trials = progress.evaluations(setting)
-    of_seed = {trial.seed: rows[trial.key] for trial in trials}
-    seeds, chosen = study.protocol.evaluation.seeds, progress.tuning.state != "open"
-    without = "failed" if setting == TUNED and chosen else "waiting"  # of a seed at which every point failed
-    state = {seed: of_seed[seed]["state"] if seed in of_seed else without for seed in seeds}
-    done = [seed for seed in seeds if state[seed] == "done"]
-    failed = tuple(seed for seed in seeds if state[seed] == "failed")
-    pending = tuple(seed for seed in seeds if state[seed] in ("waiting", "running"))
-    best = {trial.seed: rows[trial.key] for trial in progress.evaluations(BEST_POINT)} if setting == TUNED else {}
-    units = _units(study)
-    return Evaluated(
-        progress=progress,
-        setting=setting,
-        rates=tuple(trial.learning_rate for trial in trials if trial.learning_rate is not None),
-        test=_of_units({seed: float(of_seed[seed]["test_score"]) for seed in done}, units),
-        validation=_of_units({seed: float(of_seed[seed]["score"]) for seed in done}, units),
-        failed=failed,
-        pending=pending,
-        excluded=_reason(
-            progress,
-            setting,
-            failed=len(failed),
-            pending=len(pending),
-            seeds=len(seeds),
-            n=len(units),
-            units=units_of(study),
-        ),
-        best_point={seed: float(row["test_score"]) for seed, row in best.items() if row["state"] == "done"},
-    )
-
-
-def _units(study: Study) -> list[tuple[int, ...]]:
-    """The evaluation seeds, in groups of which each is one independent unit: those of a whole search together."""
-    seeds, search = study.protocol.evaluation.seeds, study.config.search
-    if search is None or search.repeats == 1:
-        return [(seed,) for seed in seeds]
-    return [repeat.serves for repeat in repeats_of(search, study.protocol)]
-
-
-def _of_units(scores: Mapping[int, float], units: Sequence[tuple[int, ...]]) -> dict[int, float]:
-    """The mean score of each unit that is complete, by its first seed."""
-    whole = [unit for unit in units if all(seed in scores for seed in unit)]
-    return {unit[0]: scores[unit[0]] if len(unit) == 1 else fmean(scores[seed] for seed in unit) for unit in whole}
-
-
-def _reason(
-    progress: ArmProgress, setting: str, *, failed: int, pending: int, seeds: int, n: int, units: str
-) -> str | None:
-    if setting == TUNED and progress.tuning.state != "tuned":
-        return {"open": "its tuning is not over", "not tuned": "not tuned"}[progress.tuning.state]
-    if failed:
-        return f"{failed} of {seeds} evaluation runs failed"
-    if pending:
-        return f"{pending} of {seeds} evaluation runs pending"
-    return f"a verdict needs {SEEDS_FOR_VERDICTS} {units}, there are {n}" if n < SEEDS_FOR_VERDICTS else None
-
-
-def _excluded(arm: Evaluated, reference: Evaluated) -> str | None:
-    if arm.excluded or reference.excluded is None:
-        return arm.excluded
-    return f"{reference.arm.label}: {reference.excluded}"
-
-
-def _paired(study: Study, arm: Evaluated, reference: Evaluated) -> PairedScores:
-    """The scores of both, where every run of both is done; none else."""
-    whole = not (arm.failed or arm.pending or reference.failed or reference.pending)
-    seeds = [unit[0] for unit in _units(study)] if whole else []
-    return PairedScores(
-        name=f"{arm.arm.label} against {reference.arm.label}",
-        arm=np.array([arm.test[seed] for seed in seeds], dtype=np.float64),
-        reference=np.array([reference.test[seed] for seed in seeds], dtype=np.float64),
-        higher_is_better=study.higher_is_better,
-        margin=study.protocol.margin,
-    )
-
-
-def _without_scores(scores: PairedScores) -> PairedScores:
-    return replace(scores, arm=np.empty(0), reference=np.empty(0))
-
-
-def _described(judged: Comparison, scores: PairedScores, alpha: float) -> Comparison:
-    """A comparison without a verdict, with the difference that its scores show."""
-    alone = compare([scores], alpha=alpha)[0]
+def _with_difference(
+    study: Study, state: ComparisonState, judged: Comparison, tests: Mapping[tuple[str, str], Mapping[int, float]]
+) -> Comparison:
+    """Of a comparison without any look, too: that of its scores, where every run of both is done."""
+    arm, reference = (tests[each.config_hash, state.setting] for each in (state.arm, state.reference))
+    if not state.excluded or state.seeds or arm.keys() != reference.keys():
+        return judged
+    alone = compare([paired(study, replace(state, seeds=tuple(arm)), tests)], alpha=study.protocol.alpha)[0]
     return replace(
         judged,
         n=alone.n,
@@ -201,5 +117,36 @@ def _described(judged: Comparison, scores: PairedScores, alpha: float) -> Compar
         advantage=alone.advantage,
         sd=alone.sd,
         interval=alone.interval,
+        ordinary_interval=alone.ordinary_interval,
         note="",
+    )
+
+
+def _result(row: Mapping[Hashable, Any]) -> TrialResult:
+    if row["state"] == "failed":
+        return TrialResult(failed=True)
+    test = None if pd.isna(row["test_score"]) else float(row["test_score"])
+    return TrialResult(failed=False, score=float(row["score"]), test=test)
+
+
+def _evaluated(
+    study: Study,
+    progress: ArmProgress,
+    setting: str,
+    rows: Mapping[str, Mapping[Hashable, Any]],
+    results: Mapping[str, TrialResult],
+) -> Evaluated:
+    found = seed_scores(study, progress, setting, results)
+    trials = progress.evaluations(setting)
+    best = {trial.seed: rows[trial.key] for trial in progress.evaluations(BEST_POINT)} if setting == TUNED else {}
+    return Evaluated(
+        progress=progress,
+        setting=setting,
+        rates=tuple(trial.learning_rate for trial in trials if trial.learning_rate is not None),
+        test=found.test,
+        validation=found.validation,
+        failed=found.failed,
+        pending=found.pending,
+        excluded=found.excluded,
+        best_point={seed: float(row["test_score"]) for seed, row in best.items() if row["state"] == "done"},
     )

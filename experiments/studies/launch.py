@@ -22,13 +22,13 @@ from experiments.studies.consistency import (
     warnings_of_arms,
 )
 from experiments.studies.plan import plan_study
-from experiments.studies.protocol.progress import StudyState, enqueue, snapshot
+from experiments.studies.protocol.progress import StudyState, enqueue, snapshot, state_of
 from experiments.studies.queue.entries import ENDED
 from experiments.studies.queue.storage import Address, Patience, QueueError, storage_address
 from experiments.studies.queue.trial_queue import GRACE_SECONDS, TrialQueue
 from experiments.studies.search.proposer import refuse_impossible_searches
 from experiments.studies.spec.study import Study, load_study
-from experiments.studies.status import StudyStatus, awake, status_of, untouched
+from experiments.studies.status import StudyStatus, awake, status_of
 from experiments.studies.terminal import StudyView, describe_workers, headline
 from experiments.studies.wandb import StudyWandbLogger, study_mode
 from experiments.studies.workers.pool import WorkerError, WorkerPool, steps_kept
@@ -112,7 +112,7 @@ def show_status(study: Study, address: Address, view: StudyView, patience: Patie
     """Print the status of the study; nothing is written, and nobody who trains notices."""
     queue = TrialQueue.find(address, study.name, patience=patience)
     if queue is None:
-        view.table(status_of(study, untouched(study)))
+        view.table(status_of(study, state_of(study, {})))
         view.display.say(f"not started yet: there is no study {study.name!r} in {address}")
         return 1
     workers = awake(queue.workers(), within=timedelta(minutes=5))

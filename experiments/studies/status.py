@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from statistics import fmean
 
-from experiments.studies.protocol.progress import StudyState, progress_of_arms
+from experiments.studies.protocol.progress import StudyState
 from experiments.studies.protocol.protocol import plan_ahead
 from experiments.studies.protocol.trials import TUNED, ArmProgress, PlannedTrial
 from experiments.studies.queue.entries import ENDED, Entry
@@ -51,12 +51,6 @@ class StudyStatus:
         return sum(self.counts.values())
 
 
-def untouched(study: Study) -> StudyState:
-    """The state of a study that nobody has started."""
-    arms = progress_of_arms(study, {}, {})
-    return StudyState(arms, {trial.key: trial for arm in arms for trial in arm.wanted}, {})
-
-
 def status_of(study: Study, study_state: StudyState, workers: Sequence[WorkerSeen] = ()) -> StudyStatus:
     """The status of the study by a snapshot of its queue and the last heartbeats of its workers."""
     counts = Counter(dict.fromkeys(STATES, 0))
@@ -97,7 +91,7 @@ def _yet_unknown(study: Study, arm: ArmProgress) -> tuple[int, int]:
     """Trials of stage 1 and of the evaluation at a rate, or a point of a search, that is yet to be chosen."""
     if arm.tuning.state != "open":
         return 0, 0
-    planned = plan_ahead(arm.arm, study.protocol, study.config.search)
+    planned = plan_ahead(arm.arm, study.protocol.at_look(len(arm.seeds)), study.config.search)
     stage_1 = sum(trial.stage != "evaluation" for trial in planned) - len(arm.tuning.trials)
     chosen = sum(trial.stage == "evaluation" and trial.learning_rate is None for trial in planned)
     ahead = study.config.search is not None or study.protocol.tuning.halving is not None

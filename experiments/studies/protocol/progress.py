@@ -1,10 +1,11 @@
 """The state of a study: what its protocol wants, beside what its queue has."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any
 
-from experiments.studies.protocol.protocol import borrowing, progress_of
+from experiments.studies.protocol.looks import ComparisonState, StudyProgress
 from experiments.studies.protocol.search_stage import Proposal
 from experiments.studies.protocol.trials import ArmProgress, PlannedTrial, TrialResult
 from experiments.studies.queue.entries import ENDED, Entry, NewTrial
@@ -21,7 +22,7 @@ class StudyState:
     arms: tuple[ArmProgress, ...]
     wanted: Mapping[str, PlannedTrial]
     entries: Mapping[str, Entry]
-    families: Mapping[str, int] = field(default_factory=dict)  # of arms, by config hash, where some came later
+    comparisons: tuple[ComparisonState, ...]  # of all comparisons
 
     @property
     def complete(self) -> bool:
@@ -34,40 +35,24 @@ class StudyState:
         return "done" if state == "pruned" and self.wanted[key].stage == "rung" else state
 
 
-def progress_of_arms(
-    study: Study, results: Mapping[str, TrialResult], proposals: Mapping[str, Proposal]
-) -> tuple[ArmProgress, ...]:
-    """What every arm wants, given results and proposed points by trial key."""
-    found = {
-        arm.config_hash: progress_of(
-            arm,
-            study.protocol,
-            results,
-            higher_is_better=study.higher_is_better,
-            search=study.config.search,
-            proposals=proposals,
-        )
-        for arm in study.arms
-        if arm.rate_of is None
-    }
-    for arm in study.arms:
-        if arm.rate_of is not None:
-            found[arm.config_hash] = borrowing(arm, study.protocol, found[arm.rate_of].tuning, results)
-    return tuple(found[arm.config_hash] for arm in study.arms)
-
-
 def snapshot(study: Study, queue: TrialQueue) -> StudyState:
     """What is wanted now, by what has ended so far."""
-    entries = queue.latest()
+    return state_of(study, queue.latest(), families_of(queue.facts()))
+
+
+def state_of(
+    study: Study, entries: Mapping[str, Entry], families: Mapping[str, int] = MappingProxyType({})
+) -> StudyState:
+    """The state of a study with these entries of its queue."""
     results = {key: _result(entry) for key, entry in entries.items() if entry.state in ENDED}
     proposals = {
         key: Proposal(float(entry.params["learning_rate"]), entry.given["knobs"], _thresholds(entry))
         for key, entry in entries.items()
         if "knobs" in entry.given
     }
-    arms = progress_of_arms(study, results, proposals)
-    wanted = {trial.key: trial for arm in arms for trial in arm.wanted}
-    return StudyState(arms, wanted, entries, families_of(queue.facts()))
+    found = StudyProgress(study, results, proposals, families)
+    wanted = {trial.key: trial for arm in found.arms for trial in arm.wanted}
+    return StudyState(found.arms, wanted, entries, found.comparisons)
 
 
 def families_of(facts: Mapping[str, Any]) -> dict[str, int]:
@@ -93,7 +78,8 @@ def _result(entry: Entry) -> TrialResult:
     if entry.state == "failed":
         return TrialResult(failed=True, reason=str(entry.facts.get("failure")))
     reached = {int(step): float(score) for step, score in entry.facts.get("reached", {}).items()}
-    return TrialResult(failed=False, score=entry.score, loss=entry.facts.get("loss"), reached=reached)
+    facts = entry.facts
+    return TrialResult(failed=False, score=entry.score, loss=facts.get("loss"), test=facts.get("test"), reached=reached)
 
 
 def _new(trial: PlannedTrial) -> NewTrial:

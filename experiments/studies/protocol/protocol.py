@@ -63,7 +63,7 @@ def progress_of(
         evaluation = tuple(trial for each in tuning.replications for trial in evaluation_trials(arm, each))
     wanted = tuple({trial.key: trial for trial in (*tuning.trials, *evaluation)}.values())
     complete = not tuning.asking and all(trial.key in results for trial in wanted)
-    return ArmProgress(arm, wanted, tuning, complete)
+    return ArmProgress(arm, tuple(protocol.evaluation.seeds), wanted, tuning, complete)
 
 
 def borrowing(arm: Arm, protocol: ProtocolConfig, tuning: Tuning, results: Mapping[str, TrialResult]) -> ArmProgress:
@@ -75,7 +75,7 @@ def borrowing(arm: Arm, protocol: ProtocolConfig, tuning: Tuning, results: Mappi
     taken = replace(tuning, replications=replications, best_point=None)
     wanted = _once([*_at_taken_rates(arm, taken), *_at_fixed_rates(arm, protocol, taken)])
     complete = taken.state != "open" and all(trial.key in results for trial in wanted)
-    return ArmProgress(arm, wanted, taken, complete)
+    return ArmProgress(arm, tuple(protocol.evaluation.seeds), wanted, taken, complete)
 
 
 def _at_taken_rates(arm: Arm, tuning: Tuning) -> Iterator[PlannedTrial]:

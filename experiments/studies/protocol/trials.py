@@ -52,6 +52,7 @@ class TrialResult:
     failed: bool
     score: float | None = None
     loss: float | None = None
+    test: float | None = None  # score on the test split, of an evaluation
     reason: str | None = None
     reached: Mapping[int, float] = field(default_factory=dict)
 
@@ -110,6 +111,7 @@ class ArmProgress:
     """All trials of an arm that are known to be needed, and what its tuning says."""
 
     arm: Arm
+    seeds: tuple[int, ...]  # of the evaluation, that it has come to
     wanted: tuple[PlannedTrial, ...]  # finished ones included; each key once
     tuning: Tuning
     complete: bool  # nothing more will be wanted, and all of it has ended

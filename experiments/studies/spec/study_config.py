@@ -9,14 +9,12 @@ from typing import Annotated, Any, Self
 from pydantic import AfterValidator, Field, field_validator, model_validator
 
 from experiments.config.schema import Rate, Section
-from experiments.config.shown import shown
+from experiments.studies.spec.evaluation_config import FIXED_SEEDS, EvaluationConfig, Seed, distinct_seeds
 from experiments.studies.spec.hypothesis_config import HypothesisConfig
 from experiments.studies.spec.search_config import SearchConfig
-from lora_variants.interface.config import Seed as RunSeed
 
 MOST_ARMS = 2_000
 MOST_TRIALS = 100_000
-Seed = Annotated[RunSeed, Field(le=2**53)]  # the queue keeps it as a float
 CLOSEST = 1.01
 MULTIPLIERS = [0.25, 0.5, 1.0, 2.0, 4.0]
 TUNING_SEEDS = [100, 101]
@@ -32,13 +30,6 @@ def _each_once(values: list[float]) -> list[float]:
     if twice:
         raise ValueError(f"duplicate values (to six digits): {', '.join(twice)}; give each once")
     return values
-
-
-def _distinct_seeds(seeds: list[int]) -> list[int]:
-    twice = [str(seed) for seed, count in Counter(seeds).items() if count > 1]
-    if twice:
-        raise ValueError(f"duplicate values: {shown(', '.join(twice))}; give each once")
-    return seeds
 
 
 def _apart(multipliers: list[float]) -> list[float]:
@@ -134,7 +125,7 @@ class TuningConfig(Section):
     @field_validator("seeds")
     @classmethod
     def _distinct(cls, seeds: list[int] | None) -> list[int] | None:
-        return seeds if seeds is None else _distinct_seeds(seeds)
+        return seeds if seeds is None else distinct_seeds(seeds)
 
     @model_validator(mode="after")
     def _one_grid(self) -> Self:
@@ -159,22 +150,6 @@ class TuningConfig(Section):
         return TUNING_SEEDS if self.seeds is None else self.seeds
 
 
-class EvaluationConfig(Section):
-    """What the verdicts are made of: test scores at the points that tuning chose."""
-
-    seeds: list[Seed] = Field(
-        list(range(8)),
-        min_length=1,
-        description="each is a replication of the whole comparison, unless tuning is shared; arms are paired by them, "
-        "and a verdict needs five",
-    )
-
-    @field_validator("seeds")
-    @classmethod
-    def _distinct(cls, seeds: list[int]) -> list[int]:
-        return _distinct_seeds(seeds)
-
-
 class ProtocolConfig(Section):
     """How arms are tuned, evaluated and compared; settled before the first evaluation."""
 
@@ -191,6 +166,10 @@ class ProtocolConfig(Section):
     )
     margin: float = Field(gt=0, description="differences within ± this are equivalent; in units of the score")
     alpha: float = Field(0.05, gt=0, lt=1, description="family-wise error rate of the verdicts")
+
+    def at_look(self, seeds: int) -> Self:
+        """The same with the first so many evaluation seeds."""
+        return self.model_copy(update={"evaluation": self.evaluation.at_look(seeds)})
 
     @field_validator("fixed_learning_rates")
     @classmethod
@@ -243,6 +222,35 @@ class StudyConfig(Section):
         tuning = self.protocol.tuning
         apart = tuning.own_seeds if tuning.shared or self.search is not None else []
         return frozenset((*self.protocol.evaluation.seeds, *apart))
+
+    @model_validator(mode="before")
+    @classmethod
+    def _one_look_by_default(cls, tree: Any) -> Any:
+        """Where it may not look several times, and no seeds are given."""
+        try:
+            protocol = tree["protocol"]
+            once = any(tree.get(key) is not None for key in ("search", "hypothesis")) or protocol.get("tuning", {}).get(
+                "shared"
+            )
+            given = protocol.get("evaluation", {})
+            if once and "seeds" not in given and "looks" not in given:
+                return tree | {"protocol": protocol | {"evaluation": given | {"seeds": FIXED_SEEDS}}}
+        except (AttributeError, KeyError, TypeError):  # what is wrong is said of the fields
+            pass
+        return tree
+
+    @model_validator(mode="after")
+    def _one_look(self) -> Self:
+        if len(self.protocol.evaluation.looks) == 1:
+            return self
+        for there, why in (
+            (self.search is not None, "a search is evaluated once"),
+            (self.protocol.tuning.shared, "with one tuning for all seeds a false word is the likelier the more looks"),
+            (self.hypothesis is not None, "the low-rank test wants the same seeds for all arms"),
+        ):
+            if there:
+                raise ValueError(f"protocol.evaluation.looks: {why}; give protocol.evaluation.seeds, without looks")
+        return self
 
     @model_validator(mode="after")
     def _one_way_to_tune(self) -> Self:

@@ -2,7 +2,6 @@
 
 import json
 import math
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -400,7 +399,7 @@ def test_arms_that_come_after_an_evaluation_was_seen_are_a_family_of_their_own(t
     later = replicated_study(tmp_path, arms=[*arms, {"variant": ["adalora", "lora_plus"], "rank": 4}])
     of_first = dict.fromkeys((arm.config_hash for arm in first.arms), 1)
     late = dict.fromkeys((arm.config_hash for arm in later.arms if arm.config_hash not in of_first), 2)
-    conclusion = conclusion_of(later, replace(study_state_of(later, valley), families=of_first | late), tmp_path)
+    conclusion = conclusion_of(later, study_state_of(later, valley, of_first | late), tmp_path)
     assert family(conclusion) == before  # no word of the others has changed
     assert conclusion.summary["comparisons"]["families"]["tuned, family 2"]["tests"] == 2
     assert "Holm over 2 comparisons of arms that came later" in "\n".join(conclusion.lines())

@@ -12,7 +12,8 @@ from analysis.study_results.conclusion import conclusion_of
 from experiments.config.errors import ConfigError
 from experiments.record.run_dir import RunDirectory
 from experiments.studies.plan import plan_study
-from experiments.studies.protocol.progress import progress_of_arms, snapshot
+from experiments.studies.protocol.looks import StudyProgress
+from experiments.studies.protocol.progress import snapshot
 from experiments.studies.protocol.protocol import plan_ahead
 from experiments.studies.protocol.trials import TUNED, TrialResult
 from experiments.studies.queue.storage import storage_address
@@ -43,7 +44,7 @@ def test_it_waits_for_the_choices_of_the_other_and_takes_each_seeds_own(tmp_path
     best = {0: 0.5, 1: 1, 2: 1}
     results: dict[str, TrialResult] = {}
     for _ in range(4):
-        full, _, null = progress_of_arms(asked, results, {})
+        full, _, null = StudyProgress(asked, results, {}).arms
         assert (null.tuning.state == "open") == (full.tuning.state == "open")
         assert null.wanted == () or full.tuning.state != "open"
         for trial in (*full.wanted, *null.wanted):
@@ -62,7 +63,7 @@ def test_its_choices_are_those_of_a_grid_of_more_knobs_too_in_the_units_of_its_o
     asked = study(tmp_path, [*ARMS[:2], null], tuning={"grid": grid})
     results: dict[str, TrialResult] = {}
     for _ in range(4):
-        _, lora, borrowing = progress_of_arms(asked, results, {})
+        _, lora, borrowing = StudyProgress(asked, results, {}).arms
         for trial in lora.wanted:
             alpha, off = trial.knobs["alpha_per_rank"], abs((trial.multiplier or 0) - 4)
             results.setdefault(trial.key, TrialResult(failed=False, score=off + abs(alpha - 8), loss=0.0))

@@ -21,11 +21,11 @@ from experiments.record.errors import RecordError
 from experiments.record.run_dir import RunDirectory
 from experiments.studies.consistency import check_protocol, check_runs_dir
 from experiments.studies.launch import LaunchOptions
-from experiments.studies.protocol.progress import enqueue, snapshot
+from experiments.studies.protocol.progress import enqueue, families_of, snapshot, state_of
 from experiments.studies.queue.storage import QueueError, storage_address
 from experiments.studies.spec.frozen import changes, frozen
 from experiments.studies.spec.study import load_study
-from experiments.studies.status import status_of, untouched
+from experiments.studies.status import status_of
 from experiments.studies.terminal import describe_workers
 from experiments.studies.wandb import StudyWandbLogger
 from experiments.studies.workers.worker_process import PlainStudy, open_queue
@@ -210,7 +210,8 @@ def test_an_arm_more_trains_alone_and_a_failed_trial_again_on_request(copy: Path
     assert again.code == 0
     study_state = study_state_of(file, copy / "runs")
     assert study_state.state(claim.key) == "done"
-    of_family = {arm.label: study_state.families[arm.config_hash] for arm in study.arms}
+    settled = families_of(queue.facts())
+    of_family = {arm.label: settled[arm.config_hash] for arm in study.arms}
     assert of_family == {"lora r=4": 1, "adalora r=4": 1, "lora r=2": 2}  # settled before the third was there
 
 
@@ -331,4 +332,4 @@ def test_without_a_file_the_command_names_the_studies_there_are(tmp_path: Path, 
 )
 def test_a_status_says_who_trains_an_incomplete_study(tmp_path: Path, workers: int, said: str) -> None:
     study = load_study(study_file(tmp_path))
-    assert describe_workers(replace(status_of(study, untouched(study)), workers=workers)) == said
+    assert describe_workers(replace(status_of(study, state_of(study, {})), workers=workers)) == said
