@@ -5,14 +5,13 @@ arrays: a grid of five rates in equal steps, the choice of a point, one extensio
 tuned, and the words. Arm 0 of a family is the reference of all others; lower scores are better.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from jaxtyping import Bool, Float, Int, Shaped
 
-from analysis.stats.multiplicity import holm
-from analysis.stats.paired_tests import equivalence, paired_t
-from analysis.stats.sequential import words
+from analysis.stats.expected_seeds import settle_families
 
 STEPS = np.arange(-4, 5)  # of all points from the centre of the grid
 LOWEST, HIGHEST = 2, 6  # the points that begin and end the grid; two more on either side are trained where it goes on
@@ -33,32 +32,37 @@ class Runs:
 
 @dataclass(frozen=True)
 class Scored:
-    """The test scores that arms are compared by."""
+    """The test scores that arms are compared by, and which seeds chose no end of their extended grid."""
 
     scores: Float[np.ndarray, "families arms seeds"]
-    complete: Bool[np.ndarray, "families arms"]  # tuned, and with a score for every seed
+    tuned: Bool[np.ndarray, "families arms seeds"]
+
+    @property
+    def complete(self) -> Bool[np.ndarray, "families arms"]:
+        """Tuned, and with a score for every seed."""
+        return self.complete_after(self.scores.shape[-1])
+
+    def complete_after(self, seeds: int) -> Bool[np.ndarray, "families arms"]:
+        most_tuned = 2 * np.count_nonzero(~self.tuned[..., :seeds], axis=-1) <= seeds
+        return most_tuned & np.isfinite(self.scores[..., :seeds]).all(axis=-1)
 
     def advantages(self) -> Float[np.ndarray, "families comparisons seeds"]:
         """By how much each arm is better than the reference."""
         return self.scores[:, :1] - self.scores[:, 1:]
 
-    def compared(self) -> Bool[np.ndarray, "families comparisons"]:
-        return self.complete[:, :1] & self.complete[:, 1:]
-
 
 def replicated(runs: Runs) -> Scored:
     """Each seed is tuned by its own runs, and scored by the run that it chose."""
     chosen, tuned = choice(runs.validation, runs.loss)
-    scores = scores_at(runs.test, chosen)
-    most_tuned = 2 * np.count_nonzero(~tuned, axis=-1) <= tuned.shape[-1]
-    return Scored(scores, most_tuned & np.isfinite(scores).all(axis=-1))
+    return Scored(scores_at(runs.test, chosen), tuned)
 
 
 def shared(tuning: Runs, evaluation: Runs) -> Scored:
     """One point is chosen on the tuning seeds, for all evaluation seeds."""
     chosen, tuned = choice(tuning.validation.mean(axis=-2), tuning.loss.mean(axis=-2))
-    scores = scores_at(evaluation.test, np.broadcast_to(chosen[..., None], evaluation.test.shape[:-1]))
-    return Scored(scores, tuned & np.isfinite(scores).all(axis=-1))
+    shape = evaluation.test.shape[:-1]
+    scores = scores_at(evaluation.test, np.broadcast_to(chosen[..., None], shape))
+    return Scored(scores, np.broadcast_to(tuned[..., None], shape))
 
 
 def choice(
@@ -84,15 +88,17 @@ def choice(
     return chosen.reshape(shape), ((tuned & ~failed) | alike).reshape(shape)
 
 
-def verdicts(scored: Scored, margin: float, *, alpha: float = 0.05) -> Shaped[np.ndarray, "families comparisons"]:
-    """The word of every comparison; one without a verdict stays in its family, with a p of 1."""
-    compared = scored.compared()
-    advantages = np.where(compared[..., None], scored.advantages(), 0.0)
-    p, p_equivalence = (
-        np.where(compared, each, 1.0) for each in (paired_t(advantages), equivalence(advantages, margin))
-    )
-    found = words(advantages.mean(axis=-1), holm(p), holm(p_equivalence), alpha=alpha)
-    return np.where(compared, found, WITHOUT)
+def verdicts(
+    scored: Scored, margin: float, *, looks: Sequence[int] = (), alpha: float = 0.05
+) -> Shaped[np.ndarray, "families comparisons"]:
+    """The word of every comparison; one without a verdict stays in its family. No looks: one, at all seeds."""
+    plan = looks or (scored.scores.shape[-1],)
+    complete = np.stack([scored.complete_after(look) for look in plan], axis=-1)
+    without = ~(complete[:, :1] & complete[:, 1:])
+    advantages = np.nan_to_num(scored.advantages())
+    found = settle_families(advantages, margin, looks=plan, alpha=alpha, without=without)
+    lost = (found.words == "undecided") & without.any(axis=-1)
+    return np.where(lost, WITHOUT, found.words)
 
 
 def scores_at(
@@ -103,9 +109,9 @@ def scores_at(
     return np.where(chosen == NONE, np.nan, found)
 
 
-def falsely_different(scored: Scored) -> float:
+def falsely_different(scored: Scored, *, looks: Sequence[int] = ()) -> float:
     """The share of families of arms that are alike with a better or worse; the margin hides none."""
-    return float(np.isin(verdicts(scored, 1e-9), ["better", "worse"]).any(axis=1).mean())
+    return float(np.isin(verdicts(scored, 1e-9, looks=looks), ["better", "worse"]).any(axis=1).mean())
 
 
 def _best(

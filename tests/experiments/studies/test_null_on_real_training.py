@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from models import train
 from project_paths import CONFIGS
-from simulated_tuning import STEPS, Runs, error, falsely_different, replicated, shared
+from simulated_tuning import STEPS, Runs, Scored, error, falsely_different, replicated, shared
 
 from experiments.config.loading import load
 from experiments.config.schema import RunConfig
@@ -82,6 +82,16 @@ def test_one_method_rarely_comes_out_better_or_worse_than_itself_where_each_seed
     found = falsely_different(scored)
     print(f"replicated, n={seeds}: better/worse {found:.4f}, tuned {scored.complete.mean():.3f}")
     assert scored.complete.mean() > 0.95
+    assert found <= ALPHA + error(ALPHA, FAMILIES)
+
+
+@pytest.mark.acceptance
+@pytest.mark.parametrize("comparisons", [1, 9, 18])
+def test_looks_at_seeds_as_they_come_in_find_no_more_false_words(comparisons: int) -> None:
+    whole = replicated(families(20)[0])
+    scored = Scored(whole.scores[:, : comparisons + 1], whole.tuned[:, : comparisons + 1])
+    found = falsely_different(scored, looks=(5, 8, 12, 20))
+    print(f"replicated, looks, m={comparisons}: better/worse {found:.4f}")
     assert found <= ALPHA + error(ALPHA, FAMILIES)
 
 

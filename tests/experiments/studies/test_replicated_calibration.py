@@ -5,7 +5,7 @@ once and keeps the best on validation". A curve costs `cost` sds of a run's nois
 optimum lies anywhere between the points next to the centre.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cache
 
 import numpy as np
@@ -28,6 +28,7 @@ from simulated_tuning import (
 
 ALPHA, MARGIN = 0.05, 1.7
 COSTS = (0, 0.5, 1, 2, 4)
+LOOKS = (5, 8, 12, 20)
 FAMILIES = 2000
 LIMIT = ALPHA + error(ALPHA, FAMILIES)
 NOISES = {"independent": INDEPENDENT, "shared": SHARED}
@@ -70,13 +71,14 @@ def shared_scores(cell: Cell) -> Scored:
 
 def moved(scored: Scored, by: float | np.ndarray) -> Scored:
     """With the arms, and not the reference, so much better."""
-    return Scored(np.concatenate([scored.scores[:, :1], scored.scores[:, 1:] - by], axis=1), scored.complete)
+    return Scored(np.concatenate([scored.scores[:, :1], scored.scores[:, 1:] - by], axis=1), scored.tuned)
 
 
-def falsely_equivalent(scored: Scored) -> float:
+def falsely_equivalent(scored: Scored, *, looks: Sequence[int] = ()) -> float:
     """The share of families with an equivalent, where every arm is better or worse by the margin."""
     sides = MARGIN * (-1.0) ** np.arange(scored.scores.shape[1] - 1)
-    return float((verdicts(moved(scored, sides[:, None]), MARGIN) == "equivalent").any(axis=1).mean())
+    found = verdicts(moved(scored, sides[:, None]), MARGIN, looks=looks)
+    return float((found == "equivalent").any(axis=1).mean())
 
 
 def falsely_named(scored: Scored) -> float:
@@ -113,6 +115,25 @@ def test_false_words_are_rare_at_any_cost_of_a_wrong_rate_any_noise_and_any_numb
     print(f"replicated, {words_of(cell)}: better/worse {different:.4f}, equivalent {equivalent:.4f}, any {wrong:.4f}")
     assert max(different, equivalent) <= LIMIT
     assert wrong <= 2 * ALPHA + error(2 * ALPHA, FAMILIES)
+
+
+SEQUENTIAL: list[Cell] = [(noise, m, LOOKS[-1], cost) for noise in NOISES for m in (1, 18) for cost in COSTS]
+
+
+@pytest.mark.parametrize("cell", [("independent", 18, 20, 1), ("shared", 18, 20, 4)], ids=words_of)
+def test_looks_at_seeds_as_they_come_in_find_no_more_false_words(cell: Cell) -> None:
+    scored = replicated_scores(cell)
+    assert falsely_different(scored, looks=LOOKS) <= LIMIT
+    assert falsely_equivalent(scored, looks=LOOKS) <= LIMIT
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("cell", SEQUENTIAL, ids=words_of)
+def test_looks_at_seeds_as_they_come_in_find_no_more_false_words_at_any_cost_and_noise(cell: Cell) -> None:
+    scored = replicated(drawn(cell)[0])
+    different, equivalent = falsely_different(scored, looks=LOOKS), falsely_equivalent(scored, looks=LOOKS)
+    print(f"replicated, looks, {words_of(cell)}: better/worse {different:.4f}, equivalent {equivalent:.4f}")
+    assert max(different, equivalent) <= LIMIT
 
 
 def unlike(noise: str, optimum: float, *, comparisons: int, seeds: int) -> Scored:
@@ -195,7 +216,7 @@ def narrowed_after_two(runs: Runs) -> Scored:
 
 
 def at_points(runs: Runs, chosen: np.ndarray) -> Scored:
-    return Scored(scores_at(runs.test, chosen), np.ones(chosen.shape[:-1], dtype=bool))
+    return Scored(scores_at(runs.test, chosen), np.ones(chosen.shape, dtype=bool))
 
 
 @pytest.mark.slow
