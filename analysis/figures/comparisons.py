@@ -24,7 +24,7 @@ def comparison_figure(comparisons: pd.DataFrame) -> Figure:
 
     The band is the margin. A comparison without a verdict is hollow, with its reason for a verdict. `comparisons` has
     the columns setting, arm, reference, value, low, high, n, verdict, excluded, score, higher_is_better, margin, alpha,
-    tests, holds, units.
+    looks, tests, holds, units.
     """
     settings = list(dict.fromkeys(comparisons["setting"]))
     rows = max(comparisons.groupby("setting").size())
@@ -109,12 +109,13 @@ def _caption(comparisons: pd.DataFrame) -> list[str]:
     first = comparisons.iloc[0]
     shown = comparisons.loc[comparisons["value"].notna(), "n"]
     beyond = any((family["value"].abs() > _bound(family)).any() for _, family in comparisons.groupby("setting"))
-    tests = sorted(set(comparisons["tests"]))
+    tests, looks = sorted(set(comparisons["tests"])), first["looks"]
     family = f"{numbers(tests)} comparison{'s' * (tests != [1])}"
     return [
         f"mean differences in {score_label(comparisons, 'test')}, "
         f"n = {numbers(shown.tolist())} paired {first['units']}",
-        f"bars: {100 * (1 - first['alpha']):.4g} % t-intervals, each by itself",
+        f"bars: {'t-' if pd.isna(looks) else 'repeated '}intervals of {100 * (1 - first['alpha']):.4g} %, each by itself",
+        "" if pd.isna(looks) else f"looked at {looks}",
         f"band: margin ± {first['margin']:g}",
         f"verdicts {' and '.join(dict.fromkeys(comparisons['holds']))}: Holm over {family} at {first['alpha']:g}",
         "arrows: too far away to draw" if beyond else "",

@@ -31,7 +31,7 @@ FIGURES: dict[str, Callable[[pd.DataFrame], Figure]] = {
 }
 WORDS = (
     *("setting", "line", "arm", "reference", "kind", "excluded", "verdict", "tuning", "score"),
-    *("layer", "over", "holds", "units", "knob", "evaluator", "task"),
+    *("layer", "over", "holds", "looks", "units", "knob", "evaluator", "task"),
 )
 CLAIMS = ("higher_is_better", "added", "chosen")
 

@@ -11,7 +11,7 @@ from analysis.study_results.findings import Finding
 from analysis.study_results.search_tables import search_tables
 from analysis.study_results.summary import interval_of
 from analysis.study_results.verdicts import Evaluated, Judged
-from experiments.studies.protocol.estimand import holds_for, holds_over, units_of
+from experiments.studies.protocol.estimand import holds_for, holds_over, looked_at, units_of
 from experiments.studies.protocol.progress import StudyState
 from experiments.studies.protocol.trials import TUNED, ArmProgress, Replication
 from experiments.studies.spec.arm import Arm, describe
@@ -195,6 +195,7 @@ def _comparisons(study: Study, judged: Mapping[str, Sequence[Judged]]) -> pd.Dat
             **_score(study),
             "margin": study.protocol.margin,
             "alpha": study.protocol.alpha,
+            "looks": looked_at(study) or None,
             "tests": len(family),
             "holds": f"{holds_for(study)}, {holds_over(study)}" if each.setting == TUNED else "of one rate for all",
             "units": units_of(study),
@@ -204,7 +205,7 @@ def _comparisons(study: Study, judged: Mapping[str, Sequence[Judged]]) -> pd.Dat
     ]
     columns = ["setting", "arm", "reference", "value", "low", "high", "n", "verdict", "excluded"]
     return pd.DataFrame(
-        rows, columns=[*columns, "score", "higher_is_better", "margin", "alpha", "tests", "holds", "units"]
+        rows, columns=[*columns, "score", "higher_is_better", "margin", "alpha", "looks", "tests", "holds", "units"]
     )
 
 

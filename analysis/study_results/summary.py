@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from analysis.stats.intervals import MeanInterval, mean_interval
+from analysis.stats.sequential import weights
 from analysis.study_results.verdicts import Evaluated, Judged
 from experiments.studies.protocol.estimand import holds_for, holds_over, unit, units_of
 from experiments.studies.protocol.progress import StudyState
@@ -92,7 +93,10 @@ def _families(study: Study, judged: Mapping[str, Sequence[Judged]]) -> dict[str,
         "on": f"test scores of the evaluation, paired by {units_of(study)}",
         "verdicts": holds_for(study),
         "difference": "arm - reference",
-        "interval": f"t-interval of the difference, confidence {1 - protocol.alpha:g}, each by itself",
+        "looks": protocol.evaluation.looks,
+        "weights": weights(protocol.evaluation.looks),
+        "interval": f"t-interval of the difference, confidence 1 - {protocol.alpha:g} x its look's weight, each alone",
+        "ordinary_interval": f"the same at confidence {1 - protocol.alpha:g}, which is exact where there is one look",
         "margin": protocol.margin,
         "alpha": protocol.alpha,
         "reference": protocol.reference,
@@ -187,6 +191,7 @@ def _comparison(each: Judged) -> dict[str, Any]:
         "n": found.n,
         "difference": found.difference,
         "interval": None if each.interval is None else list(each.interval),
+        "ordinary_interval": None if each.ordinary_interval is None else list(each.ordinary_interval),
         "sd": found.sd,
         "p": found.p,
         "p_holm": found.p_holm,

@@ -10,7 +10,7 @@ import pandas as pd
 from analysis.stats.intervals import MeanInterval
 from analysis.study_results.summary import interval_of, selection_gain
 from analysis.study_results.verdicts import Evaluated, Judged
-from experiments.studies.protocol.estimand import holds_for, holds_over, of_methods, unit, units_of
+from experiments.studies.protocol.estimand import holds_for, holds_over, looked_at, of_methods, unit, units_of
 from experiments.studies.protocol.trials import TUNED
 from experiments.studies.spec.study import Study
 from experiments.studies.terminal import describe_rates
@@ -56,7 +56,13 @@ def verdict_table(study: Study, family: Sequence[Judged]) -> TextTable:
     setting, late = family[0].setting, "" if family[0].family == 1 else " of arms that came later"
     better = "higher" if study.higher_is_better else "lower"
     confidence = f"{100 * (1 - study.protocol.alpha):.4g}"
-    tests = f"{len(family)} comparison{'s' * (len(family) != 1)}"
+    tests, looks = f"{len(family)} comparison{'s' * (len(family) != 1)}", looked_at(study)
+    intervals = f"{confidence} % t-intervals, each by itself"
+    if looks:
+        intervals = (
+            f"repeated {confidence} % intervals, which cover as often as they say wherever a comparison stops, beside "
+            "ordinary t-intervals, each by itself"
+        )
     return TextTable(
         title=f"verdicts {_of(study, setting)} on {study.score_name} of the test split, {_at(study, setting)} "
         f"({better} is better)",
@@ -64,17 +70,18 @@ def verdict_table(study: Study, family: Sequence[Judged]) -> TextTable:
             "arm",
             "reference",
             "difference",
-            "interval",
+            *(("n", "repeated interval", "ordinary interval") if looks else ("interval",)),
             "verdict",
             "MDE",
             f"{units_of(study)} to settle",
             "note",
         ),
-        rows=tuple(map(_verdict_row, family)),
+        rows=tuple(_verdict_row(each, looks=bool(looks)) for each in family),
         words=frozenset({"arm", "reference", "verdict", "note"}),
         notes=(
-            f"margin ± {study.protocol.margin:g}; Holm over {tests}{late} at {study.protocol.alpha:g}; {confidence} % "
-            "t-intervals, each by itself; MDE: minimum detectable difference",
+            f"margin ± {study.protocol.margin:g}; Holm over {tests}{late} at {study.protocol.alpha:g}"
+            + (f", looked at {looks}; a word is final" if looks else "")
+            + f"; {intervals}; MDE: minimum detectable difference",
             f"a verdict holds {holds_over(study, tuned=setting == TUNED)}",
         ),
     )
@@ -140,15 +147,18 @@ def _arm_row(
     )
 
 
-def _verdict_row(each: Judged) -> tuple[str, ...]:
+def _verdict_row(each: Judged, *, looks: bool) -> tuple[str, ...]:
     found = each.found
     digits = _digits(found.margin / 10)
-    interval = NOTHING if each.interval is None else "[{:+.{d}f}, {:+.{d}f}]".format(*each.interval, d=digits)
+    intervals = [
+        NOTHING if found is None else "[{:+.{d}f}, {:+.{d}f}]".format(*found, d=digits)
+        for found in (each.interval, each.ordinary_interval)
+    ]
     return (
         each.arm.label,
         each.reference.label,
         NOTHING if found.difference is None else f"{found.difference:+.{digits}f}",
-        interval,
+        *((str(found.n), *intervals) if looks else intervals[:1]),
         each.verdict or NOTHING,
         NOTHING if found.minimum_detectable_difference is None else f"{found.minimum_detectable_difference:.{digits}f}",
         NOTHING if found.seeds_to_settle is None else f"{found.seeds_to_settle:,}",

@@ -61,9 +61,17 @@ class Judged:
     @property
     def interval(self) -> tuple[float, float] | None:
         """Of the difference arm - reference, whichever is better."""
-        if self.found.interval is None or self.found.difference == self.found.advantage:
-            return self.found.interval
-        low, high = self.found.interval
+        return self._of_difference(self.found.interval)
+
+    @property
+    def ordinary_interval(self) -> tuple[float, float] | None:
+        """The same as if it had been looked at once."""
+        return self._of_difference(self.found.ordinary_interval)
+
+    def _of_difference(self, interval: tuple[float, float] | None) -> tuple[float, float] | None:
+        if interval is None or self.found.difference == self.found.advantage:
+            return interval
+        low, high = interval
         return -high, -low
 
 

@@ -38,6 +38,12 @@ def holds_over(study: Study, *, tuned: bool = True) -> str:
     return f"over {'tuning and ' if tuned and of_methods(study) else ''}training seeds, for this test split and this W0"
 
 
+def looked_at(study: Study) -> str:
+    """'after 5, 8, 12 and 20 seeds', the looks at a study; empty where there is one."""
+    looks = [str(look) for look in study.protocol.evaluation.looks]
+    return f"after {', '.join(looks[:-1])} and {looks[-1]} seeds" if len(looks) > 1 else ""
+
+
 def units_of(study: Study) -> str:
     """What the n of a comparison counts."""
     search = study.config.search
