@@ -61,6 +61,10 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--plan", action="store_true", help="show arms, trials, packs and the time it takes; train nothing"
     )
+    parser.add_argument(
+        "--sd", type=_positive, metavar="S",
+        help="with --plan: the sd of the difference of two arms over seeds, to say how many trials to expect",
+    )  # fmt: skip
     parser.add_argument("--status", action="store_true", help="show the status of the study; start nothing")
     parser.add_argument(
         "--pack", type=_count, metavar="K", help="most trials to train together; 1: each alone (default: measured)"
@@ -81,6 +85,8 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     if asked.file is None or not _is_file(asked.file):
         told = "give the file of a study" if asked.file is None else f"{str(asked.file)[:200]!r} is no file"
         parser.error(f"{told}; in {ROOT / 'configs' / 'studies'} are {', '.join(path.name for path in there)}")
+    if asked.sd is not None and not asked.plan:
+        parser.error("--sd is for --plan, which says how many trials to expect; nothing else depends on it")
     return asked
 
 
@@ -88,6 +94,16 @@ def _count(text: str) -> int:
     if not text.isdecimal() or len(text) > 4 or not 1 <= int(text) <= MOST_PROCESSES:
         raise argparse.ArgumentTypeError(f"a whole number from 1 to {MOST_PROCESSES}, not {text[:40]!r}")
     return int(text)
+
+
+def _positive(text: str) -> float:
+    try:
+        number = float(text)
+    except ValueError:
+        number = math.nan
+    if not 0 < number < math.inf:
+        raise argparse.ArgumentTypeError(f"a positive number, not {text[:40]!r}")
+    return number
 
 
 def _seconds(text: str) -> float:

@@ -110,11 +110,12 @@ def _caption(comparisons: pd.DataFrame) -> list[str]:
     shown = comparisons.loc[comparisons["value"].notna(), "n"]
     beyond = any((family["value"].abs() > _bound(family)).any() for _, family in comparisons.groupby("setting"))
     tests, looks = sorted(set(comparisons["tests"])), first["looks"]
+    kind = "t-" if pd.isna(looks) else "repeated "
     family = f"{numbers(tests)} comparison{'s' * (tests != [1])}"
     return [
         f"mean differences in {score_label(comparisons, 'test')}, "
         f"n = {numbers(shown.tolist())} paired {first['units']}",
-        f"bars: {'t-' if pd.isna(looks) else 'repeated '}intervals of {100 * (1 - first['alpha']):.4g} %, each by itself",
+        f"bars: {kind}intervals of {100 * (1 - first['alpha']):.4g} %, each by itself",
         "" if pd.isna(looks) else f"looked at {looks}",
         f"band: margin ± {first['margin']:g}",
         f"verdicts {' and '.join(dict.fromkeys(comparisons['holds']))}: Holm over {family} at {first['alpha']:g}",

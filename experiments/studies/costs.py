@@ -32,6 +32,11 @@ class Count:
     extension: int
     extended_for_sure: bool
 
+    @property
+    def trained(self) -> int:
+        """Whole runs, where no grid is extended that need not be."""
+        return self.tuning_runs + self.evaluation + (self.extension if self.extended_for_sure else 0)
+
 
 @dataclass(frozen=True)
 class GroupCost:

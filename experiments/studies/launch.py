@@ -66,6 +66,7 @@ class LaunchOptions:
     storage: str | None = None
     storage_patience: float = 120.0
     plan: bool = False
+    sd: float | None = None
     status: bool = False
     pack: int | None = None
     retry_failed: bool = False
@@ -102,7 +103,7 @@ def launch(
         view.display.say(note)
     if options.plan:
         study_mode(options.wandb or study.arms[0].config.wandb.mode)
-        plan_study(study, view, address, options.runs_dir, workers=options.workers, pack=options.pack)
+        plan_study(study, view, address, options.runs_dir, workers=options.workers, pack=options.pack, sd=options.sd)
         return 0
     this = Launch(options, study, address, view, conclude=conclude, prestarted=prestarted or [])
     return this.collect() if options.collect else this.train()

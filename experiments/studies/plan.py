@@ -16,6 +16,7 @@ from experiments.record.runs_dir import refuse_unusable
 from experiments.record.starting_point import StartingPoint, read_start
 from experiments.studies.consistency import shared_context, warnings_of_arms
 from experiments.studies.costs import Count, GroupCost, group_costs
+from experiments.studies.looks_ahead import describe_looks
 from experiments.studies.protocol.estimand import holds_for, holds_over, unit
 from experiments.studies.protocol.grid import points_of
 from experiments.studies.protocol.grid_stage import POINTS_ADDED
@@ -53,9 +54,11 @@ class PlanningContext(TrainingContext):
 
 
 def plan_study(
-    study: Study, view: StudyView, address: Address, runs_dir: Path, *, workers: int, pack: int | None
+    study: Study, view: StudyView, address: Address, runs_dir: Path, *, workers: int, pack: int | None, sd: float | None
 ) -> None:
     """Print the plan; nothing is trained for keeps, downloaded or written. Costs are measured, once a group.
+
+    `sd`: of the difference of two arms over seeds, from which the trials to expect follow.
 
     What is not on this machine yet is said, and what depends on it is left out.
     Raises: what a launch would raise before it trains.
@@ -70,6 +73,8 @@ def plan_study(
         planned = _known(lambda: _check_arms(study, context, view), unknown)
         packing = Packing(context, size=pack, workers=workers, patience=PATIENCE_SECONDS)
         _show_arms(study, packing if planned else None, view)
+        for line in describe_looks(study, lambda arm, look: _count(study, arm, look).trained, sd):
+            view.display.say(line)
         if planned:
             _show_hypothesis(study, context, view)
         readable = _known(lambda: show_data(context, view.display), unknown)
@@ -163,8 +168,10 @@ def _show_costs(study: Study, packing: Packing, view: StudyView) -> None:
     view.display.say(_describe(study, packing, counts, costs, ready_seconds=time.process_time()))
 
 
-def _count(study: Study, arm: Arm) -> Count:
-    planned = plan_ahead(arm, study.protocol, study.config.search)
+def _count(study: Study, arm: Arm, look: int | None = None) -> Count:
+    """Of an arm that goes to a look; to the last, where none is given."""
+    protocol = study.protocol if look is None else study.protocol.at_look(look)
+    planned = plan_ahead(arm, protocol, study.config.search)
     reads = sum(trial.run_of is not None for trial in planned)
     evaluation = sum(trial.stage == "evaluation" for trial in planned) - reads
     trained = len(planned) - evaluation - reads
@@ -173,8 +180,8 @@ def _count(study: Study, arm: Arm) -> Count:
     if arm.rate_of is not None:
         return Count(0, 0, 0, evaluation, 0, 0, extended_for_sure=False)
     runs = math.ceil(sum(trial.part for trial in planned if trial.stage in ("rung", "tuning")) - 1e-9)
-    tuning, points = study.protocol.tuning, points_of(arm, study.protocol.tuning.points)
-    seeds = len(tuning.own_seeds if tuning.shared else study.protocol.evaluation.seeds)
+    tuning, points = protocol.tuning, points_of(arm, protocol.tuning.points)
+    seeds = len(tuning.own_seeds if tuning.shared else protocol.evaluation.seeds)
     sure = len({point.multiplier for point in points}) == 2  # the better one is at an end
     return Count(len(points), trained, runs, evaluation, reads, POINTS_ADDED * seeds, extended_for_sure=sure)
 
