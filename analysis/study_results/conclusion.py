@@ -12,6 +12,7 @@ from analysis.study_results.allocation_files import export_allocation
 from analysis.study_results.choices_at_ends import choices_at_ends
 from analysis.study_results.figure_tables import figure_tables
 from analysis.study_results.findings import findings, findings_table, findings_tree
+from analysis.study_results.over_rows import over_rows
 from analysis.study_results.results import ELSEWHERE, results_table, write_table
 from analysis.study_results.summary import summary_of
 from analysis.study_results.verdict_tables import TextTable, arms_tables, verdict_table
@@ -65,7 +66,7 @@ def conclusion_of(study: Study, study_state: StudyState, runs_dir: Path) -> Conc
     """What there is to say, with nothing written."""
     table = results_table(study, study_state, runs_dir)
     evaluated = evaluations(study, study_state, table)
-    judged = families(study, study_state, evaluated)
+    judged = over_rows(study, study_state, families(study, study_state, evaluated), runs_dir / study.name)
     found = findings(study, study_state, table, evaluated)
     verdicts = [verdict_table(study, family) for family in judged.values()]
     return Conclusion(

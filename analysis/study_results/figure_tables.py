@@ -10,7 +10,7 @@ from analysis.figures.registry import typed
 from analysis.study_results.findings import Finding
 from analysis.study_results.search_tables import search_tables
 from analysis.study_results.summary import interval_of
-from analysis.study_results.verdicts import Evaluated, Judged
+from analysis.study_results.verdicts import Evaluated, Judged, rows_tested
 from experiments.studies.protocol.estimand import holds_for, holds_over, looked_at, units_of
 from experiments.studies.protocol.progress import StudyState
 from experiments.studies.protocol.trials import TUNED, ArmProgress, Replication
@@ -197,7 +197,9 @@ def _comparisons(study: Study, judged: Mapping[str, Sequence[Judged]]) -> pd.Dat
             "alpha": study.protocol.alpha,
             "looks": looked_at(study) or None,
             "tests": len(family),
-            "holds": f"{holds_for(study)}, {holds_over(study)}" if each.setting == TUNED else "of one rate for all",
+            "holds": f"{holds_for(study)}, {holds_over(study, rows=rows_tested(family))}"
+            if each.setting == TUNED
+            else "of one rate for all",
             "units": units_of(study),
         }
         for setting, family in judged.items()
@@ -207,6 +209,10 @@ def _comparisons(study: Study, judged: Mapping[str, Sequence[Judged]]) -> pd.Dat
     return pd.DataFrame(
         rows, columns=[*columns, "score", "higher_is_better", "margin", "alpha", "looks", "tests", "holds", "units"]
     )
+
+
+def _holds(study: Study, family: Sequence[Judged]) -> str:
+    return f"{holds_for(study)}, {holds_over(study, rows=rows_tested(family))}"
 
 
 def _score(study: Study) -> dict[str, Any]:

@@ -4,13 +4,14 @@ import hashlib
 import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
 
 from analysis.stats.intervals import MeanInterval, mean_interval
 from analysis.stats.sequential import weights
-from analysis.study_results.verdicts import Evaluated, Judged
+from analysis.study_results.verdicts import Evaluated, Judged, rows_tested
 from experiments.studies.protocol.estimand import holds_for, holds_over, unit, units_of
 from experiments.studies.protocol.progress import StudyState
 from experiments.studies.protocol.protocol import settings_of
@@ -102,7 +103,7 @@ def _families(study: Study, judged: Mapping[str, Sequence[Judged]]) -> dict[str,
         "reference": protocol.reference,
         "families": {
             name: {
-                "hold": holds_over(study, tuned=family[0].setting == TUNED),
+                "hold": holds_over(study, tuned=family[0].setting == TUNED, rows=rows_tested(family)),
                 "tests": len(family),
                 "comparisons": [_comparison(each) for each in family],
             }
@@ -192,6 +193,7 @@ def _comparison(each: Judged) -> dict[str, Any]:
         "difference": found.difference,
         "interval": None if each.interval is None else list(each.interval),
         "ordinary_interval": None if each.ordinary_interval is None else list(each.ordinary_interval),
+        "over_test_rows": None if each.over_rows is None else asdict(each.over_rows),
         "sd": found.sd,
         "p": found.p,
         "p_holm": found.p_holm,

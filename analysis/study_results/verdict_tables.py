@@ -9,7 +9,7 @@ import pandas as pd
 
 from analysis.stats.intervals import MeanInterval
 from analysis.study_results.summary import interval_of, selection_gain
-from analysis.study_results.verdicts import Evaluated, Judged
+from analysis.study_results.verdicts import Evaluated, Judged, rows_tested
 from experiments.studies.protocol.estimand import holds_for, holds_over, looked_at, of_methods, unit, units_of
 from experiments.studies.protocol.trials import TUNED
 from experiments.studies.spec.study import Study
@@ -56,6 +56,7 @@ def verdict_table(study: Study, family: Sequence[Judged]) -> TextTable:
     setting, late = family[0].setting, "" if family[0].family == 1 else " of arms that came later"
     better = "higher" if study.higher_is_better else "lower"
     confidence = f"{100 * (1 - study.protocol.alpha):.4g}"
+    over_rows = rows_tested(family) is not None
     tests, looks = f"{len(family)} comparison{'s' * (len(family) != 1)}", looked_at(study)
     intervals = f"{confidence} % t-intervals, each by itself"
     if looks:
@@ -71,18 +72,19 @@ def verdict_table(study: Study, family: Sequence[Judged]) -> TextTable:
             "reference",
             "difference",
             *(("n", "repeated interval", "ordinary interval") if looks else ("interval",)),
+            *(("over rows too",) if over_rows else ()),
             "verdict",
             "MDE",
             f"{units_of(study)} to settle",
             "note",
         ),
-        rows=tuple(_verdict_row(each, looks=bool(looks)) for each in family),
+        rows=tuple(_verdict_row(each, looks=bool(looks), rows=over_rows) for each in family),
         words=frozenset({"arm", "reference", "verdict", "note"}),
         notes=(
             f"margin ± {study.protocol.margin:g}; Holm over {tests}{late} at {study.protocol.alpha:g}"
             + (f", looked at {looks}; a word is final" if looks else "")
             + f"; {intervals}; MDE: minimum detectable difference",
-            f"a verdict holds {holds_over(study, tuned=setting == TUNED)}",
+            f"a verdict holds {holds_over(study, tuned=setting == TUNED, rows=rows_tested(family))}",
         ),
     )
 
@@ -147,23 +149,31 @@ def _arm_row(
     )
 
 
-def _verdict_row(each: Judged, *, looks: bool) -> tuple[str, ...]:
+def _verdict_row(each: Judged, *, looks: bool, rows: bool) -> tuple[str, ...]:
     found = each.found
     digits = _digits(found.margin / 10)
     intervals = [
         NOTHING if found is None else "[{:+.{d}f}, {:+.{d}f}]".format(*found, d=digits)
-        for found in (each.interval, each.ordinary_interval)
+        for found in (each.interval, each.ordinary_interval, each.over_rows.interval if each.over_rows else None)
     ]
     return (
         each.arm.label,
         each.reference.label,
         NOTHING if found.difference is None else f"{found.difference:+.{digits}f}",
-        *((str(found.n), *intervals) if looks else intervals[:1]),
+        *((str(found.n), *intervals[:2]) if looks else intervals[:1]),
+        *(intervals[2:] if rows else ()),
         each.verdict or NOTHING,
         NOTHING if found.minimum_detectable_difference is None else f"{found.minimum_detectable_difference:.{digits}f}",
         NOTHING if found.seeds_to_settle is None else f"{found.seeds_to_settle:,}",
-        each.excluded or found.note,
+        each.excluded or "; ".join(note for note in (found.note, _over_rows(each)) if note),
     )
+
+
+def _over_rows(each: Judged) -> str:
+    """Where the test split's rows would change the word."""
+    if each.over_rows is None or each.over_rows.verdict == each.verdict:
+        return ""
+    return f"over test rows too: {each.over_rows.verdict}"
 
 
 def _at(study: Study, setting: str) -> str:

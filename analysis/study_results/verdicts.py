@@ -41,6 +41,16 @@ class Evaluated:
 
 
 @dataclass(frozen=True)
+class OverRows:
+    """The difference arm - reference over seeds and test rows: its intervals as of `Judged`, and its word."""
+
+    rows: int
+    interval: tuple[float, float]
+    ordinary_interval: tuple[float, float]
+    verdict: str
+
+
+@dataclass(frozen=True)
 class Judged:
     """A comparison of the family of a setting; `found.verdict` is no verdict where `excluded` says why there is none.
 
@@ -53,6 +63,8 @@ class Judged:
     found: Comparison
     excluded: str | None
     family: int = 1  # a later number: of arms that came after the first evaluation
+    seeds: tuple[int, ...] = ()  # that it is judged on; of a whole search the first
+    over_rows: OverRows | None = None
 
     @property
     def verdict(self) -> str | None:
@@ -73,6 +85,11 @@ class Judged:
             return interval
         low, high = interval
         return -high, -low
+
+
+def rows_tested(family: Sequence[Judged]) -> int | None:
+    """How many rows of the test split a family is judged on, where that is known."""
+    return next((each.over_rows.rows for each in family if each.over_rows is not None), None)
 
 
 def evaluations(study: Study, study_state: StudyState, table: pd.DataFrame) -> list[Evaluated]:
@@ -105,7 +122,7 @@ def _judged(
     judged = compare(pairs, alpha=protocol.alpha, looks=protocol.evaluation.looks)
     found = [_with_difference(study, each, one, tests) for each, one in zip(family, judged, strict=True)]
     return [
-        Judged(each.setting, each.arm, each.reference, one, each.excluded, each.family)
+        Judged(each.setting, each.arm, each.reference, one, each.excluded, each.family, each.seeds)
         for each, one in zip(family, found, strict=True)
     ]
 

@@ -33,9 +33,10 @@ def holds_for(study: Study) -> str:
     return "of the chosen points, not of the methods" if study.config.search is None else "of these allocations"
 
 
-def holds_over(study: Study, *, tuned: bool = True) -> str:
-    """What a verdict varies and what not, at the points that tuning chose or at a rate for all."""
-    return f"over {'tuning and ' if tuned and of_methods(study) else ''}training seeds, for this test split and this W0"
+def holds_over(study: Study, *, tuned: bool = True, rows: int | None = None) -> str:
+    """What a verdict varies and what not, at the points that tuning chose or at a rate for all; `rows` of the test."""
+    split = "this test split" if rows is None else f"this test split of {rows:,} rows"
+    return f"over {'tuning and ' if tuned and of_methods(study) else ''}training seeds, for {split} and this W0"
 
 
 def looked_at(study: Study) -> str:
