@@ -3,10 +3,12 @@
 import io
 import os
 import signal
+import subprocess
+import sys
 import threading
 import time
-from collections.abc import Callable, Mapping
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,7 +16,7 @@ from typing import Any
 import pytest
 import yaml
 from filelock import FileLock
-from project_paths import CONFIGS
+from project_paths import CONFIGS, ROOT
 from rich.console import Console
 
 from analysis.study_results.conclusion import conclude
@@ -175,3 +177,19 @@ def finished_study(tmp_path_factory: pytest.TempPathFactory) -> Path:
             assert (started.error, started.code) == (None, 0)
             (folder / "said").write_text(started.said)
     return folder
+
+
+@contextmanager
+def command(folder: Path, *arguments: str) -> Iterator["subprocess.Popen[str]"]:
+    """The command as a user types it, in a process group of its own, of which nothing is left."""
+    words = [sys.executable, str(ROOT / "experiments" / "study.py"), "tiny.yaml", *arguments]
+    process = subprocess.Popen(
+        words, cwd=folder, env=os.environ | {"COLUMNS": "150"}, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        text=True, start_new_session=True,
+    )  # fmt: skip
+    try:
+        yield process
+    finally:
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.communicate()

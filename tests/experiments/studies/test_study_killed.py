@@ -6,8 +6,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -17,6 +15,7 @@ from tiny_studies import (
     TINY,
     Running,
     checkpoints,
+    command,
     finished_study,
     kill_workers,
     learned,
@@ -48,22 +47,6 @@ time.sleep(600)
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return finished_study(tmp_path_factory)
-
-
-@contextmanager
-def command(folder: Path, *arguments: str) -> Iterator["subprocess.Popen[str]"]:
-    """The command as a user types it, in a process group of its own, of which nothing is left."""
-    words = [sys.executable, str(ROOT / "experiments" / "study.py"), "tiny.yaml", *arguments]
-    process = subprocess.Popen(
-        words, cwd=folder, env=os.environ | {"COLUMNS": "150"}, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-        text=True, start_new_session=True,
-    )  # fmt: skip
-    try:
-        yield process
-    finally:
-        with suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
-        process.communicate()
 
 
 @pytest.mark.slow
