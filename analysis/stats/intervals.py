@@ -55,10 +55,11 @@ def fieller(
     b = means[0] * means[1] - per_covariance * (spread[0] * spread[1]).sum(axis=-1)
     c = means[0] ** 2 - per_covariance * (spread[0] ** 2).sum(axis=-1)
     inside = b**2 - a * c
-    root = np.sqrt(np.maximum(inside, 0.0))
+    larger = b + np.copysign(np.sqrt(np.maximum(inside, 0.0)), b)  # b ± root without cancellation
     with np.errstate(divide="ignore", invalid="ignore"):
-        low, high, end = (b - root) / a, (b + root) / a, c / (2 * b)
+        far, near = larger / a, np.where(larger == 0, 0.0, c / larger)
+    low, high = np.where(b >= 0, near, far), np.where(b >= 0, far, near)
     everything = ((a < 0) & (inside < 0)) | ((a == 0) & (b == 0))
-    low = np.where(everything | ((a == 0) & (b < 0)), -np.inf, np.where(a == 0, end, low))
-    high = np.where(everything | ((a == 0) & (b > 0)), np.inf, np.where(a == 0, end, high))
+    low = np.where(everything | ((a == 0) & (b < 0)), -np.inf, low)
+    high = np.where(everything | ((a == 0) & (b > 0)), np.inf, high)
     return low, high

@@ -117,12 +117,17 @@ def test_the_interval_of_a_gain_that_may_be_none_is_everything_a_complement_or_a
 
 
 def test_a_gain_at_the_edge_of_its_test_gives_a_half_line_without_a_warning() -> None:
-    """Where a is 0 the end is infinite, and where rounding leaves something of it the end is as good as that."""
+    """Where a is 0 the end is infinite, and where rounding leaves something of it the end is as good as that.
+
+    The other end is exact: it is c / 2b of the line that is left.
+    """
     t = stats.t.isf(0.025, 1)
     edges = np.arange(1.0, 201.0)[:, None] * np.array([1 + 1 / t, 1 - 1 / t])
     kept = np.broadcast_to([2.0, 2.5], edges.shape)
     with np.errstate(all="raise"):
-        (_, high), (low, _) = fieller(kept, edges, alpha=0.05), fieller(-kept, edges, alpha=0.05)
+        (finite, high), (low, mirrored) = fieller(kept, edges, alpha=0.05), fieller(-kept, edges, alpha=0.05)
+    assert finite == pytest.approx(finite[0] / np.arange(1, 201))
+    assert mirrored == pytest.approx(-finite)
     for end, infinite in ((high, np.inf), (low, -np.inf)):
         assert (end == infinite).any()
         assert np.abs(end).min() > 1e6
