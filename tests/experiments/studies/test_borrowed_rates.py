@@ -76,7 +76,7 @@ def test_its_choices_are_those_of_a_grid_of_more_knobs_too_in_the_units_of_its_o
 def test_fixed_rates_of_the_others_grid_are_trained_from_the_start(tmp_path: Path) -> None:
     centre = study(tmp_path).arms[2].centre
     asked = study(tmp_path, fixed_learning_rates=[centre])
-    null = progress_of_arms(asked, {}, {})[2]
+    null = StudyProgress(asked, {}, {}).arms[2]
     assert [(trial.learning_rate, trial.run_of) for trial in null.wanted] == [(centre, None)] * 3
 
 
@@ -139,7 +139,7 @@ def test_the_plan_counts_its_trials_and_says_whose_rates_they_take(tmp_path: Pat
     output = io.StringIO()
     view = StudyView(Display(Console(file=output, width=200, highlight=False)))
     address = storage_address(None, runs_dir=tmp_path, study=asked.name, environment={})
-    plan_study(asked, view, address, tmp_path, workers=1, pack=1)
+    plan_study(asked, view, address, tmp_path, workers=1, pack=1, sd=None)
     (row,) = [
         line for line in output.getvalue().splitlines() if line.strip().startswith("false labels") and "of full" in line
     ]
