@@ -197,9 +197,7 @@ def _comparisons(study: Study, judged: Mapping[str, Sequence[Judged]]) -> pd.Dat
             "alpha": study.protocol.alpha,
             "looks": looked_at(study) or None,
             "tests": len(family),
-            "holds": f"{holds_for(study)}, {holds_over(study, rows=rows_tested(family))}"
-            if each.setting == TUNED
-            else "of one rate for all",
+            "holds": _holds(study, family) if each.setting == TUNED else "of one rate for all",
             "units": units_of(study),
         }
         for setting, family in judged.items()

@@ -136,7 +136,7 @@ def test_a_run_that_stops_at_its_rung_is_done_there_and_every_other_state_stays(
         (whole, "pruned", "pruned"), (whole, "done", "done"),
     ):  # fmt: skip
         entry = Entry(0, trial.key, state, None, None, {}, {}, {})
-        assert StudyState((), {trial.key: trial}, {trial.key: entry}).state(trial.key) == shown
+        assert StudyState((), {trial.key: trial}, {trial.key: entry}, ()).state(trial.key) == shown
 
 
 @pytest.mark.parametrize("keep", [0.4, 0.59])
