@@ -29,8 +29,10 @@ class SeedScores:
 def seed_scores(study: Study, progress: ArmProgress, setting: str, results: Mapping[str, TrialResult]) -> SeedScores:
     """Of an arm on the seeds that it has come to."""
     of_seed = {trial.seed: trial.key for trial in progress.evaluations(setting)}
-    chosen = progress.tuning.state != "open"
-    none = {seed for seed in progress.seeds if seed not in of_seed and setting == TUNED and chosen}  # all points failed
+    tuned = progress.tuning.state if setting == TUNED else "tuned"  # a fixed rate needs no tuning
+    none = {
+        seed for seed in progress.seeds if seed not in of_seed and setting == TUNED and tuned != "open"
+    }  # all points failed
     ended = {seed: results[key] for seed, key in of_seed.items() if key in results}
     done = {seed: ended[seed] for seed in progress.seeds if seed in ended and ended[seed].test is not None}
     failed = tuple(seed for seed in progress.seeds if seed in none or (seed in ended and seed not in done))
@@ -42,7 +44,7 @@ def seed_scores(study: Study, progress: ArmProgress, setting: str, results: Mapp
         failed=failed,
         pending=pending,
         excluded=_reason(study, progress, setting, failed=len(failed), pending=len(pending), n=len(units)),
-        waits=(setting == TUNED and not chosen) or bool(pending and not failed and progress.tuning.state == "tuned"),
+        waits=tuned == "open" or bool(pending and not failed and tuned == "tuned"),
     )
 
 

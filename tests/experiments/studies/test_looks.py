@@ -188,3 +188,10 @@ def test_seeds_alone_are_one_look_and_nothing_is_the_four_looks(tmp_path: Path) 
 def seed_scores_of(state: StudyState, arm: ArmProgress) -> np.ndarray:
     tests = {trial.seed: state.entries[trial.key].facts["test"] for trial in arm.evaluations("tuned")}
     return np.array([tests[seed] for seed in arm.seeds])
+
+
+def test_before_anything_has_ended_every_comparison_is_open_at_fixed_rates_too(tmp_path: Path) -> None:
+    study = sequential(tmp_path, fixed_learning_rates=[0.005, 0.3])
+    found = StudyProgress(study, {}, {})
+    assert len(found.comparisons) == 9
+    assert all(each.open and each.excluded for each in found.comparisons)
