@@ -17,7 +17,7 @@ from experiments.record.run_description import hash_run
 from experiments.record.run_dir import RunDirectory
 from experiments.record.starting_point import read_start
 from experiments.studies.spec.study import Study
-from experiments.studies.spec.study_config import combinations
+from experiments.studies.spec.tuning_config import combinations
 from experiments.training.context import TrainingContext
 
 COMPARED = ("score", "validation", "learning_rate", "seed")

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from experiments.studies.spec.arm import Arm
-from experiments.studies.spec.study_config import GridConfig, combinations, rounded
+from experiments.studies.spec.tuning_config import GridConfig, combinations, rounded
 
 
 @dataclass(frozen=True)

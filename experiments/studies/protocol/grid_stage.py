@@ -19,7 +19,7 @@ from experiments.studies.protocol.grid_trials import grid_trials
 from experiments.studies.protocol.seed_halving import AtRung, Rung, at_rung, rung_trials
 from experiments.studies.protocol.trials import PlannedTrial, Replication, Side, TrialResult
 from experiments.studies.spec.arm import Arm
-from experiments.studies.spec.study_config import rounded
+from experiments.studies.spec.tuning_config import rounded
 
 POINTS_ADDED = 2
 

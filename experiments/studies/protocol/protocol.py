@@ -34,7 +34,8 @@ from experiments.studies.protocol.trials import (
 )
 from experiments.studies.spec.arm import Arm
 from experiments.studies.spec.search_config import SearchConfig
-from experiments.studies.spec.study_config import ProtocolConfig, rounded
+from experiments.studies.spec.study_config import ProtocolConfig
+from experiments.studies.spec.tuning_config import rounded
 
 
 def settings_of(protocol: ProtocolConfig) -> tuple[str, ...]:

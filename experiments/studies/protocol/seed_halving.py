@@ -12,7 +12,7 @@ from experiments.studies.protocol.grid import Point
 from experiments.studies.protocol.grid_trials import trial_at
 from experiments.studies.protocol.trials import TUNED, PlannedTrial, TrialResult
 from experiments.studies.spec.arm import Arm
-from experiments.studies.spec.study_config import HalvedGridConfig
+from experiments.studies.spec.tuning_config import HalvedGridConfig
 
 
 @dataclass(frozen=True)

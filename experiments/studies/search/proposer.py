@@ -14,7 +14,7 @@ from experiments.studies.search.search_space import SearchSpace
 from experiments.studies.spec.arm import Arm
 from experiments.studies.spec.search_config import SearchConfig, has_random_ranks
 from experiments.studies.spec.study import Study
-from experiments.studies.spec.study_config import rounded
+from experiments.studies.spec.tuning_config import rounded
 from experiments.training.context import TrainingContext
 from experiments.training.early_stopping import threshold
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from experiments.config.schema import RunConfig
-from experiments.studies.spec.study_config import rounded
+from experiments.studies.spec.tuning_config import rounded
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,8 @@ from experiments.studies.spec.comparisons import (
 from experiments.studies.spec.hypothesis_roles import Roles, roles_of
 from experiments.studies.spec.search_config import SearchConfig
 from experiments.studies.spec.seed_offsets import seed_offset_errors, sharing_draws
-from experiments.studies.spec.study_config import MOST_TRIALS, ProtocolConfig, StudyConfig, combinations
+from experiments.studies.spec.study_config import MOST_TRIALS, ProtocolConfig, StudyConfig
+from experiments.studies.spec.tuning_config import combinations
 from experiments.tasks.registry import TASKS
 from experiments.tasks.task import Task
 

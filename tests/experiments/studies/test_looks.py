@@ -51,6 +51,11 @@ def words_of(study: Study, state: StudyState, folder: Path) -> dict[str, tuple[s
     return {str(each.arm.keys["variant"]): (each.verdict, each.found.n) for each in judged}
 
 
+def seed_scores_of(state: StudyState, arm: ArmProgress) -> np.ndarray:
+    tests = {trial.seed: state.entries[trial.key].facts["test"] for trial in arm.evaluations("tuned")}
+    return np.array([tests[seed] for seed in arm.seeds])
+
+
 def test_an_arm_goes_on_while_a_comparison_of_it_has_no_word(tmp_path: Path) -> None:
     study = sequential(tmp_path)
     state = study_state_of(study, lambda trial: outcome(trial, GAPS))
@@ -183,11 +188,6 @@ def test_seeds_alone_are_one_look_and_nothing_is_the_four_looks(tmp_path: Path) 
     assert sequential(tmp_path, evaluation={"seeds": [3, 1, 2]}).protocol.evaluation.looks == [3]
     default = sequential(tmp_path, evaluation={}).protocol.evaluation
     assert (default.looks, default.seeds) == ([5, 8, 12, 20], list(range(20)))
-
-
-def seed_scores_of(state: StudyState, arm: ArmProgress) -> np.ndarray:
-    tests = {trial.seed: state.entries[trial.key].facts["test"] for trial in arm.evaluations("tuned")}
-    return np.array([tests[seed] for seed in arm.seeds])
 
 
 def test_before_anything_has_ended_every_comparison_is_open_at_fixed_rates_too(tmp_path: Path) -> None:

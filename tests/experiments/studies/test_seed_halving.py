@@ -17,7 +17,8 @@ from experiments.studies.protocol.seed_halving import rung_of
 from experiments.studies.protocol.trials import ArmProgress, PlannedTrial, TrialResult
 from experiments.studies.queue.entries import Entry
 from experiments.studies.spec.arm import Arm
-from experiments.studies.spec.study_config import ProtocolConfig, TuningConfig
+from experiments.studies.spec.study_config import ProtocolConfig
+from experiments.studies.spec.tuning_config import TuningConfig
 from experiments.studies.workers.worker import Worker
 
 SEEDS = [0, 1, 2, 3, 4]
