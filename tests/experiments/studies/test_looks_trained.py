@@ -42,28 +42,28 @@ def concluded(worker: Worker, folder: Path) -> tuple[pd.DataFrame, dict[str, Any
 
 
 @pytest.fixture(scope="module")
-def alone(tmp_path_factory: pytest.TempPathFactory) -> tuple[Worker, Path]:
-    folder = tmp_path_factory.mktemp("alone")
-    worker = sequential(folder, pack=1)
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> tuple[Worker, Path]:
+    folder = tmp_path_factory.mktemp("undisturbed")
+    worker = sequential(folder, pack=6)
     worker.work()
     return worker, folder
 
 
-def test_arms_stop_at_different_looks(alone: tuple[Worker, Path]) -> None:
-    worker, _ = alone
+def test_arms_stop_at_different_looks(undisturbed: tuple[Worker, Path]) -> None:
+    worker, _ = undisturbed
     state = snapshot(worker.study, worker.queue)
     assert state.complete
     assert len({len(each.seeds) for each in state.comparisons}) > 1
 
 
 def test_packs_and_interruptions_change_no_word_and_no_number(
-    alone: tuple[Worker, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    undisturbed: tuple[Worker, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     interrupt_every(30, monkeypatch)
     starts, worker = starts_until_over(lambda: sequential(tmp_path, pack=4))
     assert starts > 3
-    assert outcome(worker) == outcome(alone[0])
-    ours, theirs = concluded(worker, tmp_path), concluded(*alone)
+    assert outcome(worker) == outcome(undisturbed[0])
+    ours, theirs = concluded(worker, tmp_path), concluded(*undisturbed)
     pd.testing.assert_frame_equal(ours[0], theirs[0])
     assert ours[1] == theirs[1]
 

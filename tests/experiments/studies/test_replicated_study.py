@@ -15,7 +15,10 @@ from experiments.studies.protocol.trials import BEST_POINT, TUNED
 from experiments.studies.workers.worker import Worker
 
 GRID = {"learning_rate_multipliers": [0.5, 1, 1e30], "alpha_per_rank": [2, 4]}
-REPLICATED = {"protocol": TREE["protocol"] | {"tuning": {"grid": GRID}}}
+REPLICATED = {
+    "protocol": TREE["protocol"] | {"tuning": {"grid": GRID}},
+    "arms": [{"variant": ["lora", "adalora"], "rank": 2}, {"variant": "full"}],
+}
 
 
 def replicated(folder: Path, *, pack: int) -> Worker:

@@ -156,6 +156,7 @@ def test_a_found_allocation_is_a_configuration_of_ours_and_of_peft(finished: Wor
     assert {name: theirs["rank_pattern"].get(name, theirs["r"]) for name in theirs["target_modules"]} == adapted
 
 
+@pytest.mark.slow
 def test_searches_with_other_seeds_are_other_searches_with_one_map(tmp_path: Path) -> None:
     worker = worker_on(
         tmp_path, pack=8, arms=[{"allocation": "uniform"}, {"allocation": "priority", "search_seed": [0, 1]}]

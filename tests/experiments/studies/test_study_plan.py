@@ -120,8 +120,8 @@ def test_what_a_plan_says_of_fixed_rates_stands_under_its_heading_whatever_the_g
     study = load_study(CONFIGS / "studies" / "learning_rate.yaml", overrides)
     rows = {arm.label: _row(study, arm, None) for arm in study.arms}
     assert {len(row) for row in rows.values()} == {len(rows["full"])}
-    assert (rows["lora r=4"]["fixed"], rows["lora r=4"]["reads"]) == ("0", "32")  # both are of its grid
-    assert (rows["full"]["fixed"], rows["full"]["reads"]) == ("16", "16")
+    assert (rows["lora r=4"]["fixed"], rows["lora r=4"]["reads"]) == ("0", "48")  # both are of its grid
+    assert (rows["full"]["fixed"], rows["full"]["reads"]) == ("24", "24")
 
 
 def test_a_launch_on_text_says_what_it_read_and_how_much_of_it_is_cut(
