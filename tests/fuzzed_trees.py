@@ -153,6 +153,9 @@ def allowed_change(rng: random.Random, tree: Mapping[str, Any]) -> tuple[str, An
             else range(*((0, 90), (200, 290))[section.endswith("g")])
         )
         return f"{section}.{knob}", rng.sample(values, rng.randint(2, 4))
+    if knob == "looks" and rng.random() < 0.7:
+        seeds = tree["protocol"].get("evaluation", {}).get("seeds")
+        return f"{section}.looks", [len(seeds)] if seeds else sorted(rng.sample(range(5, 12), rng.randint(1, 3)))
     make = extreme_value if rng.random() < 0.3 else valid_value
     return f"{section}.{knob}", make(rng, of["properties"][knob], schema)
 
