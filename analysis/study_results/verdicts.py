@@ -15,7 +15,7 @@ from analysis.stats.paired_scores import Comparison
 from experiments.studies.protocol.looks import ComparisonState, paired
 from experiments.studies.protocol.progress import StudyState
 from experiments.studies.protocol.protocol import settings_of
-from experiments.studies.protocol.seed_scores import seed_scores
+from experiments.studies.protocol.seed_scores import seed_scores, units_at_looks, units_of_seeds
 from experiments.studies.protocol.trials import BEST_POINT, TUNED, ArmProgress, TrialResult
 from experiments.studies.spec.arm import Arm
 from experiments.studies.spec.study import Study
@@ -118,8 +118,8 @@ def _judged(
 ) -> list[Judged]:
     """A family as `analysis.stats.comparisons` judges it."""
     tests = {key: arm.test for key, arm in of_arm.items()}
-    pairs, protocol = [paired(study, each, tests) for each in family], study.protocol
-    judged = compare(pairs, alpha=protocol.alpha, looks=protocol.evaluation.looks)
+    pairs = [paired(study, each, tests) for each in family]
+    judged = compare(pairs, alpha=study.protocol.alpha, looks=units_at_looks(study))
     found = [_with_difference(study, each, one, tests) for each, one in zip(family, judged, strict=True)]
     return [
         Judged(each.setting, each.arm, each.reference, one, each.excluded, each.family, each.seeds)
@@ -130,11 +130,14 @@ def _judged(
 def _with_difference(
     study: Study, state: ComparisonState, judged: Comparison, tests: Mapping[tuple[str, str], Mapping[int, float]]
 ) -> Comparison:
-    """Of a comparison without any look, too: that of its scores, where every run of both is done."""
+    """Of a comparison without any look, too: that on the seeds of the first, where every run of both is done."""
     arm, reference = (tests[each.config_hash, state.setting] for each in (state.arm, state.reference))
-    if not state.excluded or state.seeds or arm.keys() != reference.keys():
+    first = study.protocol.evaluation.at_look(study.protocol.evaluation.looks[0]).seeds
+    seeds = tuple(unit[0] for unit in units_of_seeds(study, first))
+    if not state.excluded or state.seeds or not all(seed in arm and seed in reference for seed in seeds):
         return judged
-    alone = compare([paired(study, replace(state, seeds=tuple(arm)), tests)], alpha=study.protocol.alpha)[0]
+    pair = paired(study, replace(state, seeds=seeds), tests)
+    alone = compare([pair], alpha=study.protocol.alpha, looks=units_at_looks(study))[0]
     return replace(
         judged,
         n=alone.n,

@@ -6,6 +6,7 @@ setting, and the one whose rates another arm takes goes on with that. Everything
 results, so that kills, packs and the number of workers change nothing.
 """
 
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from types import MappingProxyType
@@ -16,7 +17,7 @@ from analysis.stats.comparisons import settle
 from analysis.stats.paired_scores import PairedScores
 from experiments.studies.protocol.protocol import borrowing, progress_of, settings_of
 from experiments.studies.protocol.search_stage import Proposal
-from experiments.studies.protocol.seed_scores import SeedScores, seed_scores, units_of_seeds
+from experiments.studies.protocol.seed_scores import SeedScores, seed_scores, units_at_looks, units_of_seeds
 from experiments.studies.protocol.trials import BEST_POINT, TUNED, ArmProgress, TrialResult
 from experiments.studies.spec.arm import Arm
 from experiments.studies.spec.study import Study
@@ -101,25 +102,31 @@ class StudyProgress:
         """Note in the comparisons what the looks at a family find; the seeds that its arms come to, by config hash."""
         study, looks, reached = self.study, self.study.protocol.evaluation.looks, dict[str, int]()
         scores: dict[str, SeedScores] = {}
+        tests: dict[tuple[str, str], dict[int, float]] = defaultdict(dict)  # of earlier looks, too
         for look in looks:
             going = {arm.config_hash: arm for each in family if each.open for arm in (each.arm, each.reference)}
             for config_hash, arm in going.items():
                 reached[config_hash] = look
                 progress = self._at(arm, look)
                 scores[config_hash] = seed_scores(study, progress, family[0].setting, self.results)
-            pending = False
-            for each in (each for each in family if each.open):
-                pending |= _note(study, each, scores, look)
-            if pending:
+                tests[config_hash, family[0].setting] |= scores[config_hash].test
+            looked_at = [each for each in family if each.open]
+            before = [each.seeds for each in looked_at]
+            waiting = [_note(study, each, scores, look) for each in looked_at]
+            if any(waiting):
+                if len(looks) > 1:  # one look alone says no word that is final
+                    for each, seeds in zip(looked_at, before, strict=True):
+                        _take_back(each, seeds)
                 return reached
-            for each, word in zip(family, self._words(family, scores), strict=True):
+            for each, word in zip(family, self._words(family, tests), strict=True):
                 each.open = each.open and each.excluded is None and word == "undecided" and look != looks[-1]
         return reached
 
-    def _words(self, family: Sequence[ComparisonState], scores: Mapping[str, SeedScores]) -> list[str]:
-        tests = {(config_hash, family[0].setting): found.test for config_hash, found in scores.items()}
-        pairs, protocol = [paired(self.study, each, tests) for each in family], self.study.protocol
-        return settle(pairs, alpha=protocol.alpha, looks=protocol.evaluation.looks)
+    def _words(
+        self, family: Sequence[ComparisonState], tests: Mapping[tuple[str, str], Mapping[int, float]]
+    ) -> list[str]:
+        pairs = [paired(self.study, each, tests) for each in family]
+        return settle(pairs, alpha=self.study.protocol.alpha, looks=units_at_looks(self.study))
 
     def _at(self, arm: Arm, look: int) -> ArmProgress:
         """What an arm wants that is evaluated on so many seeds, and no more."""
@@ -170,3 +177,10 @@ def _note(study: Study, state: ComparisonState, scores: Mapping[str, SeedScores]
         state.excluded = f"open after {len(state.seeds)} seeds: {why}" if waits and state.seeds else why
         state.open = waits
     return waits
+
+
+def _take_back(state: ComparisonState, seeds: tuple[int, ...]) -> None:
+    """Of a look that waits for others of the family: what it found of a comparison that has all its scores."""
+    if state.excluded is None:
+        why = "others of its family are pending"
+        state.seeds, state.excluded = seeds, f"open after {len(seeds)} seeds: {why}" if seeds else why

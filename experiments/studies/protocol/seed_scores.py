@@ -56,6 +56,12 @@ def units_of_seeds(study: Study, seeds: Sequence[int]) -> list[tuple[int, ...]]:
     return [repeat.serves for repeat in repeats_of(search, study.protocol)]
 
 
+def units_at_looks(study: Study) -> list[int]:
+    """How many independent units a comparison has at each look."""
+    seeds, looks = study.protocol.evaluation.seeds, study.protocol.evaluation.looks
+    return [len(units_of_seeds(study, seeds[:look])) for look in looks]
+
+
 def _of_units(scores: Mapping[int, float], units: Sequence[tuple[int, ...]]) -> dict[int, float]:
     """The mean score of each unit that is complete, by its first seed."""
     whole = [unit for unit in units if all(seed in scores for seed in unit)]

@@ -34,6 +34,7 @@ def frozen(study: Study) -> dict[str, Any]:
 
 def changes(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[str]:
     """In words, what of `before` is other in `after` (both of `frozen`); empty where only arms or rates came."""
+    before = _with_looks(before)
     settled = [key for key in before if key not in ("arms", HYPOTHESIS)]
     found = [
         f"{key}: was {_describe(old)}, is {_describe(new)}"
@@ -67,6 +68,15 @@ def changes(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[str]:
                 f"arm {arm['label']!r} ({config_hash}) was {words[0]}, and is {words[1]} under the labels of now"
             )
     return found
+
+
+def _with_looks(before: Mapping[str, Any]) -> Mapping[str, Any]:
+    """What an earlier version settled, which looked once, at all seeds, and did not say so."""
+    evaluation = before["protocol"].get("evaluation", {})
+    if "seeds" not in evaluation or "looks" in evaluation:
+        return before
+    once = evaluation | {"looks": [len(evaluation["seeds"])]}
+    return {**before, "protocol": {**before["protocol"], "evaluation": once}}
 
 
 def _differences(before: Mapping[str, Any], after: Mapping[str, Any], path: str) -> list[tuple[str, Any, Any]]:

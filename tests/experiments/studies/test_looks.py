@@ -128,6 +128,51 @@ def test_a_study_that_is_under_way_says_which_comparisons_are_open(tmp_path: Pat
     assert words_of(study, state, tmp_path) == {"full": ("worse", 5), "adalora": (None, 5), "lora_plus": (None, 5)}
 
 
+def test_a_look_that_waits_for_others_of_the_family_has_no_word_yet(tmp_path: Path) -> None:
+    study = sequential(tmp_path)
+
+    def one_waits(trial: PlannedTrial) -> Ending:
+        waits = trial.arm.keys["variant"] == "lora_plus" and trial.seed == 7
+        return {"state": "waiting"} if waits else outcome(trial, GAPS)
+
+    state = study_state_of(study, one_waits)
+    assert words_of(study, state, tmp_path) == {"full": ("worse", 5), "adalora": (None, 5), "lora_plus": (None, 5)}
+    (adalora,) = (each for each in state.comparisons if each.arm.keys["variant"] == "adalora")
+    assert adalora.excluded == "open after 5 seeds: others of its family are pending"
+
+
+def test_an_arm_may_fail_at_a_look_while_its_reference_is_tuned_for_it(tmp_path: Path) -> None:
+    study = study_of(tmp_path, arms=[{"variant": ["lora", "lora_plus"]}], protocol=REPLICATED)
+
+    def failing(trial: PlannedTrial) -> Ending:
+        if trial.arm.keys["variant"] == "lora_plus" and trial.seed == 6:
+            return {"failure": "diverged"}
+        waits = trial.arm.keys["variant"] == "lora" and trial.seed == 7
+        return {"state": "waiting"} if waits else outcome(trial, {"lora_plus": 0.008}, 0.02)
+
+    state = study_state_of(study, failing)
+    assert words_of(study, state, tmp_path) == {"lora_plus": (None, 5)}
+    assert [each.excluded for each in state.comparisons] == ["1 of 8 evaluation runs failed"]
+
+
+def test_an_arm_that_is_not_tuned_has_a_difference_though_its_reference_goes_on(tmp_path: Path) -> None:
+    study = sequential(tmp_path)
+
+    def endless(trial: PlannedTrial) -> Ending:
+        ending, lower = dict(outcome(trial, GAPS)), (trial.learning_rate or 0.0) / trial.arm.centre
+        if trial.arm.keys["variant"] == "full":  # higher rates are better and better
+            ending = {name: value - lower for name, value in ending.items()}
+        return ending
+
+    state = study_state_of(study, endless)
+    judged = families(study, state, evaluations(study, state, results_table(study, state, tmp_path)))["tuned"]
+    (found,) = (each for each in judged if each.excluded)
+    assert (found.excluded, found.verdict, found.found.n) == ("not tuned", None, 5)
+    assert found.interval is not None
+    assert found.ordinary_interval is not None
+    assert found.interval[0] < found.ordinary_interval[0]  # that of its look
+
+
 def test_the_best_point_for_all_seeds_is_read_when_an_arm_has_all_its_seeds(tmp_path: Path) -> None:
     study = sequential(tmp_path)
     seen: dict[str, int] = {}
@@ -182,6 +227,14 @@ def test_looks_are_settled_before_the_first_evaluation(tmp_path: Path) -> None:
     assert changes(before, frozen(sequential(tmp_path, evaluation={"looks": [5, 12]}))) == [
         "protocol.evaluation.looks: was [5, 8, 12], is [5, 12]"
     ]
+
+
+def test_what_a_version_settled_that_looked_once_is_no_reason_to_look_more_often(tmp_path: Path) -> None:
+    study = sequential(tmp_path, evaluation={"seeds": list(range(12))})
+    before = frozen(study)
+    del before["protocol"]["evaluation"]["looks"]
+    assert changes(before, frozen(study)) == []
+    assert changes(before, frozen(sequential(tmp_path))) == ["protocol.evaluation.looks: was [12], is [5, 8, 12]"]
 
 
 def test_seeds_alone_are_one_look_and_nothing_is_the_four_looks(tmp_path: Path) -> None:

@@ -308,7 +308,9 @@ def test_whole_searches_are_repeated_on_seeds_of_their_own_and_are_the_units_of_
         if progress.arm.label != "uniform":
             assert len({str(each.knobs) for each in searches}) > 1  # each finds its own
     concluded = conclude(worker.study, state, tmp_path)
-    assert {each["n"] for each in concluded.summary["comparisons"]["families"]["tuned"]["comparisons"]} == {5}
+    judged = concluded.summary["comparisons"]["families"]["tuned"]["comparisons"]
+    assert {each["n"] for each in judged} == {5}
+    assert all(each["p"] is not None for each in judged)
     text = "\n".join(concluded.lines())
     assert "verdicts of methods" in text
     assert "each of 5 whole searches chooses ranks" in text
