@@ -70,7 +70,8 @@ def _look_by_look(
     judged, used = Looks((len(family),), alpha=alpha), [scores.advantages() for scores in family]
     levels = [_Level(alpha, plan[0][1], len(family))] * len(family)
     for look, weight in plan:
-        ready = [i for i, scores in enumerate(family) if judged.open[i] and scores.arm.size >= (look or FEWEST_PAIRS)]
+        least = max(look or 0, FEWEST_PAIRS)
+        ready = [i for i, scores in enumerate(family) if judged.open[i] and scores.arm.size >= least]
         means, p, p_equivalence = (np.ones(len(family)) for _ in range(3))
         for i in ready:
             used[i], levels[i] = family[i].advantages(look), levels[i]._replace(weight=weight)

@@ -52,7 +52,7 @@ class TestRows:
         self._known: dict[str, RowScores | None] = {}
 
     def of(self, config_hash: str, setting: str, seed: int) -> RowScores | None:
-        """Those of a run; None where its file is not here, or its score is no mean over rows."""
+        """Those of a run; None where its file is not here or damaged, or its score is no mean over rows."""
         facts = self.runs.get((config_hash, setting, seed), {})
         name = str(facts.get("folder"))
         if name not in self._known:
@@ -84,13 +84,21 @@ def over_rows(
 
 
 def _family(study: Study, family: Sequence[Judged], crossed: Sequence[tuple[CrossedMean, int] | None]) -> list[Judged]:
-    """By the tests of the study, at the looks at which its comparisons stopped; p is 1 where rows are not known."""
+    """By the tests of the study, at the looks at which its comparisons stopped.
+
+    Where rows are not known p is that over seeds, so that no word changes for want of another comparison's files.
+    """
+    if not any(crossed):
+        return list(family)
     alpha, plan = study.protocol.alpha, study.protocol.evaluation.looks
     of_look = dict(zip(plan, weights(plan), strict=True))
     p, p_equivalence, sides = np.ones(len(family)), np.ones(len(family)), np.zeros(len(family))
     for i, (each, known) in enumerate(zip(family, crossed, strict=True)):
+        weight = 1.0 if each.verdict is None else of_look[each.found.n]
+        if known is None and each.found.p is not None and each.found.p_equivalence is not None:
+            p[i], p_equivalence[i] = each.found.p / weight, each.found.p_equivalence / weight
         if known is not None:
-            mean, weight = known[0], of_look[each.found.n]
+            mean = known[0]
             p[i], p_equivalence[i] = mean.p / weight, mean.p_equivalence(study.protocol.margin) / weight
             sides[i] = mean.mean if study.higher_is_better else -mean.mean
     looks = Looks((len(family),), alpha=alpha)
@@ -108,9 +116,12 @@ def _family(study: Study, family: Sequence[Judged], crossed: Sequence[tuple[Cros
 def _read(path: Path, score_name: str, score: float | None) -> RowScores | None:
     if score is None or not path.is_file():
         return None
-    table = pd.read_parquet(path)
-    rows = table[table["split"] == "test"]
-    found = row_scores(rows, score_name)
+    try:
+        table = pd.read_parquet(path)
+        rows = table[table["split"] == "test"]
+        found = row_scores(rows, score_name)
+    except (OSError, ValueError, KeyError):  # cut short, or of a version with other columns
+        return None
     if found is None or not len(rows):
         return None
     mean = float(np.average(found.values, weights=found.weights))

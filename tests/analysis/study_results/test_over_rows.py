@@ -1,17 +1,20 @@
 """The test split as a source of variance: read of the rows that runs predicted, and said beside the verdicts."""
 
 import math
+import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
 from project_paths import CONFIGS
+from scipy import stats
 from synthetic_studies import study_of, trained
 
-from analysis.stats.crossed_effects import crossed_mean
+from analysis.stats.crossed_effects import CrossedMean, crossed_mean
 from analysis.study_results.conclusion import conclusion_of
-from analysis.study_results.over_rows import over_rows, row_scores
+from analysis.study_results.over_rows import TestRows, over_rows, row_scores
 from analysis.study_results.results import results_table
 from analysis.study_results.verdicts import evaluations, families
 from experiments.studies.protocol.progress import StudyState
@@ -83,6 +86,34 @@ def test_without_the_files_nothing_is_said_of_rows(finished: tuple[Study, StudyS
     study, state, folder = finished
     judged = families(study, state, evaluations(study, state, results_table(study, state, folder)))
     assert all(each.over_rows is None for each in over_rows(study, state, judged, tmp_path)["tuned"])
+
+
+@pytest.mark.parametrize("left", [b"", b"PAR1 cut short"])
+def test_a_damaged_file_takes_its_comparison_and_no_other_word(
+    finished: tuple[Study, StudyState, Path], tmp_path: Path, left: bytes
+) -> None:
+    study, state, folder = finished
+    shutil.copytree(folder / "s", tmp_path / "s")
+    (arm,) = (arm for arm in state.arms if arm.arm.label == "lora r=1")
+    first = arm.evaluations("tuned")[0]
+    (tmp_path / "s" / str(state.entries[first.key].facts["folder"]) / "predictions.parquet").write_bytes(left)
+    judged = families(study, state, evaluations(study, state, results_table(study, state, folder)))
+    found = {each.arm.label: each.over_rows for each in over_rows(study, state, judged, tmp_path / "s")["tuned"]}
+    assert found["lora r=1"] is None
+    assert found["lora r=8"] is not None
+
+
+def test_a_comparison_whose_rows_are_not_known_makes_no_other_word_stricter(
+    finished: tuple[Study, StudyState, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    study, state, folder = finished
+    judged = families(study, state, evaluations(study, state, results_table(study, state, folder)))["tuned"]
+    clear = [replace(each, found=replace(each.found, p=1e-6, p_equivalence=1e-6)) for each in judged]
+    alone = CrossedMean(0.0, study.protocol.margin / float(stats.t.isf(0.04, 8)), 8, 0, 0, 0)  # p of equivalence: .04
+    of_arm = {"lora r=8": (alone, ROWS)}
+    monkeypatch.setattr(TestRows, "crossed", lambda self, each: of_arm.get(each.arm.label))
+    (found,) = (each.over_rows for each in over_rows(study, state, {"tuned": clear}, folder)["tuned"] if each.over_rows)
+    assert found.verdict == "equivalent"
 
 
 WORDS = pd.DataFrame({"row": [0, 1, 2, 3], "loss": 0.1, "label": list("aabb"), "prediction": list("abbb")})

@@ -243,6 +243,16 @@ def test_seeds_alone_are_one_look_and_nothing_is_the_four_looks(tmp_path: Path) 
     assert (default.looks, default.seeds) == ([5, 8, 12, 20], list(range(20)))
 
 
+def test_few_seeds_have_a_difference_and_no_word(tmp_path: Path) -> None:
+    for seeds in (1, 3):
+        study = sequential(tmp_path, evaluation={"looks": [seeds]})
+        state = study_state_of(study, lambda trial: outcome(trial, GAPS))
+        judged = families(study, state, evaluations(study, state, results_table(study, state, tmp_path)))["tuned"]
+        assert {(each.verdict, each.found.n, each.found.difference is None) for each in judged} == {
+            (None, seeds, False)
+        }
+
+
 def test_before_anything_has_ended_every_comparison_is_open_at_fixed_rates_too(tmp_path: Path) -> None:
     study = sequential(tmp_path, fixed_learning_rates=[0.005, 0.3])
     found = StudyProgress(study, {}, {})
