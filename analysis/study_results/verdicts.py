@@ -96,11 +96,23 @@ def evaluations(study: Study, study_state: StudyState, table: pd.DataFrame) -> l
     """Every arm in every setting: the tuned one first, then the fixed rates; `table` is the study's results."""
     rows: dict[str, dict[Hashable, Any]] = {row["key"]: row for row in table.to_dict("records")}
     results = {key: _result(row) for key, row in rows.items() if row["state"] in ("done", "failed")}
-    return [
+    found = [
         _evaluated(study, progress, setting, rows, results)
         for setting in settings_of(study.protocol)
         for progress in study_state.arms
     ]
+    judged = _all_judged(study_state.comparisons)
+    return [replace(each, excluded=None) if (each.arm.config_hash, each.setting) in judged else each for each in found]
+
+
+def _all_judged(comparisons: Sequence[ComparisonState]) -> set[tuple[str, str]]:
+    """The arms, by config hash and setting, of which nothing that happened after a look keeps a verdict back."""
+    without, known = set[tuple[str, str]](), set[tuple[str, str]]()
+    for each in comparisons:
+        (without if each.excluded else known).update(
+            (arm.config_hash, each.setting) for arm in (each.arm, each.reference)
+        )
+    return known - without
 
 
 def families(study: Study, study_state: StudyState, evaluated: list[Evaluated]) -> dict[str, list[Judged]]:

@@ -243,6 +243,20 @@ def test_seeds_alone_are_one_look_and_nothing_is_the_four_looks(tmp_path: Path) 
     assert (default.looks, default.seeds) == ([5, 8, 12, 20], list(range(20)))
 
 
+def test_an_arm_that_has_its_word_in_a_setting_is_not_without_verdict_there(tmp_path: Path) -> None:
+    study = sequential(tmp_path, fixed_learning_rates=[0.005])
+
+    def failing(trial: PlannedTrial) -> Ending:
+        late = trial.arm.keys["variant"] == "lora_plus" and trial.seed == 7 and "fixed 0.005" in trial.settings
+        return {"failure": "diverged"} if late else outcome(trial, GAPS)
+
+    state = study_state_of(study, failing)
+    found = evaluations(study, state, results_table(study, state, tmp_path))
+    (at_rate,) = (each for each in found if each.failed)
+    assert [each.excluded for each in state.comparisons if each.setting == at_rate.setting] == [None] * 3
+    assert at_rate.excluded is None
+
+
 def test_few_seeds_have_a_difference_and_no_word(tmp_path: Path) -> None:
     for seeds in (1, 3):
         study = sequential(tmp_path, evaluation={"looks": [seeds]})
