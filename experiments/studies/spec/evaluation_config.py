@@ -63,7 +63,7 @@ class EvaluationConfig(Section):
         if self.looks[-1] != len(self.seeds):
             raise ValueError(
                 f"looks: the last is after all {len(self.seeds)} seeds; got {self.looks[-1]}: give as many seeds, or "
-                "leave one of the two out"
+                "one of the two alone, as in --set 'protocol.evaluation={seeds: [...]}'"
             )
         if len(self.looks) > 1 and self.looks[0] < FEWEST_SEEDS:
             raise ValueError(f"looks: a word needs {FEWEST_SEEDS} seeds; got {self.looks[0]}")

@@ -209,7 +209,10 @@ def test_the_arm_whose_rates_another_takes_goes_on_with_it(tmp_path: Path) -> No
     [
         ({"evaluation": {"looks": [8, 5]}}, "each is after more seeds than the one before; got [8, 5]"),
         ({"evaluation": {"looks": [4, 8]}}, "a word needs 5 seeds; got 4"),
-        ({"evaluation": {"looks": [5, 8], "seeds": [1, 2, 3]}}, "the last is after all 3 seeds; got 8"),
+        (
+            {"evaluation": {"looks": [5, 8], "seeds": [1, 2, 3]}},
+            "after all 3 seeds; got 8: give as many seeds, or one of the two",
+        ),
         (
             {"tuning": {"shared": True}, "evaluation": {"looks": LOOKS}},
             "with one tuning for all seeds a false word is the likelier the more looks",
