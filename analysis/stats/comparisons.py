@@ -128,6 +128,7 @@ def _described(scores: PairedScores, advantages: Float[np.ndarray, " seeds"], le
         interval=_interval(advantages, level.of_look),
         ordinary_interval=_interval(advantages, level.alpha),
         margin=scores.margin,
+        weight=level.weight,
         p=None,
         p_holm=None,
         p_sign_flip=None,

@@ -78,6 +78,8 @@ class Comparison:
     ordinary_interval: tuple[float, float] | None
     """The same of confidence 1 - alpha: after stopping it covers less often than it says."""
     margin: float
+    weight: float
+    """The part of the level that the last look at it spends; 1 where there is one look."""
     p: float | None
     """Two-sided paired t-test; this and every p below are None under five seeds."""
     p_holm: float | None

@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 
 from analysis.stats.crossed_effects import CrossedMean, crossed_mean
-from analysis.stats.sequential import Looks, weights
+from analysis.stats.sequential import Looks
 from analysis.study_results.verdicts import Judged, OverRows
 from experiments.record.predictions import PREDICTIONS
 from experiments.studies.protocol.progress import StudyState
@@ -35,10 +35,8 @@ class RowScores:
         return np.array_equal(self.rows, other.rows) and np.array_equal(self.weights, other.weights)
 
 
-class TestRows:
-    """The rows of a study's runs, each file read once."""
-
-    __test__ = False  # no test of pytest's
+class RowsOfRuns:
+    """What the runs of a study came to on the rows of the test split, each file read once."""
 
     def __init__(self, study: Study, study_state: StudyState, folder: Path) -> None:
         self.study, self.folder = study, folder
@@ -79,7 +77,7 @@ def over_rows(
     study: Study, study_state: StudyState, judged: Mapping[str, Sequence[Judged]], folder: Path
 ) -> dict[str, list[Judged]]:
     """Every comparison with its difference over seeds and test rows, where that is known."""
-    rows = TestRows(study, study_state, folder)
+    rows = RowsOfRuns(study, study_state, folder)
     return {name: _family(study, family, [rows.crossed(each) for each in family]) for name, family in judged.items()}
 
 
@@ -90,24 +88,23 @@ def _family(study: Study, family: Sequence[Judged], crossed: Sequence[tuple[Cros
     """
     if not any(crossed):
         return list(family)
-    alpha, plan = study.protocol.alpha, study.protocol.evaluation.looks
-    of_look = dict(zip(plan, weights(plan), strict=True))
+    alpha, margin = study.protocol.alpha, study.protocol.margin
     p, p_equivalence, sides = np.ones(len(family)), np.ones(len(family)), np.zeros(len(family))
     for i, (each, known) in enumerate(zip(family, crossed, strict=True)):
-        weight = 1.0 if each.verdict is None else of_look[each.found.n]
-        if known is None and each.found.p is not None and each.found.p_equivalence is not None:
-            p[i], p_equivalence[i] = each.found.p / weight, each.found.p_equivalence / weight
+        weight = each.found.weight
         if known is not None:
             mean = known[0]
-            p[i], p_equivalence[i] = mean.p / weight, mean.p_equivalence(study.protocol.margin) / weight
+            p[i], p_equivalence[i] = mean.p / weight, mean.p_equivalence(margin) / weight
             sides[i] = mean.mean if study.higher_is_better else -mean.mean
+        elif each.found.p is not None and each.found.p_equivalence is not None:
+            p[i], p_equivalence[i] = each.found.p / weight, each.found.p_equivalence / weight
     looks = Looks((len(family),), alpha=alpha)
     looks.look(sides, p, p_equivalence, ready=np.ones(len(family), dtype=bool), weight=1.0)
     found = []
     for each, known, word in zip(family, crossed, looks.words, strict=True):
         if known is not None:
             mean, rows = known
-            level = alpha * of_look[each.found.n]
+            level = alpha * each.found.weight
             each = replace(each, over_rows=OverRows(rows, mean.interval(level), mean.interval(alpha), str(word)))
         found.append(each)
     return found

@@ -14,7 +14,7 @@ from synthetic_studies import study_of, trained
 
 from analysis.stats.crossed_effects import CrossedMean, crossed_mean
 from analysis.study_results.conclusion import conclusion_of
-from analysis.study_results.over_rows import TestRows, over_rows, row_scores
+from analysis.study_results.over_rows import RowsOfRuns, over_rows, row_scores
 from analysis.study_results.results import results_table
 from analysis.study_results.verdicts import evaluations, families
 from experiments.studies.protocol.progress import StudyState
@@ -111,7 +111,7 @@ def test_a_comparison_whose_rows_are_not_known_makes_no_other_word_stricter(
     clear = [replace(each, found=replace(each.found, p=1e-6, p_equivalence=1e-6)) for each in judged]
     alone = CrossedMean(0.0, study.protocol.margin / float(stats.t.isf(0.04, 8)), 8, 0, 0, 0)  # p of equivalence: .04
     of_arm = {"lora r=8": (alone, ROWS)}
-    monkeypatch.setattr(TestRows, "crossed", lambda self, each: of_arm.get(each.arm.label))
+    monkeypatch.setattr(RowsOfRuns, "crossed", lambda self, each: of_arm.get(each.arm.label))
     (found,) = (each.over_rows for each in over_rows(study, state, {"tuned": clear}, folder)["tuned"] if each.over_rows)
     assert found.verdict == "equivalent"
 
