@@ -8,10 +8,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean
 
+from analysis.stats.paired_scores import FEWEST_PAIRS
 from experiments.studies.protocol.estimand import units_of
 from experiments.studies.protocol.search_stage import repeats_of
 from experiments.studies.protocol.trials import TUNED, ArmProgress, TrialResult
-from experiments.studies.spec.study import SEEDS_FOR_VERDICTS, Study
+from experiments.studies.spec.study import Study
 
 
 @dataclass(frozen=True)
@@ -75,4 +76,4 @@ def _reason(study: Study, progress: ArmProgress, setting: str, *, failed: int, p
         return f"{failed} of {len(progress.seeds)} evaluation runs failed"
     if pending:
         return f"{pending} of {len(progress.seeds)} evaluation runs pending"
-    return f"a verdict needs {SEEDS_FOR_VERDICTS} {units_of(study)}, there are {n}" if n < SEEDS_FOR_VERDICTS else None
+    return f"a verdict needs {FEWEST_PAIRS} {units_of(study)}, there are {n}" if n < FEWEST_PAIRS else None

@@ -6,6 +6,7 @@ from typing import Annotated, Any, Self
 
 from pydantic import Field, field_validator, model_validator
 
+from analysis.stats.paired_scores import FEWEST_PAIRS
 from experiments.config.schema import Section
 from experiments.config.shown import shown
 from lora_variants.interface.config import Seed as RunSeed
@@ -14,7 +15,6 @@ Seed = Annotated[RunSeed, Field(le=2**53)]  # the queue keeps it as a float
 LOOKS = [5, 8, 12, 20]
 FIXED_SEEDS = list(range(8))
 MOST_SEEDS = 10_000
-FEWEST_SEEDS = 5  # of a look that can find a word
 
 
 def distinct_seeds(seeds: list[int]) -> list[int]:
@@ -65,8 +65,8 @@ class EvaluationConfig(Section):
                 f"looks: the last is after all {len(self.seeds)} seeds; got {self.looks[-1]}: give as many seeds, or "
                 "one of the two alone, as in --set 'protocol.evaluation={seeds: [...]}'"
             )
-        if len(self.looks) > 1 and self.looks[0] < FEWEST_SEEDS:
-            raise ValueError(f"looks: a word needs {FEWEST_SEEDS} seeds; got {self.looks[0]}")
+        if len(self.looks) > 1 and self.looks[0] < FEWEST_PAIRS:
+            raise ValueError(f"looks: a word needs {FEWEST_PAIRS} seeds; got {self.looks[0]}")
         return self
 
     def at_look(self, seeds: int) -> Self:

@@ -7,6 +7,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from analysis.stats.paired_scores import FEWEST_PAIRS
 from experiments.config.errors import ConfigError, explained
 from experiments.config.loading import OF_A_RUN, OF_A_STUDY, parse_override, read_run_tree
 from experiments.config.schema import RunConfig
@@ -26,8 +27,6 @@ from experiments.studies.spec.study_config import MOST_TRIALS, ProtocolConfig, S
 from experiments.studies.spec.tuning_config import combinations
 from experiments.tasks.registry import TASKS
 from experiments.tasks.task import Task
-
-SEEDS_FOR_VERDICTS = 5
 
 
 @dataclass(frozen=True)
@@ -204,8 +203,8 @@ def _warnings(config: StudyConfig, arms: Sequence[Arm]) -> list[str]:
     protocol, search = config.protocol, config.search
     found = comparison_warnings(arms, protocol.reference) if len(arms) > 1 else []
     seeds = len(protocol.evaluation.seeds)
-    if seeds < SEEDS_FOR_VERDICTS:
-        found.append(f"a verdict needs {SEEDS_FOR_VERDICTS} seeds; protocol.evaluation.seeds has {seeds}")
+    if seeds < FEWEST_PAIRS:
+        found.append(f"a verdict needs {FEWEST_PAIRS} seeds; protocol.evaluation.seeds has {seeds}")
     tuned_nulls = [arm.label for arm in arms if arm.config.training.labels is not True and arm.rate_of is None]
     if tuned_nulls and len(tuned_nulls) < len(arms):
         found.append(
@@ -214,8 +213,8 @@ def _warnings(config: StudyConfig, arms: Sequence[Arm]) -> list[str]:
         )
     if overlapping := sharing_draws(arms, config.seeds):
         found.append(f"{overlapping} train with some of the same seeds: take seed_offsets further apart than the seeds")
-    if search is not None and 1 < search.repeats < SEEDS_FOR_VERDICTS:
-        found.append(f"a verdict of methods needs {SEEDS_FOR_VERDICTS} searches; search.repeats is {search.repeats}")
+    if search is not None and 1 < search.repeats < FEWEST_PAIRS:
+        found.append(f"a verdict of methods needs {FEWEST_PAIRS} searches; search.repeats is {search.repeats}")
     if search is not None and len(protocol.tuning.own_seeds) == search.repeats:
         found.append("protocol.tuning.seeds has one seed a search, its own: without a race the luckiest trial wins")
     if search is None and protocol.tuning.shared:

@@ -91,17 +91,14 @@ class StudyConfig(Section):
     @classmethod
     def _one_look_by_default(cls, tree: Any) -> Any:
         """Where it may not look several times, and no seeds are given."""
-        try:
-            protocol = tree["protocol"]
-            once = any(tree.get(key) is not None for key in ("search", "hypothesis")) or protocol.get("tuning", {}).get(
-                "shared"
-            )
-            given = protocol.get("evaluation", {})
-            if once and "seeds" not in given and "looks" not in given:
-                return tree | {"protocol": protocol | {"evaluation": given | {"seeds": FIXED_SEEDS}}}
-        except (AttributeError, KeyError, TypeError):  # what is wrong is said of the fields
-            pass
-        return tree
+        protocol = tree.get("protocol") if isinstance(tree, dict) else None
+        if not isinstance(protocol, dict):
+            return tree  # what is wrong is said of the fields
+        tuning, given = protocol.get("tuning", {}), protocol.get("evaluation", {})
+        if not isinstance(tuning, dict) or not isinstance(given, dict) or given.keys() & {"seeds", "looks"}:
+            return tree
+        once = tuning.get("shared") or tree.get("search") is not None or tree.get("hypothesis") is not None
+        return tree | {"protocol": protocol | {"evaluation": given | {"seeds": FIXED_SEEDS}}} if once else tree
 
     @model_validator(mode="after")
     def _one_look(self) -> Self:
