@@ -40,6 +40,18 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
+    _add_arguments(parser)
+    asked = parser.parse_args(arguments)
+    if asked.file is None or not _is_file(asked.file):
+        told = "give the file of a study" if asked.file is None else f"{str(asked.file)[:200]!r} is no file"
+        parser.error(f"{told}; in {ROOT / 'configs' / 'studies'} are {', '.join(path.name for path in there)}")
+    if asked.sd is not None and not asked.plan:
+        parser.error("--sd is for --plan, which says how many trials to expect; nothing else depends on it")
+    return asked
+
+
+def _add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Of what is trained, and where; of what else may be asked for."""
     parser.add_argument("file", type=Path, nargs="?", metavar="FILE", help="the study, e.g. configs/studies/rank.yaml")
     parser.add_argument(
         "--set", action="append", default=[], metavar="KEY=VALUE", dest="overrides",
@@ -58,6 +70,10 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
         "--storage-patience", type=_seconds, default=120.0, metavar="SECONDS",
         help="how long to try again when PostgreSQL does not answer (default: 120)",
     )  # fmt: skip
+    _add_requests(parser)
+
+
+def _add_requests(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--plan", action="store_true", help="show arms, trials, packs and the time it takes; train nothing"
     )
@@ -81,13 +97,6 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
         "--wandb", metavar="MODE", help="auto (offline), online, offline or disabled (default: the file's)"
     )
     parser.add_argument("--wandb-trials", action="store_true", help="a W&B run for every trial, however many there are")
-    asked = parser.parse_args(arguments)
-    if asked.file is None or not _is_file(asked.file):
-        told = "give the file of a study" if asked.file is None else f"{str(asked.file)[:200]!r} is no file"
-        parser.error(f"{told}; in {ROOT / 'configs' / 'studies'} are {', '.join(path.name for path in there)}")
-    if asked.sd is not None and not asked.plan:
-        parser.error("--sd is for --plan, which says how many trials to expect; nothing else depends on it")
-    return asked
 
 
 def _count(text: str) -> int:

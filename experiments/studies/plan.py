@@ -150,7 +150,8 @@ def _legend(study: Study) -> str:
     if study.protocol.tuning.shared:
         return f"trials of tuning and evaluation; {more}"
     taken = "; taken: at the rates of another arm" if any(arm.rate_of is not None for arm in study.arms) else ""
-    return f"trials of tuning{halved}; reads: of the test split, at most; {more}{taken}"
+    look = f" to the look after {looks[-1]} seeds" if len(looks := study.protocol.evaluation.looks) > 1 else ""
+    return f"trials of tuning{look}{halved}; reads: of the test split, at most; {more}{taken}"
 
 
 def _show_costs(study: Study, packing: Packing, view: StudyView) -> None:
