@@ -189,6 +189,7 @@ def _caption(scores: pd.DataFrame, *, bands: bool) -> list[str]:
     return [
         f"means of n = {numbers(means['n'].tolist())} {units} with 95 % t-intervals"
         + (" (bars and bands)" if bands else ""),
+        "means of unlike n are of other seeds" if means["n"].nunique() > 1 else "",
         "dots: single runs" if units == "seeds" else f"dots: {units}",
         "hollow: no verdict (" + _reasons(means) + ")" if means["excluded"].notna().any() else "",
         "×: run failed" if (scores["kind"] == "failed").any() else "",

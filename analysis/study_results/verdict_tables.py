@@ -16,6 +16,7 @@ from experiments.studies.spec.study import Study
 from experiments.studies.terminal import describe_rates
 
 NOTHING = "—"
+UNEQUAL = "arms stop at different looks: two means of unlike n are of other seeds; a difference is on those of both"
 
 
 @dataclass(frozen=True)
@@ -111,7 +112,11 @@ def _arms(study: Study, evaluated: Sequence[Evaluated], parameters: Mapping[str,
             _arm_row(each, parameters, knobs, replicated=replicated)[: None if reasons else -1] for each in evaluated
         ),
         words=frozenset({"arm", "without verdict"}),
-        notes=(unit(study), *([told] if replicated else [])) if setting == TUNED else (),
+        notes=(
+            *((unit(study),) if setting == TUNED else ()),
+            *((told,) if setting == TUNED and replicated else ()),
+            *((UNEQUAL,) if len({len(each.progress.seeds) for each in evaluated}) > 1 else ()),
+        ),
     )
 
 

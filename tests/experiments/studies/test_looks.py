@@ -11,7 +11,9 @@ from synthetic_studies import Ending, study_of, study_state_of
 
 from analysis.stats.comparisons import compare
 from analysis.stats.paired_scores import PairedScores
+from analysis.study_results.conclusion import conclusion_of
 from analysis.study_results.results import results_table
+from analysis.study_results.verdict_tables import UNEQUAL
 from analysis.study_results.verdicts import evaluations, families
 from experiments.config.errors import ConfigError
 from experiments.studies.protocol.looks import StudyProgress
@@ -64,6 +66,15 @@ def test_an_arm_goes_on_while_a_comparison_of_it_has_no_word(tmp_path: Path) -> 
     assert words_of(study, state, tmp_path) == {
         "full": ("worse", 5), "adalora": ("worse", 8), "lora_plus": ("equivalent", 12),
     }  # fmt: skip
+
+
+def test_the_means_of_arms_that_stop_at_different_looks_are_said_to_be_of_other_seeds(tmp_path: Path) -> None:
+    study = sequential(tmp_path)
+    state = study_state_of(study, lambda trial: outcome(trial, GAPS))
+    assert UNEQUAL in conclusion_of(study, state, tmp_path).lines()
+    alike = sequential(tmp_path, evaluation={"seeds": list(range(5))})
+    same = study_state_of(alike, lambda trial: outcome(trial, GAPS))
+    assert UNEQUAL not in conclusion_of(alike, same, tmp_path).lines()
 
 
 def test_the_words_are_those_of_the_procedure_on_all_scores(tmp_path: Path) -> None:
